@@ -1,0 +1,1 @@
+"""ACTIONS: batch to tensors to tokens, in a process of its own."""

@@ -1,0 +1,113 @@
+"""The messages between the front end and the engine process: msgspec over a local zmq socket, tagged by `type`.
+
+Nothing here is executable: no pickle, no callables, no paths. Token ids cross; text never does.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ridgepoint.sched.params import SamplingParams
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    pass
+
+
+# ---------------------------------------------------------------- front end -> engine
+
+
+class Submit(_Message, tag="submit"):
+    """Start one sequence. `salt` separates tenants in the prefix cache; `request_id` is unique for the process's life."""
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    salt: bytes = b""
+
+
+class Cancel(_Message, tag="cancel"):
+    """Stop a sequence and free its blocks before the next step. Unknown ids are ignored: it may just have finished."""
+
+    request_id: str
+
+
+class Drain(_Message, tag="drain"):
+    """Finish what runs, refuse what is new, then answer `Stopped` and exit."""
+
+
+class Shutdown(_Message, tag="shutdown"):
+    """Exit now."""
+
+
+ToEngine = Submit | Cancel | Drain | Shutdown
+
+
+# ---------------------------------------------------------------- engine -> front end
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probability of the chosen token and of the `top` alternatives, best first, before temperature and filters."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Ready(_Message, tag="ready"):
+    """The model is loaded and warm; sent once."""
+
+    model: str
+    vocab_size: int
+    max_context: int
+    num_blocks: int
+    block_tokens: int
+    load_s: float
+
+
+class Output(_Message, tag="output"):
+    """Tokens of one sequence from one step. The first output of a request carries what the prompt cost.
+
+    `finish_reason`: `stop` (eos or stop id, which is the last of `token_ids`), `length`, `cancelled`, or `error`.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    cached_tokens: int = 0
+    queue_s: float | None = None
+    seed: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+class StepReport(_Message, tag="step"):
+    """What one step did, for metrics. Counters are totals since start, gauges are now."""
+
+    step: int
+    num_tokens: int
+    num_seqs: int
+    running: int
+    waiting: int
+    used_blocks: int
+    total_blocks: int
+    step_s: float
+    predicted_s: float | None
+    preemptions_total: int
+    prefix_hit_tokens_total: int
+    prefix_query_tokens_total: int
+    computed_tokens_total: int
+
+
+class Stopped(_Message, tag="stopped"):
+    """The engine has drained and is exiting."""
+
+
+class Fatal(_Message, tag="fatal"):
+    """The engine cannot continue; `message` is one line for the user."""
+
+    message: str
+
+
+FromEngine = Ready | Output | StepReport | Stopped | Fatal
