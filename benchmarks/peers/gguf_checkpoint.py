@@ -8,7 +8,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors import safe_open
 
 LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -23,15 +22,25 @@ LAYER_NAMES = {
 }
 
 
+def bf16_tensors(shard: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file as uint16 bit patterns, mapped, not read (numpy has no bfloat16)."""
+    with shard.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    data = np.memmap(shard, np.uint8, "r", offset=8 + header_bytes)
+    header.pop("__metadata__", None)
+    return {
+        name: data[slice(*entry["data_offsets"])].view(np.uint16).reshape(entry["shape"]) for name, entry in header.items()
+    }
+
+
 def main(folder: Path, file: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    shards = {name: safe_open(folder / name, framework="pt") for name in set(weight_map.values())}
+    shards = {name: bf16_tensors(folder / name) for name in set(weight_map.values())}
 
     def bf16_bits(name: str) -> np.ndarray:
-        import torch
-
-        return shards[weight_map[name]].get_tensor(name).contiguous().view(torch.uint16).numpy()
+        return shards[weight_map[name]][name]
 
     writer = gguf.GGUFWriter(file, "qwen3moe")
     writer.add_block_count(config["num_hidden_layers"])

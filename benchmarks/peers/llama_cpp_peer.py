@@ -22,7 +22,7 @@ class LlamaCpp:
         options.n_ubatch = 512
         options.n_seq_max = 64
         options.n_threads = options.n_threads_batch = threads
-        options.kv_unified = True
+        options.kv_unified = False
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(2048, 0, 1)
