@@ -69,6 +69,8 @@ struct KernelTable {
     void (*narrow)(const float* x, int32_t dtype, int64_t n, void* y);   // round to nearest even
     void (*axpy)(const float* x, const float* bias, float scale, int64_t n, float* y);  // y += scale * (x + bias)
     void (*scale)(float* x, float factor, int64_t n);
+    // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
+    void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
 
     double (*read_sum)(const uint8_t* data, int64_t bytes);  // probe: touches every byte
     double (*peak)(int32_t format, int64_t iterations);      // probe: flops done in registers

@@ -11,7 +11,7 @@ namespace rp {
 namespace {
 
 const Operator* const kOperators[RP_NUM_OPS] = {
-    &kLinear, &kMoe, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+    &kLinear, &kMoe, &kNorm, &kRope, &kRoute, &kEmbed, &kGlu, &kKvWrite, &kAttention, &kAddShared, &kGatherRows,
 };
 
 // Grows and never shrinks; one step runs at a time.

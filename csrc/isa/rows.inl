@@ -213,6 +213,42 @@ void row_scale(float* x, float factor, int64_t n) {
     for (; i + 16 <= n; i += 16) store(x + i, mul(load(x + i), s));
     for (; i < n; i++) x[i] *= factor;
 }
+inline float scalar_at(const void* p, int32_t dtype, int64_t i) {
+    if (dtype == RP_DTYPE_F32) return static_cast<const float*>(p)[i];
+    const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline void put_scalar(void* p, int32_t dtype, int64_t i, float value) {
+    if (dtype == RP_DTYPE_F32) { static_cast<float*>(p)[i] = value; return; }
+    store_tail<RP_DTYPE_BF16>(p, i, 1, set1(value));
+}
+template <int D> void rotate_halves(const void* x, const float* cos, const float* sin, int64_t half, void* y) {
+    for (int64_t i = 0; i < half; i += 16) {
+        const int64_t n = half - i;
+        const bool whole = n >= 16;
+        const Lanes a = whole ? load_as<D>(x, i) : load_tail<D>(x, i, n, 0.0f);
+        const Lanes b = whole ? load_as<D>(x, half + i) : load_tail<D>(x, half + i, n, 0.0f);
+        const Lanes c = whole ? load(cos + i) : load_tail<RP_DTYPE_F32>(cos, i, n, 0.0f);
+        const Lanes s = whole ? load(sin + i) : load_tail<RP_DTYPE_F32>(sin, i, n, 0.0f);
+        const Lanes first = sub(mul(a, c), mul(b, s)), second = add(mul(b, c), mul(a, s));
+        if (whole) { store_as<D>(y, i, first); store_as<D>(y, half + i, second); }
+        else { store_tail<D>(y, i, n, first); store_tail<D>(y, half + i, n, second); }
+    }
+}
+void row_rotate(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y) {
+    if (!interleaved) {
+        if (dtype == RP_DTYPE_F32) rotate_halves<RP_DTYPE_F32>(x, cos, sin, half, y);
+        else rotate_halves<RP_DTYPE_BF16>(x, cos, sin, half, y);
+        return;
+    }
+    for (int64_t i = 0; i < half; i++) {
+        const float a = scalar_at(x, dtype, 2 * i), b = scalar_at(x, dtype, 2 * i + 1);
+        put_scalar(y, dtype, 2 * i, a * cos[i] - b * sin[i]);
+        put_scalar(y, dtype, 2 * i + 1, b * cos[i] + a * sin[i]);
+    }
+}
 double row_read_sum(const uint8_t* data, int64_t bytes) {
     Lanes a = zero(), b = zero(), c = zero(), d = zero();
     for (int64_t i = 0; i + 256 <= bytes; i += 256) {
