@@ -79,7 +79,11 @@ def read_gqa(
 
 def read_mla(c: ConfigReader, *, interleaved: bool) -> MlaSpec:
     """DeepSeek's latent attention. `head_dim` and `qk_head_dim` restate other keys and are checked."""
-    heads, nope, rope_dim = c.integer("num_attention_heads"), c.integer("qk_nope_head_dim"), c.integer("qk_rope_head_dim")
+    heads, nope, rope_dim = (
+        c.integer("num_attention_heads"),
+        c.integer("qk_nope_head_dim"),
+        c.integer("qk_rope_head_dim"),
+    )
     c.expect("num_key_value_heads", heads)
     c.expect("qk_head_dim", nope + rope_dim)
     if c.get("head_dim", rope_dim) not in (rope_dim, nope + rope_dim):
@@ -129,7 +133,9 @@ def groups(c: ConfigReader, num_experts: int, top_k: int) -> tuple[int, int]:
     if num_experts % n or best > n:
         raise CheckpointError(f"{c.family} config: n_group {n} and topk_group {best} do not fit {num_experts} experts")
     if best * (num_experts // n) < top_k:
-        raise CheckpointError(f"{c.family} config: {best} groups of {num_experts // n} experts hold fewer than top-{top_k}")
+        raise CheckpointError(
+            f"{c.family} config: {best} groups of {num_experts // n} experts hold fewer than top-{top_k}"
+        )
     return n, best
 
 
@@ -197,5 +203,3 @@ def mtp_extra(spec: ModelSpec) -> tuple[str, ...]:
 
 def _from(first: int) -> str:
     return "|".join(str(i) for i in range(first, first + 16))
-
-

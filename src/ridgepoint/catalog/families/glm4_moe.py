@@ -23,7 +23,11 @@ def read(c: ConfigReader) -> ModelSpec:
     mixer = read_gqa(
         c, qk_norm="per_head" if qk_norm else "none", qkv_bias=c.flag("attention_bias", False), partial=0.5
     )
-    experts, top_k, width = c.integer("n_routed_experts"), c.integer("num_experts_per_tok"), c.integer("moe_intermediate_size")
+    experts, top_k, width = (
+        c.integer("n_routed_experts"),
+        c.integer("num_experts_per_tok"),
+        c.integer("moe_intermediate_size"),
+    )
     check_top_k(c, experts, top_k)
     num_groups, topk_groups = groups(c, experts, top_k)
     shared = c.count("n_shared_experts", 1)

@@ -13,15 +13,59 @@ from ridgepoint.errors import CheckpointError
 
 # Written by transformers into any config; none reaches the arithmetic of generation.
 HARMLESS = frozenset(
-    """
-    _name_or_path architectures auto_map model_type torch_dtype dtype transformers_version use_cache return_dict
-    output_attentions output_hidden_states output_router_logits attn_implementation _attn_implementation
-    _attn_implementation_autoset initializer_range pad_token_id sep_token_id decoder_start_token_id attention_dropout
-    hidden_dropout resid_pdrop embd_pdrop attn_pdrop id2label label2id num_labels problem_type is_encoder_decoder
-    is_decoder add_cross_attention chunk_size_feed_forward pretraining_tp router_aux_loss_coef aux_loss_alpha seq_aux
-    ep_size tokenizer_class finetuning_task prefix task_specific_params torchscript unsloth_fixed unsloth_version
-    max_length min_length do_sample temperature top_k top_p use_return_dict
-    """.split()
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "initializer_range",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "attention_dropout",
+        "hidden_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "is_encoder_decoder",
+        "is_decoder",
+        "add_cross_attention",
+        "chunk_size_feed_forward",
+        "pretraining_tp",
+        "router_aux_loss_coef",
+        "aux_loss_alpha",
+        "seq_aux",
+        "ep_size",
+        "tokenizer_class",
+        "finetuning_task",
+        "prefix",
+        "task_specific_params",
+        "torchscript",
+        "unsloth_fixed",
+        "unsloth_version",
+        "max_length",
+        "min_length",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "use_return_dict",
+    ]
 )
 
 

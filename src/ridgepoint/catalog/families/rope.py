@@ -45,7 +45,9 @@ def read_rope(
     width = int(head_dim * (partial if stated is None else float(stated)))
     if rotary_dim is not None:
         if stated is not None and width != rotary_dim:
-            raise CheckpointError(f"{c.family} config: rotary_dim {rotary_dim} and partial_rotary_factor {stated} disagree")
+            raise CheckpointError(
+                f"{c.family} config: rotary_dim {rotary_dim} and partial_rotary_factor {stated} disagree"
+            )
         width = rotary_dim
     if width < 2 or width % 2 or width > head_dim:
         raise c.refuse("rotary width", width, f"an even number from 2 to {head_dim}")

@@ -64,7 +64,9 @@ def _fp8(q: dict[str, Any]) -> Fp8Blocks:
 def _compressed(q: dict[str, Any]) -> Int8Channels:
     fmt = q.get("format")
     if fmt not in ("int-quantized", "naive-quantized"):
-        raise CheckpointError(f"compressed-tensors format {fmt!r} is not supported; allowed: int-quantized, naive-quantized")
+        raise CheckpointError(
+            f"compressed-tensors format {fmt!r} is not supported; allowed: int-quantized, naive-quantized"
+        )
     if q.get("kv_cache_scheme") is not None:
         raise CheckpointError("compressed-tensors kv_cache_scheme is not supported; allowed: none")
     groups = q.get("config_groups")
@@ -78,5 +80,7 @@ def _compressed(q: dict[str, Any]) -> Int8Channels:
                 f"compressed-tensors {name}: weights {got} are not supported; allowed: 8-bit symmetric int by channel or group"
             )
         if group.get("input_activations") is not None or group.get("output_activations") is not None:
-            raise CheckpointError(f"compressed-tensors {name}: quantised activations are not supported; allowed: weights only")
+            raise CheckpointError(
+                f"compressed-tensors {name}: quantised activations are not supported; allowed: weights only"
+            )
     return Int8Channels()

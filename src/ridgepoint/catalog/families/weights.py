@@ -57,7 +57,11 @@ QWEN_EXPERTS = ExpertNames(
     shared_gate=None,
 )
 MIXTRAL_EXPERTS = ExpertNames(
-    router="gate", gate="experts.{e}.w1", up="experts.{e}.w3", down="experts.{e}.w2", correction="e_score_correction_bias"
+    router="gate",
+    gate="experts.{e}.w1",
+    up="experts.{e}.w3",
+    down="experts.{e}.w2",
+    correction="e_score_correction_bias",
 )
 
 
@@ -167,7 +171,9 @@ def moe_pieces(tensor: str, param: str, d: int, moe: MoeSpec, names: ExpertNames
         yield from dense_pieces(f"{tensor}.{names.shared}", f"{param}.shared.ffn", d, dense)
         if moe.shared.gated:
             assert names.shared_gate is not None
-            yield Piece(tensor=f"{tensor}.{names.shared_gate}.weight", shape=(1, d), param=f"{param}.shared.gate.weight")
+            yield Piece(
+                tensor=f"{tensor}.{names.shared_gate}.weight", shape=(1, d), param=f"{param}.shared.gate.weight"
+            )
 
 
 def standard_pieces(spec: ModelSpec, moe_prefix: str, names: ExpertNames) -> Iterator[Piece]:
