@@ -58,7 +58,9 @@ def _path(op: str, device_type: str) -> tuple[str, str]:
     package = f"ridgepoint.kernels.{op}"
     if _forced is not None:
         if _forced not in PATHS:
-            raise ConfigError(f"kernel path {_forced!r} is unknown; allowed: {', '.join(PATHS)}", hint="unset RIDGEPOINT_KERNELS")
+            raise ConfigError(
+                f"kernel path {_forced!r} is unknown; allowed: {', '.join(PATHS)}", hint="unset RIDGEPOINT_KERNELS"
+            )
         if importlib.util.find_spec(f"{package}.{_forced}") is None:
             raise ConfigError(f"op {op!r} has no path {_forced!r}", hint="unset RIDGEPOINT_KERNELS")
         return f"{package}.{_forced}", "forced"

@@ -153,6 +153,10 @@ def refuse_unsupported(spec: ModelSpec) -> None:
     for index, layer in enumerate(spec.layers):
         if not isinstance(layer.mixer, GqaSpec | MlaSpec):
             raise CheckpointError(f"layer {index}: mixer {layer.mixer!r} cannot be executed; allowed: GQA, MLA")
+        if isinstance(layer.mixer, GqaSpec) and layer.mixer.v_head_dim != layer.mixer.head_dim:
+            raise CheckpointError(
+                f"layer {index}: values of width {layer.mixer.v_head_dim} beside keys of {layer.mixer.head_dim} cannot be executed"
+            )
         if layer.ffn is None:
             raise CheckpointError(f"layer {index}: a layer without feed-forward cannot be executed")
         if layer.indexer is not None:
@@ -160,7 +164,9 @@ def refuse_unsupported(spec: ModelSpec) -> None:
         if layer.kv_from_layer is not None:
             raise CheckpointError(f"layer {index}: KV shared from layer {layer.kv_from_layer} cannot be executed")
         if not isinstance(layer.ffn, DenseSpec) and layer.ffn.latent_dim is not None:
-            raise CheckpointError(f"layer {index}: experts in a latent width of {layer.ffn.latent_dim} cannot be executed")
+            raise CheckpointError(
+                f"layer {index}: experts in a latent width of {layer.ffn.latent_dim} cannot be executed"
+            )
     if spec.tied_embeddings and spec.head_bias:
         raise CheckpointError("a tied head with a bias of its own cannot be executed")
 

@@ -8,9 +8,9 @@ from torch import nn
 from ridgepoint.catalog.spec import DenseSpec, MoeSpec, RouterSpec, SharedExpertSpec
 from ridgepoint.kernels.add_shared import add_shared
 from ridgepoint.kernels.glu import glu
+from ridgepoint.kernels.linear import linear_f32
 from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.route import route
-from ridgepoint.kernels.linear import linear_f32
 from ridgepoint.nn.linear import Linear
 
 

@@ -23,7 +23,14 @@ class Linear(nn.Module):
     """`x @ weight.T + bias`; with `f32` the result is float32 (routers and heads)."""
 
     def __init__(
-        self, num_in: int, num_out: int, *, bias: bool, dtype: torch.dtype, device: torch.device | str, f32: bool = False
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        f32: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_out, num_in, dtype=dtype, device=device))

@@ -83,5 +83,3 @@ def _yarn(base_F: torch.Tensor, spec: RopeSpec, scaling: YarnScaling) -> torch.T
     ramp_F = ((torch.arange(len(base_F), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     keep_F = 1 - ramp_F
     return 1.0 / (scaling.factor * base_F) * (1 - keep_F) + 1.0 / base_F * keep_F
-
-

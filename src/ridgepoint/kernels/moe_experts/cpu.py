@@ -63,9 +63,7 @@ class _Rows:
         return torch.bmm(weights_TK.to(y_MD.dtype)[:, None], self.unsort(y_MD))[:, 0]
 
 
-def _grouped(
-    x_MI: torch.Tensor, w_EOI: torch.Tensor, bias_EO: torch.Tensor | None, rows: _Rows
-) -> torch.Tensor:
+def _grouped(x_MI: torch.Tensor, w_EOI: torch.Tensor, bias_EO: torch.Tensor | None, rows: _Rows) -> torch.Tensor:
     """Row m times the matrix of its expert."""
     out_MO = x_MI.new_empty(x_MI.shape[0], w_EOI.shape[1])
     for expert, start, stop in rows.spans:

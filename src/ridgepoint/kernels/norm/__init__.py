@@ -27,7 +27,9 @@ def add_rms_norm(
     x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`r = x + scale * delta`; returns `(r, rms_norm(r))`."""
-    out: tuple[torch.Tensor, torch.Tensor] = implementation("norm", x_TD).add_rms_norm(x_TD, delta_TD, scale, weight_D, eps)
+    out: tuple[torch.Tensor, torch.Tensor] = implementation("norm", x_TD).add_rms_norm(
+        x_TD, delta_TD, scale, weight_D, eps
+    )
     return out
 
 

@@ -7,9 +7,13 @@ import torch
 from ridgepoint.kernels.dispatch import implementation
 
 
-def rope_tables(positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`cos` and `sin` of position x frequency, times `magnitude` (YaRN, LongRoPE); float32 [T, rotary_dim / 2]."""
-    out: tuple[torch.Tensor, torch.Tensor] = implementation("rope", positions_T).rope_tables(positions_T, inv_freq_F, magnitude)
+    out: tuple[torch.Tensor, torch.Tensor] = implementation("rope", positions_T).rope_tables(
+        positions_T, inv_freq_F, magnitude
+    )
     return out
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def rope_tables(positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     angle_TF = positions_T.to(inv_freq_F.dtype)[:, None] * inv_freq_F[None, :]
     return angle_TF.cos() * magnitude, angle_TF.sin() * magnitude
 

@@ -16,5 +16,7 @@ def route(
     Best expert first; equal scores go to the lower id, so the choice never depends on the batch. The correction bias
     moves the choice and never the weight.
     """
-    out: tuple[torch.Tensor, torch.Tensor] = implementation("route", logits_TE).route(logits_TE, correction_E, router, top_k)
+    out: tuple[torch.Tensor, torch.Tensor] = implementation("route", logits_TE).route(
+        logits_TE, correction_E, router, top_k
+    )
     return out

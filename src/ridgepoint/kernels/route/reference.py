@@ -55,7 +55,9 @@ def _sparsemixer(logits_E: torch.Tensor, router: RouterSpec, top_k: int) -> tupl
         free = [e for e in range(len(logits_E)) if e not in ids]
         best = max(free, key=lambda e: (float(logits_E[e]), -e))
         top = float(logits_E[best])
-        near = [e for e in free if (top - float(logits_E[e])) / max(abs(float(logits_E[e])), top) <= 2 * router.jitter_eps]
+        near = [
+            e for e in free if (top - float(logits_E[e])) / max(abs(float(logits_E[e])), top) <= 2 * router.jitter_eps
+        ]
         weights.append(logits_E[near].softmax(-1)[near.index(best)])
         ids.append(best)
     return torch.stack(weights) * router.scale, ids
