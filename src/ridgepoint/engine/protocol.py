@@ -82,8 +82,23 @@ class Output(_Message, tag="output"):
     error: str | None = None
 
 
+class Refused(_Message, tag="refused"):
+    """A submission that was not taken; the fields are those of `RequestError`, which the client raises from it."""
+
+    request_id: str
+    message: str
+    status: int
+    param: str | None = None
+    code: str | None = None
+    hint: str | None = None
+
+
 class StepReport(_Message, tag="step"):
-    """What one step did, for metrics. Counters are totals since start, gauges are now."""
+    """What one step did, for metrics. Counters are totals since start, gauges are now.
+
+    Not every step is reported: at most one in each tenth of a second, and always the one after which nothing runs.
+    `used_blocks` counts blocks that a sequence holds; blocks only kept for reuse are free.
+    """
 
     step: int
     num_tokens: int
@@ -110,4 +125,4 @@ class Fatal(_Message, tag="fatal"):
     message: str
 
 
-FromEngine = Ready | Output | StepReport | Stopped | Fatal
+FromEngine = Ready | Output | Refused | StepReport | Stopped | Fatal
