@@ -42,6 +42,7 @@ from ridgepoint.engine.protocol import (
     ToEngine,
 )
 from ridgepoint.errors import EngineError, MissingExtraError, RequestError
+from ridgepoint.sched.limits import check_fits
 
 EXIT_GRACE_S = 5.0  # between asking the process to exit and killing it
 
@@ -242,7 +243,8 @@ class EngineClient:
                 f"the queue is full: {len(self._streams)} requests are running or waiting",
                 status=429, code="queue_full", hint="try again later",
             )  # fmt: skip
-        check_fits(submit, ready.max_context, ready.num_blocks * ready.block_tokens)
+        kv_tokens = ready.num_blocks * ready.block_tokens
+        check_fits(len(submit.prompt_ids), submit.params.max_tokens, max_context=ready.max_context, kv_tokens=kv_tokens)
         stream = self._streams[submit.request_id] = OutputStream(self, submit.request_id)
         self._post(submit)
         return stream
@@ -260,9 +262,16 @@ class EngineClient:
 
     async def _receive(self) -> None:
         decoder = msgspec.msgpack.Decoder(list[FromEngine])
-        while True:
-            for message in decoder.decode(await self._socket.recv()):
-                self._handle(message)
+        try:
+            while True:
+                for message in decoder.decode(await self._socket.recv()):
+                    self._handle(message)
+        except Exception as error:  # without its reader the process is as good as dead, so end it and say so
+            self._failure = f"the engine's messages cannot be handled: {error!r}"
+            assert self._process is not None
+            if self._process.returncode is None:
+                self._process.kill()
+            raise
 
     def _handle(self, message: FromEngine) -> None:
         match message:
@@ -310,21 +319,3 @@ class EngineClient:
         for stream in self._streams.values():
             stream._end(EngineError(message))
         self._streams.clear()
-
-
-def check_fits(submit: Submit, max_context: int, kv_tokens: int) -> None:
-    """Refuse what could never run: an empty prompt, or more tokens than the context or the whole KV memory holds."""
-    num_prompt, max_tokens = len(submit.prompt_ids), submit.params.max_tokens
-    if num_prompt == 0:
-        raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
-    limit = min(max_context, kv_tokens + 1)  # the last token is never fed back, so it needs no KV
-    if num_prompt >= limit:
-        raise RequestError(
-            f"the prompt has {num_prompt} tokens; this server holds {limit} tokens of prompt and output together",
-            param="prompt", code="context_length_exceeded",
-        )  # fmt: skip
-    if num_prompt + max_tokens > limit:
-        raise RequestError(
-            f"{num_prompt} prompt tokens and max_tokens {max_tokens} exceed the {limit} tokens this server holds",
-            param="max_tokens", code="context_length_exceeded", hint=f"ask for at most {limit - num_prompt}",
-        )  # fmt: skip
