@@ -14,7 +14,7 @@ from typing import Any
 
 from ridgepoint.errors import CheckpointError, MissingExtraError, RequestError
 
-MAX_PROMPT_CHARS = 64 << 20
+MAX_PROMPT_CHARS = 16 << 20
 
 
 class ChatTemplate:

@@ -1,7 +1,7 @@
 """Text to token ids and back, from a checkpoint's tokenizer.json, without torch or transformers.
 
-Decides what each token's bytes are (the decoder in tokenizer.json, interpreted once), whether BOS is added (as
-`transformers` decides it), and which chat template applies. A decoder, or a tokenizer format, that is not understood is
+Decides what each token's bytes are (the decoder in tokenizer.json, interpreted once), and which chat template applies.
+BOS is what tokenizer.json's post-processor says; as in `transformers` it outranks `add_bos_token` in the config. A decoder, or a tokenizer format, that is not understood is
 refused by name. Threads may share one `Tokenizer`: nothing changes after loading.
 """
 
@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     config_path = folder / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
     special_tokens = _special_tokens(folder, config)
-    _apply_bos(backend, config, special_tokens)
+    _register_special(backend, special_tokens)
     return Tokenizer(
         backend,
         tokens=_token_bytes(backend, description.get("decoder"), path),
@@ -143,21 +143,12 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
     return template
 
 
-def _apply_bos(backend: Any, config: dict[str, Any], special_tokens: dict[str, str]) -> None:
-    """`add_bos_token`/`add_eos_token`, where the config states them, replace the post-processor, as in transformers."""
-    if "add_bos_token" not in config and "add_eos_token" not in config and backend.post_processor is not None:
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-    eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-    used = [(token, backend.token_to_id(token)) for token in (bos, eos) if token is not None]
-    for token, token_id in used:
-        if token_id is None:
-            raise CheckpointError(f"special token {token!r} is not in tokenizer.json")
-    single = " ".join(part for part in (bos and f"{bos}:0", "$A:0", eos and f"{eos}:0") if part)
-    pair = " ".join(part for part in (single, bos and f"{bos}:1", "$B:1", eos and f"{eos}:1") if part)
-    backend.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=used)
+def _register_special(backend: Any, special_tokens: dict[str, str]) -> None:
+    """A token that the config names (`eos_token`) is special even where tokenizer.json does not list it as one."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = [token for token in special_tokens.values() if token not in known and backend.token_to_id(token) is not None]
+    if missing:
+        backend.add_special_tokens(missing)
 
 
 # ---------------------------------------------------------------- what a token's bytes are
