@@ -6,6 +6,7 @@ line on stderr says how); 1 a bug; 130 Ctrl-C. A closed pipe (`| head`) ends the
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -74,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(EXIT_USER)
         if os.environ.get("RIDGEPOINT_DEBUG"):
             raise
-        _say(f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)")
+        _say(
+            f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)"
+        )
         sys.exit(EXIT_BUG)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -85,10 +88,8 @@ def _help_of(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # nobody listens
         print(" ".join(line.split()), file=sys.stderr)
-    except OSError:
-        pass  # nobody listens
 
 
 def _leave_broken_pipe() -> None:

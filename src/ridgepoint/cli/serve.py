@@ -43,15 +43,21 @@ def serve(
     chat_template: Annotated[Path | None, typer.Option(help="Jinja file that replaces the model's template.")] = None,
     cors_origin: Annotated[list[str] | None, typer.Option(help="Browser origin to allow; repeat, or '*'.")] = None,
     drain_s: Annotated[float, typer.Option(help="Longest wait for running requests at shutdown, seconds.")] = 60.0,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least level logged.")] = "info",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Least level logged.")
+    ] = "info",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of weights and KV; none: what suits.", rich_help_panel=_ENGINE),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; none: the best there is.", rich_help_panel=_ENGINE)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; none: the best there is.", rich_help_panel=_ENGINE)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to compute on.", rich_help_panel=_ENGINE)] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences run together.", rich_help_panel=_ENGINE)] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Sequences that may queue; past it 429.", rich_help_panel=_ENGINE)] = 256,
+    max_waiting: Annotated[
+        int, typer.Option(help="Sequences that may queue; past it 429.", rich_help_panel=_ENGINE)
+    ] = 256,
     max_step_tokens: Annotated[int | None, typer.Option(help="Tokens per step.", rich_help_panel=_ENGINE)] = None,
     step_budget_s: Annotated[
         float | None, typer.Option(help="Predicted seconds a step may take.", rich_help_panel=_ENGINE)
@@ -113,7 +119,9 @@ def _run(
             raise ConfigError(f"--chat-template {chat_template} cannot be read: {error}") from error
     has_template = tokenizer.chat_template is not None  # compiled now, so that a broken one is heard of now
     _tell(f"model {config.model_name}: {source.folder} ({source.reason})")
-    _tell(f"chat {'on' if has_template else 'off'}: " + ("it has a chat template" if has_template else "no chat template"))
+    _tell(
+        f"chat {'on' if has_template else 'off'}: " + ("it has a chat template" if has_template else "no chat template")
+    )
     _tell(f"keys {len(config.api_keys)}: " + ("callers must send one" if config.api_keys else "anyone may call"))
     if not config.is_loopback and not config.api_keys:
         _tell(f"warning: {config.host} is reachable by others and no API key is set (hint: --api-key-file)")

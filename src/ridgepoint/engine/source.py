@@ -51,7 +51,9 @@ def find_model(model: str | None, *, revision: str | None = None) -> ModelSource
     if _HUB_ID.match(model) and not model.startswith((".", "~")):
         folder = _fetch(model, revision)
         return ModelSource(folder=folder, name=model, kind="hub", reason="a hub id was named")
-    raise CheckpointError(f"no folder {model!r}, and it is no hub id", hint="a folder, or an id like Qwen/Qwen3-30B-A3B")
+    raise CheckpointError(
+        f"no folder {model!r}, and it is no hub id", hint="a folder, or an id like Qwen/Qwen3-30B-A3B"
+    )
 
 
 def cached_models() -> list[tuple[str, Path]]:

@@ -24,7 +24,9 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 class Tokenizer:
     """`encode` text, look up `tokens` bytes, render `chat_template` (None where the checkpoint has none)."""
 
-    def __init__(self, backend: Any, *, tokens: TokenBytes, special_tokens: dict[str, str], template: str | None) -> None:
+    def __init__(
+        self, backend: Any, *, tokens: TokenBytes, special_tokens: dict[str, str], template: str | None
+    ) -> None:
         self._backend = backend
         self.tokens = tokens
         self.special_tokens = special_tokens
@@ -146,7 +148,9 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
 def _register_special(backend: Any, special_tokens: dict[str, str]) -> None:
     """A token that the config names (`eos_token`) is special even where tokenizer.json does not list it as one."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing = [token for token in special_tokens.values() if token not in known and backend.token_to_id(token) is not None]
+    missing = [
+        token for token in special_tokens.values() if token not in known and backend.token_to_id(token) is not None
+    ]
     if missing:
         backend.add_special_tokens(missing)
 

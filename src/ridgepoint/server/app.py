@@ -5,8 +5,6 @@ Bodies are read against `server.schema` and written from `server.replies`; FastA
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -27,7 +25,7 @@ from ridgepoint.server.middleware import Auth, BodyLimits, Outer
 from ridgepoint.server.openapi import openapi_document
 from ridgepoint.server.prompts import encode_chat, encode_prompt
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from ridgepoint.server.service import Keyring, Overloaded, Service
+from ridgepoint.server.service import Keyring, OverloadedError, Service
 from ridgepoint.server.sse import EventStream, until_disconnect
 
 _PATHS = frozenset(
@@ -79,7 +77,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     status, reply = describe(error)
     request.state.notes["error"] = reply.error.message[:300]
     response = _reply(reply, status)
-    if isinstance(error, Overloaded):
+    if isinstance(error, OverloadedError):
         response.headers["retry-after"] = str(error.retry_after_s)
     if status in (408, 413):
         response.headers["connection"] = "close"  # the rest of the body is not wanted
@@ -104,18 +102,16 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     async def completions(request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
         job = await start_completion(service, body, request.state.key)
-        return await _answer(request, job, job.collect, stream=bool(body.stream))
+        return await _answer(request, job, stream=bool(body.stream))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatRequest)
         job = await start_chat(service, body, request.state.key)
-        return await _answer(request, job, job.collect, stream=bool(body.stream))
+        return await _answer(request, job, stream=bool(body.stream))
 
 
-async def _answer(
-    request: Request, job: Job, collect: Callable[[], Awaitable[msgspec.Struct]], *, stream: bool
-) -> Response:
+async def _answer(request: Request, job: Job, *, stream: bool) -> Response:
     """Run the job to its end, or hand it to a stream; closed in every case."""
 
     async def end() -> None:
@@ -129,11 +125,7 @@ async def _answer(
             await end()
             raise
     try:
-
-        async def work() -> msgspec.Struct:
-            return await collect()
-
-        return _reply(await until_disconnect(request, work()))
+        return _reply(await until_disconnect(request, job.collect()))
     finally:
         await end()
 
@@ -193,9 +185,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     def card() -> replies.ModelCard:
         service.check_ready()
         name = service.config.model_name
-        return replies.ModelCard(
-            id=name, created=service.created, root=name, max_model_len=service.capacity.max_tokens
-        )
+        return replies.ModelCard(id=name, created=service.created, root=name, max_model_len=service.capacity.max_tokens)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

@@ -63,7 +63,10 @@ def _refusal(message: str) -> RequestError:
     if "unknown field" in problem:
         name = f"{path}.{names[-1]}" if path else names[-1]
         return RequestError(
-            f"unknown parameter {name!r}", param=name, code="unknown_parameter", hint="/openapi.json lists those accepted"
+            f"unknown parameter {name!r}",
+            param=name,
+            code="unknown_parameter",
+            hint="/openapi.json lists those accepted",
         )
     if "missing required field" in problem:
         name = f"{path}.{names[-1]}" if path else names[-1]

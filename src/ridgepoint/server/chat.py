@@ -92,12 +92,15 @@ class ChatJob(Job):
             texts[index].append(piece.text)
             tokens[index] += piece.tokens
         choices: list[ChatChoice] = []
-        for index, generation in enumerate(self.generations):
-            finish = generation.finish_reason
-            assert finish == "stop" or finish == "length"
+        for index in range(len(self.generations)):
             message = AnswerMessage(content="".join(texts[index]))
             choices.append(
-                ChatChoice(index=index, message=message, logprobs=self._logprobs(tokens[index]), finish_reason=finish)
+                ChatChoice(
+                    index=index,
+                    message=message,
+                    logprobs=self._logprobs(tokens[index]),
+                    finish_reason=self.finish_of(index),
+                )
             )
         return ChatCompletion(**self.envelope, choices=choices, usage=self.usage())
 

@@ -83,14 +83,12 @@ class CompletionJob(Job):
             scores[index] += [token.logprobs.logprob for token in piece.tokens if token.logprobs is not None]
         choices: list[CompletionChoice] = []
         for index in self._shown(scores):
-            finish = self.generations[index].finish_reason
-            assert finish == "stop" or finish == "length"
             choices.append(
                 CompletionChoice(
                     text="".join(text for text, _ in written[index]),
                     index=len(choices),
                     logprobs=_join(logprobs for _, logprobs in written[index]),
-                    finish_reason=finish,
+                    finish_reason=self.finish_of(index),
                 )
             )
         return Completion(**self.envelope, choices=choices, usage=self.usage())
@@ -160,9 +158,7 @@ class _Writer:
             return self._prompt.text
         return self._tokens.text(self._prompt.ids, skip_special=self._skip_special)
 
-    def _prompt_rows(
-        self, logprobs: Sequence[TokenLogprobs | None]
-    ) -> Iterable[tuple[int, int, TokenLogprobs | None]]:
+    def _prompt_rows(self, logprobs: Sequence[TokenLogprobs | None]) -> Iterable[tuple[int, int, TokenLogprobs | None]]:
         ids = self._prompt.ids
         stream = TextStream(self._tokens, skip_special=self._skip_special)
         starts = [start for token_id in ids for start in stream.push(token_id).token_starts]

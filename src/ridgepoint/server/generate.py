@@ -195,7 +195,7 @@ async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, P
         async for piece in generations[0]:
             yield 0, piece
         return
-    queue: asyncio.Queue[tuple[int, Piece | None | BaseException]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
 
     async def pump(index: int, generation: Generation) -> None:
         try:

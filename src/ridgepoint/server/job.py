@@ -16,7 +16,7 @@ from ridgepoint.engine.protocol import TokenLogprobs
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.server.errors import describe
 from ridgepoint.server.generate import Generation, Piece, Wanted, merge
-from ridgepoint.server.replies import PromptTokensDetails, Usage
+from ridgepoint.server.replies import Finish, PromptTokensDetails, Usage
 from ridgepoint.server.service import Service
 
 DONE = b"data: [DONE]\n\n"
@@ -44,6 +44,19 @@ class Job:
 
     def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         return merge(self.generations)
+
+    def finish_of(self, index: int) -> Finish:
+        """Why a sequence that has run to its end ended."""
+        reason = self.generations[index].finish_reason
+        return "length" if reason == "length" else "stop"
+
+    async def collect(self) -> msgspec.Struct:
+        """The whole answer."""
+        raise NotImplementedError
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        raise NotImplementedError
 
     def usage(self) -> Usage:
         """Each prompt counts once however many answers it got; its cached tokens are the best that any of them found."""

@@ -87,9 +87,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
-        metric = Histogram(
-            f"ridgepoint:{name}", text, ["model_name"], buckets=list(buckets), registry=self._registry
-        )
+        metric = Histogram(f"ridgepoint:{name}", text, ["model_name"], buckets=list(buckets), registry=self._registry)
         child: Histogram = metric.labels(self._model)
         return child
 

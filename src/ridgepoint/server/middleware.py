@@ -22,7 +22,7 @@ from ridgepoint.server.errors import error_response
 from ridgepoint.server.log import Log
 from ridgepoint.server.metrics import Metrics
 from ridgepoint.server.service import Keyring
-from ridgepoint.server.sse import ClientGone
+from ridgepoint.server.sse import ClientGoneError
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}\Z")
 OPEN_PATHS = frozenset({"/health"})
@@ -60,7 +60,7 @@ class Outer:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except ClientGone:
+        except ClientGoneError:
             status = status or CLIENT_GONE_STATUS
         except Exception as error:
             self._log("error", "bug", id=request_id, error=type(error).__name__, trace=traceback.format_exc())

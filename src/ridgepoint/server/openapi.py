@@ -33,10 +33,10 @@ def openapi_document(*, with_keys: bool) -> dict[str, Any]:
                     "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
                 }
             },
-            "/tokenize": {"post": _post("Text or messages to token ids", schema.TokenizeRequest, replies.TokenizeReply)},
-            "/detokenize": {
-                "post": _post("Token ids to text", schema.DetokenizeRequest, replies.DetokenizeReply)
+            "/tokenize": {
+                "post": _post("Text or messages to token ids", schema.TokenizeRequest, replies.TokenizeReply)
             },
+            "/detokenize": {"post": _post("Token ids to text", schema.DetokenizeRequest, replies.DetokenizeReply)},
             "/health": {"get": _health()},
             "/version": {"get": _get("The server's version", replies.VersionReply)},
             "/metrics": {"get": _metrics()},

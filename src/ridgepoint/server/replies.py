@@ -58,7 +58,7 @@ class Completion(_Reply, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str
 
 
@@ -125,7 +125,7 @@ class ChatChunk(_Reply, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str
     service_tier: Literal["default"] = "default"
 

@@ -23,7 +23,7 @@ from ridgepoint.server.params import Capacity
 State = Literal["ok", "loading", "draining", "failed"]
 
 
-class Overloaded(RequestError):
+class OverloadedError(RequestError):
     """429: come back in `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -80,7 +80,7 @@ class Service:
         self.check_ready()
         if len(wanted) > self.engine.room:
             num_ahead = len(wanted) - self.engine.room
-            raise Overloaded(
+            raise OverloadedError(
                 f"the queue is full: {self.engine.in_flight} sequences are running or waiting, {len(wanted)} more were"
                 " asked for",
                 self.metrics.retry_after_s(num_ahead),

@@ -18,19 +18,19 @@ from starlette.types import Receive, Scope, Send
 T = TypeVar("T")
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """The client hung up; nobody is left to answer."""
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, or `ClientGone` after cancelling it."""
+    """The result of `work`, or `ClientGoneError` after cancelling it."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone
+        raise ClientGoneError
     finally:
         await _end(task, watch)
 
@@ -41,7 +41,11 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], first: bytes, on_end: Callable[[], Awaitable[None]], headers: Mapping[str, str]
+        self,
+        events: AsyncIterator[bytes],
+        first: bytes,
+        on_end: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
