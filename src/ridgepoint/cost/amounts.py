@@ -60,7 +60,7 @@ SMALL_TILE, LARGE_TILE = 8.0, 128.0
 
 
 def _rows(tokens: Num, ranks: Num) -> Num:
-    """Tokens on the busiest of `ranks` ranks: an even share, but a token cannot be split."""
+    """Items on the busiest of `ranks` ranks: an even share, but a single one cannot be split."""
     return largest(tokens / ranks, smallest(tokens, 1.0))
 
 
@@ -70,7 +70,8 @@ def step_amounts(
     shape = shape_of(spec)
     tokens = batch.tokens
     ranks = layout.dp_attention * layout.pp
-    rows = _rows(tokens, ranks)  # tokens each attention rank works on at a time
+    # Tokens on the busiest attention rank at a time: sequences spread evenly, but one prompt sits on one rank.
+    rows = sum((_rows(group.count, ranks) * group.new for group in batch.groups), 0.0)
     stage_tokens = largest(tokens / layout.pp, smallest(tokens, 1.0))  # tokens the experts of a stage see at a time
     kernels: list[Kernel] = []
     collectives: list[Collective] = []

@@ -20,7 +20,7 @@ from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost import links
 from ridgepoint.cost.amounts import Collective, Kernel, StepAmounts, step_amounts
-from ridgepoint.cost.arrays import Num, all_true, is_scalar, largest, soft_max
+from ridgepoint.cost.arrays import Num, is_scalar, largest, soft_max
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
