@@ -79,7 +79,7 @@ class _Experts(torch.autograd.Function):
     full-size gradient per expert). Pre-activations and outputs are kept; inputs and activations are recomputed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x_TD: torch.Tensor,
         weights_TK: torch.Tensor,
@@ -98,7 +98,7 @@ class _Experts(torch.autograd.Function):
         return rows.combine(y_MD, weights_TK)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dout_TD,) = grads
         x_TD, weights_TK, w_gu, w_dn, h_M2F, y_MD = ctx.saved_tensors
         rows: _Rows = ctx.rows
