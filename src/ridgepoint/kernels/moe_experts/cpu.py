@@ -57,7 +57,7 @@ class _Rows:
         """Rows in expert order to [T, K, X]."""
         place_M = torch.empty_like(self.order_M)
         place_M[self.order_M] = torch.arange(len(self.order_M), device=self.order_M.device)
-        return rows_MX[place_M].view(self.num_tokens, self.top_k, -1)
+        return rows_MX[place_M].view(self.num_tokens, self.top_k, rows_MX.shape[1])
 
     def combine(self, y_MD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         return torch.bmm(weights_TK.to(y_MD.dtype)[:, None], self.unsort(y_MD))[:, 0]
