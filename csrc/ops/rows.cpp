@@ -46,6 +46,18 @@ void rope(const void* raw, int64_t rows, Region& region) {
     });
 }
 
+void rope_tables(const void* raw, int64_t rows, Region& region) {
+    const RopeTablesOp& op = *static_cast<const RopeTablesOp*>(raw);
+    each_row(region, rows, [&](int64_t row) {
+        const float position = static_cast<float>(op.positions[row]);
+        for (int64_t i = 0; i < op.half; i++) {
+            const float angle = position * op.inv_freq[i];
+            op.cos[row * op.half + i] = std::cos(angle) * op.magnitude;
+            op.sin[row * op.half + i] = std::sin(angle) * op.magnitude;
+        }
+    });
+}
+
 void embed(const void* raw, int64_t rows, Region& region) {
     const EmbedOp& op = *static_cast<const EmbedOp*>(raw);
     Carver carve(region.local);
@@ -105,6 +117,7 @@ void gather_rows(const void* raw, int64_t rows, Region& region) {
 
 extern const Operator kNorm{none, norm};
 extern const Operator kRope{none, rope};
+extern const Operator kRopeTables{none, rope_tables};
 extern const Operator kEmbed{embed_workspace, embed};
 extern const Operator kGlu{none, glu};
 extern const Operator kAddShared{none, add_shared};
