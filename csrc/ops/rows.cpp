@@ -1,4 +1,4 @@
-// Operators that treat each row alone: norms, rotary embedding, embedding lookup, gated activations, row gathers.
+// Operators that treat each row alone: norms, rotary embedding, embedding lookup, gated activations.
 // Rows are dealt to threads in contiguous runs.
 #include <cmath>
 
@@ -105,14 +105,6 @@ void add_shared(const void* raw, int64_t rows, Region& region) {
     });
 }
 
-void gather_rows(const void* raw, int64_t rows, Region& region) {
-    const GatherRowsOp& op = *static_cast<const GatherRowsOp*>(raw);
-    each_row(region, rows, [&](int64_t i) {
-        memcpy(offset(op.y, i * op.y_stride, op.dtype), offset(op.x, op.rows_index[i] * op.x_stride, op.dtype),
-               static_cast<size_t>(op.width) * (op.dtype == RP_DTYPE_F32 ? 4 : 2));
-    });
-}
-
 }  // namespace
 
 extern const Operator kNorm{none, norm};
@@ -121,6 +113,5 @@ extern const Operator kRopeTables{none, rope_tables};
 extern const Operator kEmbed{embed_workspace, embed};
 extern const Operator kGlu{none, glu};
 extern const Operator kAddShared{none, add_shared};
-extern const Operator kGatherRows{none, gather_rows};
 
 }  // namespace rp

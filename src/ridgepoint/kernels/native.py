@@ -73,9 +73,6 @@ AddSharedOp = _struct(
     "AddSharedOp", **_HEADER, routed=ptr, shared=ptr, gate=ptr, y=ptr, width=i64, routed_stride=i64, shared_stride=i64,
     gate_stride=i64, y_stride=i64, dtype=i32, pad=i32,
 )  # fmt: skip
-GatherRowsOp = _struct(
-    "GatherRowsOp", **_HEADER, x=ptr, rows_index=ptr, y=ptr, width=i64, x_stride=i64, y_stride=i64, dtype=i32, pad=i32
-)
 RopeTablesOp = _struct(
     "RopeTablesOp", **_HEADER, positions=ptr, inv_freq=ptr, cos=ptr, sin=ptr, half=i64, magnitude=f32, pad=f32
 )
@@ -90,7 +87,7 @@ AttentionOp = _struct(
 )  # fmt: skip
 OP_IDS = {
     LinearOp: 0, MoeOp: 1, NormOp: 2, RopeOp: 3, RouteOp: 4, EmbedOp: 5, GluOp: 6, KvWriteOp: 7, AttentionOp: 8,
-    AddSharedOp: 9, GatherRowsOp: 10, RopeTablesOp: 11,
+    AddSharedOp: 9, RopeTablesOp: 10,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ridgepoint.errors import RidgepointError
 from ridgepoint.kernels import native
@@ -131,15 +132,25 @@ class Recording:
 _recording: Recording | None = None
 
 
+class _ViewsOnly(TorchDispatchMode):
+    """Refuses every torch op that computes: its work would be missing from each replay."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            raise NotRecordableError(f"the step calls torch's {func} outside the native operators")
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def recording(tokens: int, logit_rows: int) -> Iterator[Recording]:
-    """Record every operator called inside instead of running it. What torch computes inside is not part of it."""
+    """Record every operator called inside instead of running it. Raises `NotRecordableError` where torch computes."""
     global _recording
     if _recording is not None:
         raise RuntimeError("already recording")
     _recording = Recording(tokens, logit_rows)
     try:
-        yield _recording
+        with _ViewsOnly():
+            yield _recording
     finally:
         _recording = None
 
