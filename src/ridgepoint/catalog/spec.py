@@ -101,6 +101,7 @@ class MlaSpec:
     v_dim: int
     scale: float
     rope: RopeSpec
+    bias: bool  # on the two down-projections and the output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,28 @@
+"""The norms in torch's own fused ops."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+def add_rms_norm(
+    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r_TD = torch.add(x_TD, delta_TD, alpha=scale)
+    return r_TD, rms_norm(r_TD, weight_D, eps)
+
+
+def add_layer_norm(
+    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r_TD = torch.add(x_TD, delta_TD, alpha=scale)
+    return r_TD, layer_norm(r_TD, weight_D, bias_D, eps)
