@@ -65,7 +65,11 @@ def test_logprobs(serve) -> None:
             tokens = logprobs["content"]
             assert all(list(token) == ["token", "logprob", "bytes", "top_logprobs"] for token in tokens)
             assert all(len(token["top_logprobs"]) == 2 for token in tokens)
-            assert b"".join(bytes(token["bytes"]) for token in tokens).decode().startswith("<|im_start|>user\n🦊<|im_end|>")
+            assert (
+                b"".join(bytes(token["bytes"]) for token in tokens)
+                .decode()
+                .startswith("<|im_start|>user\n🦊<|im_end|>")
+            )
             assert (await served.chat(logprobs=True, max_tokens=1)).json()["choices"][0]["logprobs"]["content"][0][
                 "top_logprobs"
             ] == []
@@ -80,7 +84,9 @@ def test_content_parts_are_joined_and_developer_is_system(serve) -> None:
             parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
             messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
             await served.chat(messages=messages, max_tokens=1)
-            assert prompt_of(served).startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nab<|im_end|>")
+            assert prompt_of(served).startswith(
+                "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nab<|im_end|>"
+            )
 
     asyncio.run(run())
 
@@ -128,7 +134,7 @@ def test_a_model_without_a_template_says_so(serve, no_template) -> None:
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"modalities": ["audio"]}, "modalities[...]"),
+        ({"modalities": ["audio"]}, "modalities[0]"),
         ({"functions": []}, "functions"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"max_completion_tokens": 10**6}, "max_completion_tokens"),

@@ -83,7 +83,7 @@ def test_bad_json_is_a_400(serve, body: bytes, param: str | None) -> None:
         ({"stop": [str(index) for index in range(17)]}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"stop": ""}, "stop"),
-        ({"stop": [5]}, "stop[...]"),
+        ({"stop": [5]}, "stop[0]"),
         ({"stop_token_ids": [512]}, "stop_token_ids"),
         ({"logit_bias": {"512": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -131,7 +131,9 @@ def test_paths_and_methods(serve) -> None:
             assert response.headers["allow"] == "POST"
             assert check_error(await served.complete(model="other"), 404)["code"] == "model_not_found"
             assert check_error(await served.http.get("/v1/models/other"), 404)["code"] == "model_not_found"
-            form = await served.http.post("/v1/completions", content=b"prompt=a", headers={"content-type": "text/plain"})
+            form = await served.http.post(
+                "/v1/completions", content=b"prompt=a", headers={"content-type": "text/plain"}
+            )
             check_error(form, 415)
 
     asyncio.run(run())
@@ -179,6 +181,7 @@ def test_a_full_queue_is_429_with_an_estimate(serve) -> None:
 def test_loading_draining_and_dead_engines_are_503(serve) -> None:
     async def run() -> None:
         async with serve() as served:
+
             async def health() -> tuple[int, str]:
                 response = await served.http.get("/health")
                 return response.status_code, response.json()["status"]
@@ -201,6 +204,7 @@ def test_loading_draining_and_dead_engines_are_503(serve) -> None:
 def test_a_bug_is_a_500_that_tells_nothing(serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with serve() as served:
+
             def broken(*_: object) -> None:
                 raise ZeroDivisionError("secret")
 
@@ -262,7 +266,8 @@ def test_weak_or_odd_keys_are_refused_at_start(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"), [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ('x"y', False), ("", False)]
+    ("sent", "kept"),
+    [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ('x"y', False), ("", False)],
 )
 def test_request_ids(serve, sent: str, kept: bool) -> None:
     async def run() -> None:
