@@ -47,7 +47,7 @@ def interval(figure: dict[str, Any]) -> str:
 def render(report: dict[str, Any], console: Console, *, wide: bool) -> None:
     console.print(_headline(report), soft_wrap=True)
     console.print(_deployments(report))
-    for line in _notes(report):
+    for line in notes(report):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(_frontier(report))
     if wide:
@@ -113,7 +113,7 @@ def _deployments(report: dict[str, Any]) -> Table:
     return table
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
+def notes(report: dict[str, Any]) -> list[str]:
     choice, explain = report["choice"], report["explain"]
     serve = choice["serve"]
     lines = [
