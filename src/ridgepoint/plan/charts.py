@@ -99,9 +99,9 @@ def _cost_against_batch(report: dict[str, Any]) -> Chart:
     full = next((point["batch"] for point in curve if not point["fits"]), None)
     for text, at, colour, dash, height in marks:
         shapes.append({"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": colour, "width": 1.5, "dash": dash}})
-        right = np.log10(at) < 0.75 * np.log10(max(batch))
+        right = np.log10(at) < 0.8 * np.log10(max(batch))
         notes.append({"x": float(np.log10(at)), "y": height, "yref": "paper", "text": f"{text}: {at:,.0f}", "showarrow": False,
-                      "xanchor": "left" if right else "right", "xshift": 4 if right else -4, "font": {"color": colour}})  # fmt: skip
+                      "xanchor": "left" if right else "right", "xshift": 4 if right else -4, "font": {"color": colour}, "bgcolor": "var:card", "borderpad": 1})  # fmt: skip
     if full is not None:
         shapes.append({"type": "rect", "x0": full, "x1": max(batch) * 2, "yref": "paper", "y0": 0, "y1": 1, "fillcolor": "var:faint", "line": {"width": 0}, "layer": "below"})
         notes.append({"x": float(np.log10(max(batch))), "y": 0.03, "yref": "paper", "text": "beyond memory", "showarrow": False, "xanchor": "right", "font": {"color": "var:soft"}})
@@ -128,10 +128,11 @@ def _frontier(plan: Plan, report: dict[str, Any]) -> Chart:
     for index, (name, rows) in enumerate(groups.items()):
         shown = rows if len(rows) <= MAX_CLOUD // len(groups) else rng.choice(rows, MAX_CLOUD // len(groups), replace=False)
         data.append(
-            {"type": "scattergl" if len(shown) > 4000 else "scatter", "mode": "markers", "name": name, "x": _ms(cloud["tpot_s"][shown]),
+            {"type": "scatter", "mode": "markers", "name": name, "showlegend": False, "x": _ms(cloud["tpot_s"][shown]),
              "y": _round(cloud["usd_per_mtok"][shown]), "marker": {"size": 4, "color": colours[index % len(colours)], "opacity": 0.35},
              "hovertemplate": "%{x:.3g} ms, %{y:$.3g}<extra>" + name + "</extra>"}
         )  # fmt: skip
+        data.append({"type": "scatter", "mode": "markers", "name": name, "x": [None], "y": [None], "marker": {"size": 8, "color": colours[index % len(colours)]}})
     best = cloud.pick(pareto([cloud["usd_per_mtok"], cloud["tpot_s"]]))
     order = np.argsort(best["tpot_s"])
     data.append(
@@ -147,8 +148,8 @@ def _frontier(plan: Plan, report: dict[str, Any]) -> Chart:
                  "hovertemplate": f"{name}: {deployment['name']}<br>" + "%{x:.3g} ms, %{y:$.3g}<extra></extra>"}
             )  # fmt: skip
     shapes, notes = [], []
-    xs = [float(x) for item in data for x in item["x"]]
-    ys = [float(y) for item in data for y in item["y"]]
+    xs = [float(x) for item in data for x in item["x"] if x is not None]
+    ys = [float(y) for item in data for y in item["y"] if y is not None]
     if goal.tpot_s is not None:
         at = goal.tpot_s * 1e3
         xs.append(at)

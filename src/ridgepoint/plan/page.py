@@ -42,7 +42,7 @@ def page(plan: Plan, report: dict[str, Any]) -> str:
         .replace("{{HEAD}}", _head(report))
         .replace("{{TILES}}", _tiles(report))
         .replace("{{TABLE}}", _table(report))
-        .replace("{{NOTES}}", "".join(f"<li>{escape(line.strip())}</li>" for line in notes_of(report)))
+        .replace("{{NOTES}}", _notes(report))
         .replace("{{CHARTS}}", sections)
         .replace("{{FRONTIER}}", _frontier(report))
         .replace("{{ASSUMPTIONS}}", "".join(f"<li>{escape(line)}</li>" for line in report["assumptions"]))
@@ -50,6 +50,10 @@ def page(plan: Plan, report: dict[str, Any]) -> str:
         .replace("{{REPORT}}", _script_json(report))
         .replace("{{PLOTLY}}", _plotly_js())
     )
+
+
+def _notes(report: dict[str, Any]) -> str:
+    return "".join(f"<li{' class=sub' if line.startswith('  ') else ''}>{escape(line.strip())}</li>" for line in notes_of(report))
 
 
 def _plotly_js() -> str:
