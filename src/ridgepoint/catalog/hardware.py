@@ -57,6 +57,7 @@ class Accelerator:
     measure_flops_per_s: dict[str, float] = field(default_factory=dict)
     measure_memory_bytes_per_s: float | None = None
     measure_step_overhead_s: float | None = None
+    measure_memory_bytes: float | None = None
     memory_type: str = ""
     confidence: str = ""
     notes: str = ""
@@ -109,7 +110,7 @@ _RENAMED = {
     "scaleup_bytes_per_s", "scaleout_bytes_per_s", "hostlink_bytes_per_s",
 }  # fmt: skip
 _PLAIN = {"launch_year", "scaleup_domain_chips", "usd_per_hour_low", "usd_per_hour_high"}
-_MEASURED = {"measure_memory_bytes_per_s", "measure_step_overhead_s"}
+_MEASURED = {"measure_memory_bytes_per_s", "measure_step_overhead_s", "measure_memory_bytes"}
 _TEXT = {"name", "vendor", "kind", "memory_type", "confidence", "notes"}
 _WHOLE = {"launch_year", "scaleup_domain_chips"}
 _MAY_BE_ZERO = {"usd_per_hour_low", "usd_per_hour_high", "measure_step_overhead_s"}

@@ -105,9 +105,7 @@ def _mixer(
     if not params:
         return
     flops = 2.0 * rows * params / layout.tp
-    launches = 10.0 if kind.mla else (6.0 if kind.gqa and kind.gqa.qk_norm != "none" else 5.0)
-    if kind.indexer:
-        launches += 4.0
+    launches = _mixer_launches(kind) + 2.0 * _quantises(precision.weights, precision)
     out.append(
         Kernel(
             "attention_weights", "weights", kind.count, launches, flops, flops, params * bytes_per_value(precision.weights) / layout.tp,
@@ -138,6 +136,19 @@ def _mixer(
     )
 
 
+def _mixer_launches(kind: LayerKind) -> float:
+    """Norm, input projection, rope with cache write, output projection; MLA has low-rank steps and the two absorbed products."""
+    launches = 10.0 if kind.mla else 4.0
+    if kind.gqa and kind.gqa.qk_norm != "none":
+        launches += 1.0 if kind.gqa.qk_norm == "per_head" else 3.0
+    return launches + (4.0 if kind.indexer else 0.0)
+
+
+def _quantises(weights: str, precision: Precision) -> float:
+    """1 where a product's input must first be quantised by a kernel of its own."""
+    return 1.0 if bytes_per_value(precision.activations) < 2.0 and bytes_per_value(weights) < 2.0 else 0.0
+
+
 def _feed_forward(
     out: list[Kernel],
     kind: LayerKind,
@@ -153,7 +164,7 @@ def _feed_forward(
         flops = 2.0 * rows * kind.dense_params / layout.tp
         out.append(
             Kernel(
-                "ffn", "weights", kind.count, 4.0, flops, flops, kind.dense_params * weights / layout.tp, 0.0,
+                "ffn", "weights", kind.count, 4.0 + 2.0 * _quantises(precision.weights, precision), flops, flops, kind.dense_params * weights / layout.tp, 0.0,
                 rows * (d_model * 8.0 + kind.dense.width * 6.0 / layout.tp),
             )
         )  # fmt: skip
@@ -170,7 +181,7 @@ def _feed_forward(
     padded_pairs = pairs + 0.5 * tile * hit_on_rank
     out.append(
         Kernel(
-            "experts", "experts", kind.count, 7.0, pairs * per_pair, padded_pairs * per_pair,
+            "experts", "experts", kind.count, 7.0 + 2.0 * _quantises(precision.experts, precision), pairs * per_pair, padded_pairs * per_pair,
             hit_on_rank * kind.expert_params * experts / layout.moe_tp, 0.0, pairs * (d_model * 4.0 + moe.width * 6.0 / layout.moe_tp),
         )
     )  # fmt: skip

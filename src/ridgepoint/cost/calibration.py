@@ -25,6 +25,7 @@ class Calibration:
     matmul_efficiency: float = 1.0
     attention_efficiency: float = 1.0
     kv_efficiency: float = 1.0
+    unpack_efficiency: float = 1.0
     link_efficiency: float = 1.0
     overlap_power: float = 8.0
     step_overhead_s: float = 0.0
@@ -32,8 +33,12 @@ class Calibration:
     collective_overhead_s: float = 0.0
     hop_latency_s: float = 0.0
     sequence_overhead_s: float = 0.0
+    eager_kernel_s: float = 0.0
+    request_overhead_s: float = 0.0
+    prefill_first_frac: float = 0.0
     routing_skew: float = 1.0
     uncertainty: float = 0.0
+    ttft_uncertainty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -48,7 +53,8 @@ class Calibration:
                     f"calibration {name} must be a fraction of peak in (0, 1], got {getattr(self, name):g}"
                 )
         for name in (
-            "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "uncertainty",
+            "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
+            "request_overhead_s", "uncertainty", "ttft_uncertainty",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"calibration {name} must not be negative, got {getattr(self, name):g}")

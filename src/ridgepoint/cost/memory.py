@@ -143,9 +143,14 @@ def memory_per_chip(
 
 
 def usable_bytes(hardware: Accelerator, layout: Layout, *, reserve_frac: float = 0.08) -> float:
-    """Capacity less what the runtime, graphs and fragmentation take (`reserve_frac`, an estimate)."""
+    """Capacity less what the runtime, graphs and fragmentation take (`reserve_frac`, an estimate).
+
+    The capacity is what the driver reports where that is known: a GPU sold as 80 GB reports 81,559 MiB.
+    """
     if layout.sram:
         return hardware.need("spec_sram_bytes", "an SRAM-resident layout") * (1 - reserve_frac)
+    if hardware.measure_memory_bytes is not None:
+        return hardware.measure_memory_bytes * (1 - reserve_frac)
     return hardware.need("spec_memory_bytes", "whether a model fits") * (1 - reserve_frac)
 
 

@@ -24,7 +24,7 @@ from ridgepoint.cost.arrays import Num, is_scalar, largest, soft_max
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
-from ridgepoint.cost.formats import Precision, matmul_type
+from ridgepoint.cost.formats import Precision, bytes_per_value, matmul_type
 from ridgepoint.cost.layout import Layout
 
 ROOFS = ("compute", "weights", "kv", "links", "overhead")
@@ -155,9 +155,18 @@ def step_cost(
 
 
 def price_step(
-    amounts: StepAmounts, hardware: Accelerator, calibration: Calibration, *, energy: EnergyModel = DEFAULT_ENERGY
+    amounts: StepAmounts,
+    hardware: Accelerator,
+    calibration: Calibration,
+    *,
+    energy: EnergyModel = DEFAULT_ENERGY,
+    graph: bool = True,
 ) -> StepCost:
-    """The second half of `step_cost`: the same amounts may be priced again under another calibration or chip."""
+    """The second half of `step_cost`: the same amounts may be priced again under another calibration or chip.
+
+    `graph` says the step replays a recorded launch sequence; otherwise the host launches every kernel, and where it is
+    slower than the device the step takes the host's time.
+    """
     layout, precision = amounts.layout, amounts.precision
     bandwidth = (
         hardware.need("spec_sram_bytes_per_s", "an SRAM-resident layout") if layout.sram
@@ -169,7 +178,8 @@ def price_step(
     floor_bytes: Num = 0.0
     launches: Num = 0.0
     for kernel in amounts.kernels:
-        term = _price_kernel(kernel, types[kernel.part], hardware, bandwidth, calibration)
+        kind = types[kernel.part]
+        term = _price_kernel(kernel, kind, _unpacks(kernel.part, kind, precision), hardware, bandwidth, calibration)
         _add(merged, term)
         floor_compute_s = floor_compute_s + kernel.repeats * kernel.flops / hardware.spec_flops_per_s[term.flop_type]
         floor_bytes = floor_bytes + kernel.repeats * (kernel.weight_bytes + kernel.kv_bytes)
@@ -179,9 +189,12 @@ def price_step(
         sent, seconds = _exchange_s(collective, hardware, layout, calibration)
         _add(merged, _idle_term(collective.name, collective.repeats * seconds, collective.repeats * sent))
         collectives = collectives + collective.repeats
+    launch_s = launches * calibration.kernel_overhead_s
+    if not graph:
+        launch_s = largest(launch_s, launches * calibration.eager_kernel_s - sum((term.seconds for term in merged.values()), 0.0))
     for name, overhead in (
         ("step", calibration.step_overhead_s),
-        ("launches", launches * calibration.kernel_overhead_s),
+        ("launches", launch_s),
         ("collectives", collectives * calibration.collective_overhead_s),
         ("sequences", amounts.sequences / layout.dp_attention * calibration.sequence_overhead_s),
     ):
@@ -204,10 +217,22 @@ def _arithmetic(hardware: Accelerator, precision: Precision) -> dict[str, str]:
     }
 
 
-def _price_kernel(kernel: Kernel, kind: str, hardware: Accelerator, bandwidth: float, calibration: Calibration) -> Term:
+def _unpacks(part: str, kind: str, precision: Precision) -> bool:
+    """Weights stored narrower than the type they are multiplied in are unpacked on the way, which costs bandwidth."""
+    if part not in ("weights", "experts"):
+        return False
+    return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value("bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4")
+
+
+def _price_kernel(
+    kernel: Kernel, kind: str, unpacks: bool, hardware: Accelerator, bandwidth: float, calibration: Calibration
+) -> Term:
     efficiency = calibration.attention_efficiency if kernel.part == "attention" else calibration.matmul_efficiency
     compute = kernel.padded_flops / (hardware.spec_flops_per_s[kind] * efficiency)
     of_peak = calibration.kv_efficiency if kernel.part == "attention" else calibration.memory_efficiency
+    if unpacks:
+        of_peak *= calibration.unpack_efficiency
+        compute = compute / calibration.unpack_efficiency
     memory = (kernel.weight_bytes + kernel.kv_bytes + kernel.other_bytes) / (bandwidth * of_peak)
     seconds = soft_max(compute, memory, calibration.overlap_power)
     n = kernel.repeats
