@@ -29,7 +29,7 @@ def plan(
     prefill_hardware: Annotated[list[str] | None, typer.Option(help="Hardware that may only prefill. Repeatable.")] = None,
     decode_hardware: Annotated[list[str] | None, typer.Option(help="Hardware that may only decode. Repeatable.")] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="Number formats: bf16, fp8, fp8_kv8, int8, int4, mxfp4, nvfp4, ... or NAME=FORMAT for one chip.")
+        list[str] | None, typer.Option(help="Formats to consider: bf16, fp8, fp8_kv8, int8, int4, mxfp4, nvfp4, ...; HARDWARE=FORMAT for one chip. Repeatable.")
     ] = None,
     rent: Annotated[list[str] | None, typer.Option(help="USD per chip-hour: NAME=2.5, instead of the catalogue's range.")] = None,
     users: Annotated[int | None, typer.Option(help="Requests in flight at once.")] = None,
@@ -99,16 +99,16 @@ def _pools(both: list[str], prefill: list[str], decode: list[str], precision: li
     for name, value in rents.items():
         if not value > 0:
             raise ConfigError(f"--rent {name}: must be positive, got {value:g}")
-    formats: dict[str, str] = {}
+    formats: dict[str, list[str]] = {}
     for text in precision:
         name, _, recipe = text.rpartition("=")
-        formats[name] = recipe
+        formats.setdefault(name, []).append(recipe)
     pools = []
     for role, texts in (("any", both), ("prefill", prefill), ("decode", decode)):
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
-            recipe = formats.get(name) or formats.get("") or default_precision(model, name)
-            pools.append(parse_pool(text, recipe, role, rents=rents))
+            recipes = formats.get(name) or formats.get("") or [default_precision(model, name)]
+            pools += [parse_pool(text, recipe, role, rents=rents) for recipe in dict.fromkeys(recipes)]
     unused = (set(rents) | set(formats)) - {""} - {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
     if unused:
         raise ConfigError(f"{min(unused)!r} is named by --rent or --precision but is not among the hardware")
@@ -135,9 +135,9 @@ def _run(question: Question) -> Plan:
 
     from ridgepoint.plan.search import plan as search
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
+    err = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("planning", total=1.0)
         return search(question, lambda done, what: bar.update(task, completed=done, description=what))
 
@@ -162,7 +162,7 @@ def _answer(plan: Plan, *, explain: bool, json_: bool, html: Path | None) -> Non
 
 
 def _examples(name: str, write: Path | None) -> None:
-    from ridgepoint.plan.examples import EXAMPLES, example_page
+    from ridgepoint.cli.plan_examples import EXAMPLES, example_page
 
     names = list(EXAMPLES) if name == "all" else [name]
     if name != "all" and name not in EXAMPLES:

@@ -20,7 +20,7 @@ from ridgepoint.plan.workload import Goal
 Mask = NDArray[np.bool_]
 
 OBJECTIVE = {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}
-UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips"}
+UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
 _TIMED = ("ttft_s", "tpot_s", "usd_per_mtok")  # what the uncertainty of seconds widens
 FRONTIER_ROWS = 40
 
@@ -68,7 +68,12 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
     """Per limit, the rows that keep it. An unknown value (power of a chip without TDP) keeps no limit on it."""
     with np.errstate(invalid="ignore"):
-        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in goal.limits().items()}
+        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in limits(points, goal).items()}
+
+
+def limits(points: Points, goal: Goal) -> dict[str, float]:
+    """The goal's limits and, where chips are counted, that no pool gives more than it has."""
+    return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
 
 
 FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp")
@@ -134,12 +139,12 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
     """The row whose worst relative excess over a limit is least, and the limits it breaks."""
     excess = np.zeros(len(points))
-    for metric, limit in goal.limits().items():
+    for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
         excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
     best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
-    for metric, limit in goal.limits().items():
+    for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
         if kept[metric][best]:
             continue

@@ -13,7 +13,7 @@ from typing import Any
 
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
-from ridgepoint.plan.render import LIMIT_NAMES, interval, interval_short, value
+from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, value
 from ridgepoint.plan.render import notes as notes_of
 from ridgepoint.plan.search import Plan
 from ridgepoint.units import si
@@ -76,8 +76,8 @@ def _head(report: dict[str, Any]) -> str:
         else f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance"
     )  # fmt: skip
     limits = [
-        f"{LIMIT_NAMES[name]} ≤ {value(goal[name], {'ttft_s': 's', 'tpot_s': 's', 'usd_per_mtok': 'USD', 'watts': 'W', 'chips': 'chips'}[name])}"
-        for name in LIMIT_NAMES if goal[name] is not None
+        f"{LIMIT_NAMES[name]} ≤ {value(goal[name], LIMIT_UNITS[name])}"
+        for name in LIMIT_NAMES if goal.get(name) is not None
     ]  # fmt: skip
     parts = [
         f"<h1>{escape(model['name'])}</h1>",
@@ -92,7 +92,7 @@ def _head(report: dict[str, Any]) -> str:
     else:
         parts.append(f'<p class="choice bad"><span>No deployment keeps the goal. Closest</span> {escape(report["choice"]["name"])}</p>')
         for failure in report["failures"]:
-            unit = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips"}[failure["metric"]]
+            unit = LIMIT_UNITS[failure["metric"]]
             how = f"least reachable {value(failure['best'], unit)}" + ("" if failure["alone"] else ", but not with the other limits")
             parts.append(f'<p class="fail">{escape(LIMIT_NAMES[failure["metric"]])} ≤ {value(failure["limit"], unit)} fails: {escape(how)}</p>')
     return "".join(parts)

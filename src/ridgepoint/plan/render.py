@@ -16,7 +16,8 @@ _ROWS = (
     ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("power", "watts"),
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("prefill utilisation", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
-LIMIT_NAMES = {"ttft_s": "time to first token", "tpot_s": "time per token", "usd_per_mtok": "USD per Mtok", "watts": "power", "chips": "chips"}
+LIMIT_NAMES = {"ttft_s": "time to first token", "tpot_s": "time per token", "usd_per_mtok": "USD per Mtok", "watts": "power", "chips": "chips", "supply": "chips needed / chips there are"}
+LIMIT_UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
 
 
 def value(number: Any, unit: str) -> str:
@@ -72,7 +73,7 @@ def _headline(report: dict[str, Any]) -> Text:
         f"{load}, {workload['input_tokens']:,} tokens in{hit}, {workload['output_tokens']:,}{thinking} out\n"
     )
     goal = question["goal"]
-    limits = [f"{LIMIT_NAMES[name]} <= {value(goal[name], _unit(name))}" for name in LIMIT_NAMES if goal[name] is not None]
+    limits = [f"{LIMIT_NAMES[name]} <= {value(goal[name], _unit(name))}" for name in LIMIT_NAMES if goal.get(name) is not None]
     if goal["context"]:
         limits.append(f"context {goal['context']:,}")
     text.append(f"goal: least {goal['minimise']}" + (", " + ", ".join(limits) if limits else "") + f"; {report['num_priced']:,} deployments priced\n")
@@ -82,14 +83,19 @@ def _headline(report: dict[str, Any]) -> Text:
         text.append("no deployment keeps the goal; the closest is " + report["choice"]["name"], style="bold yellow")
         for failure in report["failures"]:
             unit = _unit(failure["metric"])
-            best = value(failure["best"], unit)
+            best = value(failure["best"], unit) + _sure(goal, failure["metric"])
             how = f"the least any deployment reaches is {best}" if failure["alone"] else f"reachable alone ({best}) but not with the other limits"
             text.append(f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow")
     return text
 
 
+def _sure(goal: dict[str, Any], metric: str) -> str:
+    timed = metric in ("ttft_s", "tpot_s", "usd_per_mtok")
+    return f" at confidence {goal['confidence']:g}" if timed and goal["confidence"] > 0.5 else ""
+
+
 def _unit(name: str) -> str:
-    return {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips"}[name]
+    return LIMIT_UNITS[name]
 
 
 def _deployments(report: dict[str, Any]) -> Table:

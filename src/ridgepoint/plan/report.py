@@ -219,5 +219,9 @@ def assumptions(question: Question) -> list[str]:
             f"speculation: {workload.draft_tokens} drafted tokens, each accepted with probability {workload.acceptance:g} "
             f"= {workload.tokens_per_step:.2f} tokens a step; the drafter itself is free"
         )
+    for pool in question.pools:
+        for links, spec in (("beyond one scale-up domain", pool.chip.spec_scaleout_bytes_per_s), ("over several chips", pool.chip.spec_scaleup_bytes_per_s)):
+            if spec is None:
+                found.append(f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown")
     found.append("memory: every sequence at its mean context, 8 % of each chip kept for the runtime")
     return found

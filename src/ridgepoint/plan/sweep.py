@@ -38,7 +38,6 @@ class Side:
     pool: Pool
     degrees: Degrees
     room: Array  # sequences of the mean context per instance
-    available: float
 
     @property
     def chips(self) -> Array:
@@ -46,9 +45,14 @@ class Side:
 
 
 def instance_limit(pool: Pool, goal: Goal) -> int:
-    """Most chips one instance may take: what there is, but never more than two scale-up domains or 64 chips."""
+    """Most chips one instance may take: what there is, at most two scale-up domains or 64 chips, and only over links whose speed
+    is known."""
     domain = pool.chip.scaleup_domain_chips or 1
     most = max(64, 2 * domain) if domain <= 288 else 512
+    if pool.chip.spec_scaleout_bytes_per_s is None:
+        most = domain
+    if pool.chip.spec_scaleup_bytes_per_s is None:
+        most = 1
     return int(min(most, pool.count or most, goal.chips or most))
 
 
@@ -62,8 +66,7 @@ def lay_out(spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role
     if goal.context is not None:
         longest = max_sequences(spec, pool.precision, layout, pool.chip, context=float(goal.context), step_tokens=min(CHUNKS))
         fits &= np.asarray(longest) >= 1
-    available = float(min(pool.count or 1e9, goal.chips or 1e9))
-    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]), available=available)
+    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]))
 
 
 def _price(side: Side, layout: Layout, groups: tuple[Group, ...]) -> StepCost:
@@ -136,7 +139,7 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     watts = np.where(known, (j0 + f * (j1 - j0)) / mean * instances, np.nan)
     low, middle, high = side.pool.usd_per_hour
     usd_per_request = chips * middle / 3600.0 / rate
-    keep = (f <= 1.0) & (rho < MAX_UTILISATION) & (used <= 1.0) & (instances * chips <= side.available) & (batch3 >= 1e-9)
+    keep = (f <= 1.0) & (rho < MAX_UTILISATION) & (used <= 1.0)
     out_share = t0 / mean
     shape = np.broadcast_shapes(t0.shape, t1.shape)
     degrees = side.degrees
@@ -148,7 +151,8 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
         usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
         usd_in_per_mtok=usd_per_request * (1 - out_share) / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=usd_per_request * out_share / written * 1e6, watts=watts, joules_per_token=watts / (rate * instances * written),
-        prefill_util=rho, memory_frac=used, sigma=side.pool.calibration.uncertainty,
+        prefill_util=rho, memory_frac=used,
+        supply=instances * chips / (side.pool.count or np.inf), sigma=side.pool.calibration.uncertainty,
     )  # fmt: skip
 
 
@@ -182,8 +186,7 @@ def sweep_decode(side: Side, index: int, workload: Workload, goal: Goal) -> Deco
     used = _memory(side, layout, batch, batch, workload)
     seconds = np.asarray(step.estimate_s)
     joules, known = _watts(step, side.pool)
-    keep = (used <= 1.0) & (instances * side.chips[:, None] <= side.available)
-    rows, columns = np.nonzero(np.broadcast_to(keep, seconds.shape))
+    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     return DecodeSide(
         pool=index, degrees=side.degrees.pick(rows), batch=batch[rows, columns], instances=instances[rows, columns],
         step_s=seconds[rows, columns], joules=joules[rows, columns] if known else np.full(len(rows), np.nan),
@@ -219,7 +222,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     )
     used = np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
     joules, known = _watts(step, side.pool)
-    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape) & (side.chips[:, None] <= side.available))
+    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0]
     return PrefillSide(
         pool=index, degrees=side.degrees.pick(rows), chunk=piece[0, columns], ranks=ranks[rows, 0],
