@@ -7,7 +7,13 @@ from typing import Any
 GENERIC = {"torch_dtype": "bfloat16", "use_cache": True, "initializer_range": 0.02, "attention_dropout": 0.0,
            "transformers_version": "4.40.0", "hidden_act": "silu"}  # fmt: skip
 
-DEEPSEEK_YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
+DEEPSEEK_YARN = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
 
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
     "Llama-3.1-8B": (8_030_261_248, {

@@ -206,5 +206,11 @@ def test_what_is_not_implemented_is_refused_by_name(name: str, changes: dict[str
 
 
 def test_absent_and_generic_keys_are_no_reason_to_refuse() -> None:
-    extra = {"use_gate": None, "_name_or_path": "x", "id2label": {"0": "a"}, "tokenizer_class": "T", "auto_map": {"A": "b.C"}}
+    extra = {
+        "use_gate": None,
+        "_name_or_path": "x",
+        "id2label": {"0": "a"},
+        "tokenizer_class": "T",
+        "auto_map": {"A": "b.C"},
+    }
     assert spec_from_config(config("Qwen3-8B", **extra)) == spec_from_config(config("Qwen3-8B"))
