@@ -1,0 +1,70 @@
+"""Which implementation of an op runs, and why. Decides by device and by what is forced; knows no op by name.
+
+An op's folder holds `reference.py` and one module per path. A path that is asked for and absent is an error, never a
+silent fallback: only the order below is fallen through, and `explain` prints what was taken and the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from ridgepoint.errors import ConfigError
+
+# Paths tried in turn. `cpu.py` is written in torch ops that run on any device, so it also stands in on accelerators.
+ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cpu", "reference")}
+PATHS = ("reference", "cpu", "triton")
+
+_forced: str | None = os.environ.get("RIDGEPOINT_KERNELS") or None
+_chosen: dict[tuple[str, str], ModuleType] = {}
+
+
+def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
+    """The module that computes `op` for tensors living where `tensor` lives."""
+    key = (op, tensor.device.type)
+    module = _chosen.get(key)
+    if module is None:
+        module = _chosen[key] = importlib.import_module(_path(op, key[1])[0])
+    return module
+
+
+def explain(op: str, device_type: str) -> str:
+    """One line: the path `op` takes on `device_type`, and the reason."""
+    module, reason = _path(op, device_type)
+    return f"{op}: {module.rsplit('.', 1)[1]} ({reason})"
+
+
+@contextmanager
+def forced(path: str | None) -> Iterator[None]:
+    """Run every op by one path inside the block: the slow twin of anything is `forced("reference")`."""
+    global _forced
+    before = _forced
+    _forced = path
+    _chosen.clear()
+    try:
+        yield
+    finally:
+        _forced = before
+        _chosen.clear()
+
+
+def _path(op: str, device_type: str) -> tuple[str, str]:
+    package = f"ridgepoint.kernels.{op}"
+    if _forced is not None:
+        if _forced not in PATHS:
+            raise ConfigError(
+                f"kernel path {_forced!r} is unknown; allowed: {', '.join(PATHS)}", hint="unset RIDGEPOINT_KERNELS"
+            )
+        if importlib.util.find_spec(f"{package}.{_forced}") is None:
+            raise ConfigError(f"op {op!r} has no path {_forced!r}", hint="unset RIDGEPOINT_KERNELS")
+        return f"{package}.{_forced}", "forced"
+    for path in ORDER.get(device_type, ("cpu", "reference")):
+        if importlib.util.find_spec(f"{package}.{path}") is not None:
+            return f"{package}.{path}", f"first path present for {device_type}"
+    raise ConfigError(f"op {op!r} has no implementation for device {device_type!r}")

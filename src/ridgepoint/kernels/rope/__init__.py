@@ -1,0 +1,27 @@
+"""Rotary position embedding: the angles of a step once, then a rotation of any head tensor."""
+
+from __future__ import annotations
+
+import torch
+
+from ridgepoint.kernels.dispatch import implementation
+
+
+def rope_tables(
+    positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cos` and `sin` of position x frequency, times `magnitude` (YaRN, LongRoPE); float32 [T, rotary_dim / 2]."""
+    out: tuple[torch.Tensor, torch.Tensor] = implementation("rope", positions_T).rope_tables(
+        positions_T, inv_freq_F, magnitude
+    )
+    return out
+
+
+def rope(x_THP: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotate the first `2 F` channels of every head; the rest pass through.
+
+    Channel i pairs with i + F, or 2i with 2i + 1 when `interleaved` (which also stays in place: the result keeps the
+    checkpoint's channel order). Heads may be strided slices of a wider projection.
+    """
+    out: torch.Tensor = implementation("rope", x_THP).rope(x_THP, cos_TF, sin_TF, interleaved)
+    return out

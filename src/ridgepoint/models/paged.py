@@ -1,0 +1,129 @@
+"""The serving side of attention: the cache of key-value blocks, one step's inputs, and the context layers call.
+
+Which block belongs to whom is decided elsewhere; here block numbers are facts. A block is one contiguous row of bytes
+per layer, laid out by the attention kernel; `export_block` and `import_block` carry it as bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec
+from ridgepoint.kernels import mla_attention, paged_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """T tokens of B sequences, those of one sequence together and in order.
+
+    `slots_T` is where each token's key and value go. `context_lens_B` counts a sequence's tokens once this step is
+    done. `logit_rows_R` are the rows whose logits are wanted.
+    """
+
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    slots_T: torch.Tensor
+    query_starts_B1: torch.Tensor
+    context_lens_B: torch.Tensor
+    block_tables_BN: torch.Tensor
+    logit_rows_R: torch.Tensor
+
+
+class KVCache:
+    """`num_blocks` blocks of `block_tokens` tokens for every layer."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.spec, self.num_blocks, self.block_tokens = spec, num_blocks, block_tokens
+        self.layers: list[torch.Tensor] = []
+        for layer in spec.layers:
+            mixer = layer.mixer
+            if isinstance(mixer, GqaSpec):
+                heads, width = mixer.num_kv_heads, mixer.head_dim
+                kv = paged_attention.allocate(num_blocks, block_tokens, heads, width, dtype, device)
+            else:
+                assert isinstance(mixer, MlaSpec)
+                kv = mla_attention.allocate(num_blocks, block_tokens, mixer.kv_rank, mixer.rope_dim, dtype, device)
+            self.layers.append(kv)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return sum(kv[:1].numel() * kv.element_size() for kv in self.layers)
+
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zero whole blocks. A new owner must not inherit numbers: slots it has not filled are masked, but a NaN left
+        there by the last owner would pass the mask."""
+        for kv in self.layers:
+            kv.index_fill_(0, blocks, 0)
+
+    def export_block(self, block: int) -> torch.Tensor:
+        """The block's bytes, all layers in order, as a fresh uint8 tensor."""
+        return torch.cat([kv[block].flatten().view(torch.uint8) for kv in self.layers])
+
+    def import_block(self, block: int, data: torch.Tensor) -> None:
+        """Put back what `export_block` of an equal cache gave."""
+        if data.dtype != torch.uint8 or data.numel() != self.block_bytes:
+            raise ValueError(f"a block is {self.block_bytes} bytes, got {data.numel()} of {data.dtype}")
+        sizes = [kv[block].numel() * kv.element_size() for kv in self.layers]
+        for kv, part in zip(self.layers, data.split(sizes), strict=True):
+            kv[block].copy_(part.clone().view(kv.dtype).view(kv[block].shape))
+
+
+def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of one block over all layers, without allocating one."""
+    return KVCache(spec, 1, block_tokens, dtype).block_bytes
+
+
+class PagedContext:
+    """One step over a `KVCache`: stores the step's keys and values, then attends over everything up to them.
+
+    A block whose first slot is written in this step has a new owner and is cleared first."""
+
+    def __init__(self, cache: KVCache, inputs: StepInputs) -> None:
+        self.positions_T = inputs.positions_T
+        self._cache, self._slots_T = cache, inputs.slots_T
+        opened = inputs.slots_T[inputs.slots_T % cache.block_tokens == 0] // cache.block_tokens
+        if opened.numel():
+            cache.clear(opened)
+        self.plan = paged_attention.prepare(
+            inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
+        )
+
+    def gqa(
+        self,
+        layer: int,
+        q_THP: torch.Tensor,
+        k_TGP: torch.Tensor,
+        v_TGV: torch.Tensor,
+        mixer: GqaSpec,
+        window: int | None,
+        sinks_H: torch.Tensor | None,
+    ) -> torch.Tensor:
+        kv = self._cache.layers[layer]
+        paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
+        return paged_attention.attend(q_THP, kv, self.plan, mixer.scale, window, sinks_H)
+
+    def mla(
+        self,
+        layer: int,
+        q_nope_THN: torch.Tensor,
+        q_rope_THR: torch.Tensor,
+        latent_TC: torch.Tensor,
+        rope_key_TR: torch.Tensor,
+        w_uk_HNC: torch.Tensor,
+        w_uv_HVC: torch.Tensor,
+        mixer: MlaSpec,
+        window: int | None,
+    ) -> torch.Tensor:
+        kv = self._cache.layers[layer]
+        mla_attention.write(kv, latent_TC, rope_key_TR, self._slots_T)
+        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self.plan, mixer.scale, window)
