@@ -17,7 +17,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 # ---------------------------------------------------------------- front end -> engine
 
 
-class Submit(_Message, tag="submit"):
+class Submit(_Message, frozen=True, tag="submit"):
     """Start one sequence. `salt` separates tenants in the prefix cache; `request_id` is unique for the process's life."""
 
     request_id: str
@@ -26,17 +26,17 @@ class Submit(_Message, tag="submit"):
     salt: bytes = b""
 
 
-class Cancel(_Message, tag="cancel"):
+class Cancel(_Message, frozen=True, tag="cancel"):
     """Stop a sequence and free its blocks before the next step. Unknown ids are ignored: it may just have finished."""
 
     request_id: str
 
 
-class Drain(_Message, tag="drain"):
+class Drain(_Message, frozen=True, tag="drain"):
     """Finish what runs, refuse what is new, then answer `Stopped` and exit."""
 
 
-class Shutdown(_Message, tag="shutdown"):
+class Shutdown(_Message, frozen=True, tag="shutdown"):
     """Exit now."""
 
 
@@ -54,7 +54,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     top: list[tuple[int, float]]
 
 
-class Ready(_Message, tag="ready"):
+class Ready(_Message, frozen=True, tag="ready"):
     """The model is loaded and warm; sent once."""
 
     model: str
@@ -65,7 +65,7 @@ class Ready(_Message, tag="ready"):
     load_s: float
 
 
-class Output(_Message, tag="output"):
+class Output(_Message, frozen=True, tag="output"):
     """Tokens of one sequence from one step. The first output of a request carries what the prompt cost.
 
     `finish_reason`: `stop` (eos or stop id, which is the last of `token_ids`), `length`, `cancelled`, or `error`.
@@ -82,8 +82,23 @@ class Output(_Message, tag="output"):
     error: str | None = None
 
 
-class StepReport(_Message, tag="step"):
-    """What one step did, for metrics. Counters are totals since start, gauges are now."""
+class Refused(_Message, frozen=True, tag="refused"):
+    """A submission that was not taken; the fields are those of `RequestError`, which the client raises from it."""
+
+    request_id: str
+    message: str
+    status: int
+    param: str | None = None
+    code: str | None = None
+    hint: str | None = None
+
+
+class StepReport(_Message, frozen=True, tag="step"):
+    """What one step did, for metrics. Counters are totals since start, gauges are now.
+
+    Not every step is reported: at most one in each tenth of a second, and always the one after which nothing runs.
+    `used_blocks` counts blocks that a sequence holds; blocks only kept for reuse are free.
+    """
 
     step: int
     num_tokens: int
@@ -100,14 +115,14 @@ class StepReport(_Message, tag="step"):
     computed_tokens_total: int
 
 
-class Stopped(_Message, tag="stopped"):
+class Stopped(_Message, frozen=True, tag="stopped"):
     """The engine has drained and is exiting."""
 
 
-class Fatal(_Message, tag="fatal"):
+class Fatal(_Message, frozen=True, tag="fatal"):
     """The engine cannot continue; `message` is one line for the user."""
 
     message: str
 
 
-FromEngine = Ready | Output | StepReport | Stopped | Fatal
+FromEngine = Ready | Output | Refused | StepReport | Stopped | Fatal

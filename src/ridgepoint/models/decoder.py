@@ -83,6 +83,12 @@ class Decoder(nn.Module):
     def forward(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
         return self.logits(self.hidden(ids_T, ctx))
 
+    def reset_rotary(self, device: torch.device | str) -> None:
+        """Compute rotary frequencies on `device` (a model built on `meta` has none)."""
+        for rotary in self.rotaries:
+            assert isinstance(rotary, Rotary)
+            rotary.reset(device)
+
     def moe_layers(self) -> list[tuple[int, MoeFfn]]:
         """(layer index, layer) of every mixture, for those who read loads or set correction biases."""
         return [(i, block.ffn) for i, block in enumerate(self.layers) if isinstance(block.ffn, MoeFfn)]

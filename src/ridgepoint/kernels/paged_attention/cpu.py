@@ -22,7 +22,10 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class DecodeBatch:
-    """Sequences with one query each: their query rows, blocks (padded with block 0) and the logit mask over them."""
+    """Sequences with one query each: their query rows, blocks and the logit mask over them.
+
+    A shorter sequence is padded with its own last block: masked, and never another sequence's numbers (a NaN there
+    would pass the mask, since it survives a product with zero)."""
 
     rows_B: torch.Tensor
     blocks_BN: torch.Tensor
@@ -210,9 +213,10 @@ def _make_batch(plan: Plan, group: list[tuple[int, int, int]], window: int | Non
     group = sorted(group, key=lambda item: item[2])
     width = max(blocks for blocks, _, _ in group)
     rows = [plan.query_starts[b] for _, _, b in group]
-    blocks_BN = torch.zeros(len(group), width, dtype=torch.long, device=device)
+    blocks_BN = torch.empty(len(group), width, dtype=torch.long, device=device)
     for i, (blocks, first, b) in enumerate(group):
         blocks_BN[i, :blocks] = plan.block_tables_BN[b, first : first + blocks]
+        blocks_BN[i, blocks:] = blocks_BN[i, blocks - 1]
     key_S = torch.arange(width * size, device=device)
     first_B1 = torch.tensor([first * size for _, first, _ in group], device=device)[:, None]
     context_B1 = torch.tensor([plan.context_lens[b] for _, _, b in group], device=device)[:, None]

@@ -1,0 +1,1 @@
+"""HTTP over the engine: the OpenAI API, metrics, limits and the life of the serving process."""

@@ -1,0 +1,150 @@
+"""POST /v1/chat/completions: messages to an answer, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+
+from ridgepoint.engine.text import TokenBytes
+from ridgepoint.errors import RequestError
+from ridgepoint.server.generate import TokenText, Wanted
+from ridgepoint.server.job import DONE, Job, error_event, event, token_name, top_pairs
+from ridgepoint.server.params import chat_sampling, check_sequences
+from ridgepoint.server.prompts import encode_chat
+from ridgepoint.server.replies import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatTokenLogprob,
+    Delta,
+    TopLogprob,
+)
+from ridgepoint.server.schema import ChatRequest
+from ridgepoint.server.service import Service, tenant_salt
+
+
+async def start_chat(service: Service, request: ChatRequest, key: str | None) -> ChatJob:
+    """Check everything, then submit. `key` is the caller's API key, which separates prefix caches."""
+    service.check_ready()
+    service.check_model(request.model)
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options needs stream to be true", param="stream_options", code="invalid_value")
+    limits, capacity = service.config.limits, service.capacity
+    if len(request.messages) > limits.max_messages:
+        raise RequestError(
+            f"{len(request.messages)} messages: at most {limits.max_messages} allowed",
+            param="messages", code="limit_exceeded",
+        )  # fmt: skip
+    num_choices = request.n or 1
+    check_sequences(1, num_choices, limits)
+    prompt = await encode_chat(
+        request.messages,
+        service.tokenizer,
+        capacity,
+        add_generation_prompt=request.add_generation_prompt is not False,
+        continue_final=bool(request.continue_final_message),
+        variables=template_variables(request),
+        add_special_tokens=bool(request.add_special_tokens),
+    )
+    sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
+    salt = tenant_salt(key, request.cache_salt)
+    wanted = [
+        Wanted(
+            prompt_ids=prompt.ids,
+            params=sampling.of_choice(index),
+            stops=sampling.stops,
+            include_stop=sampling.include_stop,
+            skip_special=sampling.skip_special,
+            salt=salt,
+        )
+        for index in range(num_choices)
+    ]
+    return ChatJob(service, request, wanted)
+
+
+def template_variables(request: ChatRequest) -> dict[str, Any]:
+    """What the caller hands to the template. The names of the messages themselves are not his to replace."""
+    variables = dict(request.chat_template_kwargs or {})
+    for name in ("messages", "add_generation_prompt", "tools", "documents"):
+        if name in variables:
+            raise RequestError(f"{name!r} cannot be set here", param="chat_template_kwargs", code="invalid_value")
+    if request.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+    return variables
+
+
+class ChatJob(Job):
+    """A running chat completion; read it once, by `collect` or by `events`."""
+
+    def __init__(self, service: Service, request: ChatRequest, wanted: list[Wanted]) -> None:
+        self._request = request
+        super().__init__(service, wanted, [0] * len(wanted), prefix="chatcmpl")
+
+    async def collect(self) -> ChatCompletion:
+        texts: list[list[str]] = [[] for _ in self.generations]
+        tokens: list[list[TokenText]] = [[] for _ in self.generations]
+        async for index, piece in self.pieces():
+            texts[index].append(piece.text)
+            tokens[index] += piece.tokens
+        choices: list[ChatChoice] = []
+        for index in range(len(self.generations)):
+            message = AnswerMessage(content="".join(texts[index]))
+            choices.append(
+                ChatChoice(
+                    index=index,
+                    message=message,
+                    logprobs=self._logprobs(tokens[index]),
+                    finish_reason=self.finish_of(index),
+                )
+            )
+        return ChatCompletion(**self.envelope, choices=choices, usage=self.usage())
+
+    async def events(self) -> AsyncIterator[bytes]:
+        wants_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
+        usage = None if wants_usage else msgspec.UNSET
+
+        def chunk(index: int, delta: Delta, logprobs: ChatLogprobs | None = None, finish: Any = None) -> bytes:
+            choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+            return event(ChatChunk(**self.envelope, choices=[choice], usage=usage))
+
+        begun: set[int] = set()
+        try:
+            async for index, piece in self.pieces():
+                if index not in begun:
+                    yield chunk(index, Delta(role="assistant", content=""))
+                    begun.add(index)
+                if piece.text or piece.tokens:
+                    yield chunk(index, Delta(content=piece.text), self._logprobs(piece.tokens))
+                if piece.finish_reason is not None:
+                    yield chunk(index, Delta(), finish=piece.finish_reason)
+            if wants_usage:
+                yield event(ChatChunk(**self.envelope, choices=[], usage=self.usage()))
+            yield DONE
+        except Exception as error:
+            if not begun:
+                raise  # nothing was sent yet: the status can still say it
+            yield error_event(error)
+
+    def _logprobs(self, tokens: Iterable[TokenText]) -> ChatLogprobs | None:
+        if not self._request.logprobs:
+            return None
+        table = self.service.tokenizer.tokens
+        return ChatLogprobs(content=[_token_logprob(table, token) for token in tokens])
+
+
+def _token_logprob(table: TokenBytes, token: TokenText) -> ChatTokenLogprob:
+    assert token.logprobs is not None, "the engine was asked for log-probabilities"
+    return ChatTokenLogprob(
+        token=token_name(table, token.token_id),
+        logprob=token.logprobs.logprob,
+        bytes=list(table.of(token.token_id)),
+        top_logprobs=[
+            TopLogprob(token=token_name(table, token_id), logprob=value, bytes=list(table.of(token_id)))
+            for token_id, value in top_pairs(token.logprobs)
+        ],
+    )

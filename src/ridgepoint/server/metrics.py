@@ -1,0 +1,136 @@
+"""Prometheus metrics under `ridgepoint:`, with the names that dashboards of this field already know.
+
+Request histograms are observed here as requests end; engine gauges and totals are read from its latest step report when
+scraped, so they cost a step nothing. One registry per server: nothing global.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from ridgepoint.server.generate import Engine, Generation
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
+_TOKENS = tuple(float(2**power) for power in range(18))
+_RATE_WINDOW = 64  # finished sequences that the service rate is estimated from
+
+
+class Metrics:
+    """Everything `/metrics` shows, and the service rate that `Retry-After` is computed from."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model = model_name
+        self._registry = CollectorRegistry()
+        self._finish_times_s: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", _SECONDS)
+        self._itl = self._histogram("inter_token_latency_seconds", "Time between two tokens.", _TOKEN_SECONDS)
+        self._tpot = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time per token after the first.", _TOKEN_SECONDS
+        )
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token.", _SECONDS)
+        self._queue = self._histogram("request_queue_time_seconds", "Time waiting for the first step.", _SECONDS)
+        self._prompt_size = self._histogram("request_prompt_tokens", "Prompt tokens per sequence.", _TOKENS)
+        self._output_size = self._histogram("request_generation_tokens", "Output tokens per sequence.", _TOKENS)
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of sequences that got a first token.")
+        self._output_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._success = self._counter("request_success", "Sequences ended, by reason.", "finished_reason")
+        self._http = self._counter("http_requests", "HTTP responses.", "path", "status")
+        for reason in ("stop", "length", "abort"):
+            self._success.labels(self._model, reason)
+
+    def watch(self, engine: Engine) -> None:
+        """Show the engine's own state in every scrape."""
+        self._registry.register(_EngineState(engine, self._model))
+
+    def observe(self, generation: Generation) -> None:
+        """Account one sequence that has ended, by whatever reason."""
+        timing, now_s = generation.timing, time.monotonic()
+        self._success.labels(self._model, generation.finish_reason or "abort").inc()
+        self._finish_times_s.append(now_s)
+        if timing.first_s is None or timing.last_s is None:
+            return
+        self._ttft.observe(timing.first_s - timing.submitted_s)
+        self._e2e.observe(timing.last_s - timing.submitted_s)
+        if timing.queue_s is not None:
+            self._queue.observe(timing.queue_s)
+        for gap_s in timing.token_gaps_s:
+            self._itl.observe(gap_s)
+        if generation.num_tokens > 1:
+            self._tpot.observe((timing.last_s - timing.first_s) / (generation.num_tokens - 1))
+        self._prompt_size.observe(len(generation.wanted.prompt_ids))
+        self._output_size.observe(generation.num_tokens)
+        self._prompt_tokens.labels(self._model).inc(len(generation.wanted.prompt_ids))
+        self._output_tokens.labels(self._model).inc(generation.num_tokens)
+
+    def observe_http(self, path: str, status: int) -> None:
+        self._http.labels(self._model, path, str(status)).inc()
+
+    def retry_after_s(self, num_ahead: int) -> int:
+        """Whole seconds until `num_ahead` sequences have likely ended, at the rate the last ones ended; 1 if unknown."""
+        times = self._finish_times_s
+        span_s = time.monotonic() - times[0] if len(times) > 1 else 0.0
+        if span_s <= 0:
+            return 1
+        return max(1, min(3600, math.ceil(num_ahead * span_s / (len(times) - 1))))
+
+    def scrape(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        metric = Histogram(f"ridgepoint:{name}", text, ["model_name"], buckets=list(buckets), registry=self._registry)
+        child: Histogram = metric.labels(self._model)
+        return child
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"ridgepoint:{name}", text, ["model_name", *labels], registry=self._registry)
+
+
+class _EngineState:
+    """A collector that translates the engine's latest `StepReport`; shows zeros before the first."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self._engine = engine
+        self._model = model
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._engine.stats
+        total = stats.total_blocks if stats else 0
+        used = stats.used_blocks if stats else 0
+        for name, text, value in (
+            ("num_requests_running", "Sequences that are being computed.", stats.running if stats else 0),
+            ("num_requests_waiting", "Sequences that wait for a first step.", stats.waiting if stats else 0),
+            ("num_requests_in_flight", "Sequences submitted and not ended.", self._engine.in_flight),
+            ("kv_cache_usage_perc", "Share of KV blocks held by sequences; 1 is full.", used / total if total else 0),
+            ("kv_blocks_used", "KV blocks held by sequences.", used),
+            ("kv_blocks_total", "KV blocks there are.", total),
+            ("step_seconds", "Measured time of the latest reported step.", stats.step_s if stats else 0),
+            ("step_predicted_seconds", "Predicted time of that step.", (stats.predicted_s if stats else None) or 0),
+            ("step_tokens", "Tokens of that step.", stats.num_tokens if stats else 0),
+            ("engine_up", "1 while the engine takes work.", int(self._engine.alive)),
+        ):
+            yield self._family(GaugeMetricFamily, name, text, value)
+        for name, text, value in (
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_query_tokens_total if stats else 0),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens_total if stats else 0),
+            ("num_preemptions", "Sequences set back for memory.", stats.preemptions_total if stats else 0),
+            ("computed_tokens", "Tokens computed in steps.", stats.computed_tokens_total if stats else 0),
+            ("engine_steps", "Steps run.", stats.step if stats else 0),
+        ):
+            yield self._family(CounterMetricFamily, name, text, value)
+
+    def _family(
+        self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float
+    ) -> Metric:
+        family = kind(f"ridgepoint:{name}", text, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family

@@ -1,0 +1,151 @@
+"""What a request sends as prompt, to token ids: text, token lists, or chat messages through the template.
+
+Long texts are tokenised in a thread, so that one caller's book does not stall another's stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ridgepoint.engine.tokenizer import Tokenizer
+from ridgepoint.errors import RequestError
+from ridgepoint.server.params import Capacity, check_token_ids
+from ridgepoint.server.schema import Message
+
+THREAD_FROM_CHARS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Token ids, and the text as it was sent (None when it was sent as ids)."""
+
+    ids: list[int]
+    text: str | None
+
+
+def split_prompts(prompt: str | list[Any]) -> list[str | list[int]]:
+    """One entry per prompt: a text, several texts, one list of ids, or several lists."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError("prompt is an empty list", param="prompt", code="invalid_value")
+    kinds = {type(item) for item in prompt}
+    if kinds == {int}:
+        return [prompt]
+    if len(kinds) > 1:
+        raise RequestError(
+            "prompt mixes texts, token ids and lists", param="prompt", code="invalid_type",
+            hint="send a text, texts, a list of token ids, or lists of token ids",
+        )  # fmt: skip
+    return list(prompt)
+
+
+async def encode_prompt(
+    prompt: str | list[int], tokenizer: Tokenizer, capacity: Capacity, *, add_special_tokens: bool
+) -> Prompt:
+    """An empty text stands for the start of a document, as OpenAI has it: BOS where there is one, else EOS."""
+    if not isinstance(prompt, str):
+        if not prompt:
+            raise RequestError("prompt has no tokens", param="prompt", code="empty_prompt")
+        check_token_ids(prompt, "prompt", capacity.vocab_size)
+        return Prompt(ids=prompt, text=None)
+    ids = await _encode(prompt, tokenizer, capacity, add_special_tokens=add_special_tokens, param="prompt")
+    if not ids:
+        start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        if start is None:
+            raise RequestError("the prompt is empty", param="prompt", code="empty_prompt")
+        ids = [start]
+    return Prompt(ids=ids, text=prompt)
+
+
+async def encode_chat(
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    capacity: Capacity,
+    *,
+    add_generation_prompt: bool = True,
+    continue_final: bool = False,
+    variables: Mapping[str, Any] | None = None,
+    add_special_tokens: bool = False,
+) -> Prompt:
+    """Render and tokenise. The template writes BOS itself, so by default nothing is added around it."""
+    text = await asyncio.to_thread(
+        _render, messages, tokenizer, add_generation_prompt=add_generation_prompt,
+        continue_final=continue_final, variables=variables or {},
+    )  # fmt: skip
+    ids = await _encode(text, tokenizer, capacity, add_special_tokens=add_special_tokens, param="messages")
+    if not ids:
+        raise RequestError("the chat template made an empty prompt", param="messages", code="empty_prompt")
+    return Prompt(ids=ids, text=text)
+
+
+async def _encode(
+    text: str, tokenizer: Tokenizer, capacity: Capacity, *, add_special_tokens: bool, param: str
+) -> list[int]:
+    # No token covers more bytes than the longest one: hopeless texts are refused before they cost anything.
+    at_least = len(text) // max(1, tokenizer.longest_token_bytes)
+    if at_least > capacity.max_tokens:
+        raise RequestError(
+            f"this model's maximum context length is {capacity.max_tokens} tokens, but the prompt has at least"
+            f" {at_least}",
+            param=param, code="context_length_exceeded", hint="shorten the prompt",
+        )  # fmt: skip
+    if len(text) < THREAD_FROM_CHARS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+# ---------------------------------------------------------------- chat
+
+
+def _render(
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool,
+    continue_final: bool,
+    variables: Mapping[str, Any],
+) -> str:
+    template = tokenizer.chat_template
+    if template is None:
+        raise RequestError(
+            "this model has no chat template", param="messages", code="no_chat_template",
+            hint="use /v1/completions, or serve with --chat-template FILE",
+        )  # fmt: skip
+    for name in variables:
+        if name not in template.variables:
+            raise RequestError(
+                f"the chat template does not read {name!r}", param=name, code="invalid_value",
+                hint="it reads " + ", ".join(sorted(template.variables)),
+            )  # fmt: skip
+    plain = [_plain(message, template.source) for message in messages]
+    if not continue_final:
+        return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
+    if messages[-1].role != "assistant":
+        raise RequestError("continue_final_message needs a last message by the assistant", param="messages")
+    text = template.render(plain, add_generation_prompt=False, variables=variables)
+    last = plain[-1]["content"]
+    end = text.rfind(last.strip())
+    if not last.strip() or end < 0:
+        raise RequestError("the chat template does not show the last message as it is", param="messages")
+    return text[: end + len(last.strip())] + last[len(last.rstrip()) :]
+
+
+def _plain(message: Message, template_source: str) -> dict[str, Any]:
+    """A message as templates expect it. A template that has never heard of `developer` knows it as `system`."""
+    content = message.content
+    role: str = message.role
+    if role == "developer" and "developer" not in template_source:
+        role = "system"
+    plain: dict[str, Any] = {
+        "role": role,
+        "content": content if isinstance(content, str) else "".join(part.text for part in content),
+    }
+    if message.name is not None:
+        plain["name"] = message.name
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
+    return plain

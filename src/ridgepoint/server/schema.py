@@ -1,0 +1,133 @@
+"""The bodies of requests, exactly: every field that is accepted, its type and its range. Nothing is computed here.
+
+An unknown field is an error, because it may have been meant to change the result. The fields under "accepted, no
+effect" are the OpenAI client's bookkeeping, which cannot. `None` always means "not given".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_INT = 2**63 - 1
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenId = Annotated[int, Meta(ge=0)]
+
+
+class _Body(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class StreamOptions(_Body, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(_Body, frozen=True, kw_only=True):
+    """Only free text is generated."""
+
+    type: Literal["text"]
+
+
+class GenerationFields(_Body, frozen=True, kw_only=True):
+    """What completions and chat completions share."""
+
+    model: str | None = None
+    n: Positive | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=MAX_INT)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    # beyond OpenAI, with vLLM's names and meaning
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: Count | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    response_format: ResponseFormat | None = None
+    # accepted, no effect on the result
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
+    """POST /v1/completions. `prompt`: text, texts, token ids, or lists of token ids."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    max_tokens: Count | None = None
+    echo: bool | None = None
+    logprobs: Count | None = None
+    best_of: Positive | None = None
+    suffix: Literal[""] | None = None
+
+
+class TextPart(_Body, frozen=True, kw_only=True):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body, frozen=True, kw_only=True):
+    """One turn. Several text parts are joined as they stand."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: None = None
+    reasoning_content: str | None = None
+
+
+class ChatRequest(GenerationFields, frozen=True, kw_only=True):
+    """POST /v1/chat/completions. Without `max_tokens` the answer may fill the context."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    reasoning_effort: str | None = None
+    # beyond OpenAI
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # accepted where they ask for nothing
+    modalities: list[Literal["text"]] | None = None
+    tools: Annotated[list[Any], Meta(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class TokenizeRequest(_Body, frozen=True, kw_only=True):
+    """POST /tokenize. Either `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(_Body, frozen=True, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+    skip_special_tokens: bool | None = None
