@@ -127,9 +127,7 @@ def test_route_by_sparse_mixer(top_k: int, rows: int, seed: int, eps: float) -> 
 def experts(seed: int, num_experts: int, d: int, f: int, bias: bool, dtype: torch.dtype) -> tuple:
     g = gen(seed)
     shapes = [(num_experts, 2 * f, d), (num_experts, d, f), (num_experts, 2 * f), (num_experts, d)]
-    w_gate_up, w_down, b_gate_up, b_down = (
-        (torch.randn(s, generator=g) * s[-1] ** -0.5).to(dtype) for s in shapes
-    )
+    w_gate_up, w_down, b_gate_up, b_down = ((torch.randn(s, generator=g) * s[-1] ** -0.5).to(dtype) for s in shapes)
     return w_gate_up, w_down, (b_gate_up if bias else None), (b_down if bias else None)
 
 

@@ -44,7 +44,9 @@ def close(got: torch.Tensor, want: torch.Tensor) -> bool:
 
 
 SEQUENCES = st.lists(
-    st.integers(1, 40).flatmap(lambda context: st.tuples(st.just(context), st.one_of(st.just(1), st.integers(1, context)))),
+    st.integers(1, 40).flatmap(
+        lambda context: st.tuples(st.just(context), st.one_of(st.just(1), st.integers(1, context)))
+    ),
     min_size=1,
     max_size=6,
 )
@@ -81,7 +83,9 @@ def test_mla(sequences, window, seed, latent) -> None:
     step, dtype = Step(sequences, 8, seed), torch.float32
     kv = mla_attention.allocate(step.num_blocks, 8, latent, 4, dtype, "cpu")
     for slots in step.slots:
-        mla_attention.write(kv, step.randn(len(slots), latent, dtype=dtype), step.randn(len(slots), 4, dtype=dtype), slots)
+        mla_attention.write(
+            kv, step.randn(len(slots), latent, dtype=dtype), step.randn(len(slots), 4, dtype=dtype), slots
+        )
     q_nope, q_rope = (step.randn(step.num_queries, 3, n, dtype=dtype) for n in (10, 4))
     w_uk, w_uv = step.randn(3, 10, latent, dtype=dtype) * 0.3, step.randn(3, 7, latent, dtype=dtype) * 0.3
     got = mla_attention.attend(q_nope, q_rope, kv, w_uk, w_uv, step.prepare(), 0.3, window)

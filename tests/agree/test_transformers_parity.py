@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import parity
 import pytest
 import torch
 
+import parity
 from ridgepoint.catalog.families import FAMILIES
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext

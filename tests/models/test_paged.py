@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import parity
 import pytest
 import torch
 
+import parity
 from ridgepoint.kernels.dispatch import forced
 from ridgepoint.models.checkpoint import load
 from ridgepoint.models.decoder import Decoder

@@ -13,8 +13,8 @@ from ridgepoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from ridgepoint.plan.assume import Assumption, Inference
-    from ridgepoint.plan.prices import PriceInferences
     from ridgepoint.plan.pricelist import ListPrice
+    from ridgepoint.plan.prices import PriceInferences
 
 SCHEMA = "ridgepoint.prices/1"
 

@@ -67,7 +67,17 @@ EmbedOp = _struct(
     scale=f32, pad=f32,
 )  # fmt: skip
 GluOp = _struct(
-    "GluOp", **_HEADER, x=ptr, y=ptr, width=i64, x_stride=i64, y_stride=i64, dtype=i32, activation=i32, alpha=f32, limit=f32
+    "GluOp",
+    **_HEADER,
+    x=ptr,
+    y=ptr,
+    width=i64,
+    x_stride=i64,
+    y_stride=i64,
+    dtype=i32,
+    activation=i32,
+    alpha=f32,
+    limit=f32,
 )
 AddSharedOp = _struct(
     "AddSharedOp", **_HEADER, routed=ptr, shared=ptr, gate=ptr, y=ptr, width=i64, routed_stride=i64, shared_stride=i64,
@@ -159,7 +169,9 @@ def available() -> bool:
 def library() -> ctypes.CDLL:
     loaded, reason = _opened()
     if loaded is None:
-        raise NativeError(f"the native kernel library is absent: {reason}", hint="install a C++ compiler and reinstall ridgepoint")
+        raise NativeError(
+            f"the native kernel library is absent: {reason}", hint="install a C++ compiler and reinstall ridgepoint"
+        )
     return loaded
 
 

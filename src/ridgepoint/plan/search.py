@@ -17,7 +17,7 @@ from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sweep import Side, lay_out, sweep_decode, sweep_prefill, sweep_together
+from ridgepoint.plan.sweep import lay_out, sweep_decode, sweep_prefill, sweep_together
 from ridgepoint.plan.workload import Goal, Workload
 
 Progress = Callable[[float, str], None]
@@ -118,8 +118,8 @@ def _can_pair(question: Question, prefill: int, decode: int) -> bool:
 
 
 def _nothing_fits(question: Question) -> PlanError:
-    from ridgepoint.cost.memory import usable_bytes
     from ridgepoint.cost.layout import Layout
+    from ridgepoint.cost.memory import usable_bytes
     from ridgepoint.units import si
 
     pool = max(question.pools, key=lambda p: (p.count or 1) * (p.chip.spec_memory_bytes or 0))
