@@ -26,7 +26,7 @@ class RecordedStep:
         self._inputs = StepInputs(
             token_ids_T=_zeros(max_tokens),
             positions_T=_zeros(max_tokens),
-            slots_T=_zeros(max_tokens),
+            slots_T=_zeros(max_tokens) - 1,
             query_starts_B1=_zeros(max_seqs + 1),
             context_lens_B=_zeros(max_seqs),
             block_tables_BN=torch.zeros(max_seqs, max_blocks_per_seq, dtype=torch.int64),
