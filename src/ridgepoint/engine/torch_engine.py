@@ -16,8 +16,10 @@ from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.errors import CheckpointError, ConfigError
+from ridgepoint.kernels import native
 from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
 from ridgepoint.sched.prefix import root_key
@@ -42,6 +44,8 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
         if not keep_freed_memory():
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
     decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
+    if device.type == "cpu":
+        _pack(decoder, torch.get_num_threads(), announce)
     return engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids)
     )
@@ -60,9 +64,16 @@ def engine_around(
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
-    assert resolved.num_blocks and resolved.max_context
+    assert resolved.num_blocks and resolved.max_context and resolved.max_step_tokens
     cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
-    executor = TorchExecutor(decoder, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+    executor = TorchExecutor(
+        decoder,
+        cache,
+        max_num_seqs=resolved.max_num_seqs,
+        max_context=resolved.max_context,
+        max_step_tokens=resolved.max_step_tokens,
+    )
+    announce(f"steps {executor.how}")
     layout = f"{resolved.block_tokens} tokens, {cache.block_bytes} bytes"
     facts = ModelFacts(
         name=name,
@@ -127,6 +138,19 @@ def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> t
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {options.device!r} was asked for, but torch sees no GPU")
     return device
+
+
+def _pack(decoder: Decoder, threads: int, announce: Callable[[str], None]) -> None:
+    """Hand the weights to the native kernels where they are there and know the dtype; say which it is."""
+    missing = native.load_error()
+    if missing is not None:
+        announce(f"kernels torch: {missing}")
+    elif decoder.dtype not in (torch.bfloat16, torch.float32):
+        announce(f"kernels torch: the native ones compute in bfloat16 or float32, not {decoder.dtype}")
+    else:
+        native.set_num_threads(threads)
+        pack_decoder(decoder)
+        announce(f"kernels native: built for this package, running as {native.isa()}")
 
 
 def _choose_dtype(options: EngineOptions, config: dict, announce: Callable[[str], None]) -> torch.dtype:
