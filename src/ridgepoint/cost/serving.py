@@ -100,7 +100,7 @@ def serving_amounts(
     precision: Precision,
     workload: ClosedLoop,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
@@ -169,7 +169,7 @@ def closed_loop(
     workload: ClosedLoop,
     calibration: Calibration,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     energy: EnergyModel = DEFAULT_ENERGY,
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""

@@ -266,11 +266,14 @@ def _pool_ratio(plan: Plan, report: dict[str, Any]) -> Chart:
             data.insert(0, {"type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": y, "line": {"color": colour, "width": width}, "marker": {"size": 5},
                             "hovertemplate": "%{x:.0%} prefill chips: %{y:$.3g}<extra>" + name + "</extra>"})  # fmt: skip
     together = points.pick(points["kind"] == 0)
-    notes, shapes = [], []
+    notes: list[dict[str, Any]] = []
+    shapes: list[dict[str, Any]] = []
+    lines: list[float] = []
     if len(together):
         fine = np.logical_and.reduce([np.ones(len(together), dtype=bool), *keeps(together, goal).values()])
         if fine.any():
             best = float(together["usd_per_mtok"][fine].min())
+            lines.append(best)
             shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": best, "y1": best, "line": {"color": "var:links", "width": 1.5, "dash": "dash"}})
             notes.append({"xref": "paper", "x": 0.99, "xanchor": "right", "y": float(np.log10(best)), "yanchor": "bottom", "text": f"together on the same chips: ${best:.3g}",
                           "showarrow": False, "font": {"color": "var:links"}})  # fmt: skip
@@ -280,7 +283,7 @@ def _pool_ratio(plan: Plan, report: dict[str, Any]) -> Chart:
         mine = p["chips"] * p["instances"] / (p["chips"] * p["instances"] + d["chips"] * d["instances"])
         data.append({"type": "scatter", "mode": "markers", "name": "choice" if report["feasible"] else "closest", "x": [mine], "y": [f["usd_per_mtok"]["middle"]],
                      "marker": {"size": 16, "symbol": "star", "color": "var:accent"}, "hovertemplate": "%{x:.0%}: %{y:$.3g}<extra></extra>"})  # fmt: skip
-    ys = [y for item in data for y in item["y"]] + [10 ** note["y"] for note in notes]
+    ys = [y for item in data for y in item["y"]] + lines
     layout = _layout({"title": "prefill chips / all chips", "tickformat": ".0%", "range": [0, 1]}, _log("USD per Mtok written, all in", ys, "$"), shapes=shapes, annotations=notes)
     return Chart(title=title, note="The cheapest separate-pool deployment at each share of prefill chips, over all layouts and batches.", figure={"data": data, "layout": layout})
 

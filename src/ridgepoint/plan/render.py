@@ -8,13 +8,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from ridgepoint.plan.queue import worst_wait
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
     ("time per token (TPOT)", "tpot_s"), ("time to first token", "ttft_s"), ("  90th percentile", "ttft_p90_s"), ("longest step", "interval_s"),
     ("USD per Mtok written, all in", "usd_per_mtok"), ("  of which per Mtok of new input", "usd_in_per_mtok"), ("  per Mtok of output", "usd_out_per_mtok"),
     ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("power", "watts"),
-    ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("prefill utilisation", "prefill_util"), ("memory filled", "memory_frac"),
+    ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
 LIMIT_NAMES = {"ttft_s": "time to first token", "tpot_s": "time per token", "usd_per_mtok": "USD per Mtok", "watts": "power", "chips": "chips", "supply": "chips needed / chips there are"}
 LIMIT_UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
@@ -124,7 +125,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     serve = choice["serve"]
     lines = [
         f"serve each instance with up to {serve['max_sequences']:,} sequences, chunks of {serve['chunk_tokens']:,} prompt tokens, "
-        f"a step every {seconds(serve['step_interval_s'])}: a request boards and arrives within two of them"
+        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait(serve['step_interval_s']))}"
     ]
     shares = sorted(explain["roof_frac"].items(), key=lambda pair: -pair[1])
     lines.append("what binds a decode step: " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005))

@@ -88,7 +88,7 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
         if kind == "together":
             parts.append(sweep_together(side, index, workload))
         elif kind == "decode":
-            decodes[index] = sweep_decode(side, index, workload, goal)
+            decodes[index] = sweep_decode(side, index, workload)
         else:
             prefills[index] = sweep_prefill(side, index, workload)
     pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]

@@ -79,13 +79,14 @@ def _batches(room: Array, workload: Workload) -> Array:
     return np.floor(top[:, None] ** np.linspace(0.0, 1.0, NUM_BATCHES) + 1e-6)
 
 
-def _instances(workload: Workload, batch: Array, seconds_per_token: Array, extra_s: float | Array) -> tuple[Array, Array]:
-    """(whole instances, sequences on each) for the load, when an answer takes written x seconds_per_token + extra_s."""
+def _instances(workload: Workload, batch: Array, seconds_per_token: Array) -> tuple[Array, Array]:
+    """(whole instances, sequences on each) for the load, when an answer takes written x seconds_per_token: a user who waits for
+    a first token holds a seat too, which errs on the side of more instances."""
     if workload.users is None and workload.requests_per_s is None:
         return np.ones_like(batch), batch
     residence = workload.written_tokens * seconds_per_token
     if workload.users is not None:
-        active = workload.users * residence / (residence + extra_s + workload.think_time_s)
+        active = workload.users * residence / (residence + workload.think_time_s)
     else:
         active = float(workload.requests_per_s or 0.0) * residence
     instances = np.maximum(1.0, np.ceil(active / batch - 1e-9))
@@ -109,7 +110,7 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     per_token, written = workload.tokens_per_step, float(workload.written_tokens)
     batch = _batches(side.room, workload)
     first = _price(side, layout, (_decode_group(workload, batch),))
-    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token, 0.0)
+    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token)
     batch3, instances = batch[:, :, None], instances[:, :, None]
     prompt = workload.new_input_tokens * workload.rollouts
     chunk = np.unique(np.minimum(np.array(CHUNKS), 2 ** np.ceil(np.log2(prompt))))[None, None, :]
@@ -127,8 +128,9 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     prompts_per_step = batch3 * per_token / written / workload.rollouts
     rho = prompts_per_step / np.asarray(amounts.prompts_per_chunk)
     service = t1 * amounts.steps_per_prompt
-    ttft = np.asarray(loop.estimate_ttft_s) + mean_wait(rho, service)
-    ttft_p90 = np.asarray(loop.estimate_ttft_s) + 0.5 * t1 + wait_quantile(rho, service, 0.9)
+    bounded = np.where(rho < MAX_UTILISATION, rho, 0.0)  # the others are dropped below
+    ttft = np.asarray(loop.estimate_ttft_s) + mean_wait(bounded, service)
+    ttft_p90 = np.asarray(loop.estimate_ttft_s) + 0.5 * t1 + wait_quantile(bounded, service, 0.9)
     residence = ttft + written * tpot
     rate = batch3 / residence
     chips = side.chips[:, None, None]
@@ -176,12 +178,12 @@ class DecodeSide:
     memory_frac: Array
 
 
-def sweep_decode(side: Side, index: int, workload: Workload, goal: Goal) -> DecodeSide:
+def sweep_decode(side: Side, index: int, workload: Workload) -> DecodeSide:
     layout = side.degrees.layout(1)
     batch = _batches(side.room, workload)
     per_token = workload.tokens_per_step
     first = _price(side, layout, (_decode_group(workload, batch),))
-    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token, goal.ttft_s or 0.0)
+    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token)
     step = _price(side, layout, (_decode_group(workload, batch),))
     used = _memory(side, layout, batch, batch, workload)
     seconds = np.asarray(step.estimate_s)
