@@ -19,9 +19,9 @@ from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
+from ridgepoint.models.step import RecordedOrEager, make_step, pack_for_serving
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
@@ -44,8 +44,9 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
         if not keep_freed_memory():
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
     decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
-    if device.type == "cpu":
-        _pack(decoder, torch.get_num_threads(), announce)
+    if device.type == "cpu" and native.available():
+        native.set_num_threads(threads)
+    announce(pack_for_serving(decoder, options.weight_format))
     return engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids)
     )
@@ -64,16 +65,20 @@ def engine_around(
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
-    assert resolved.num_blocks and resolved.max_context and resolved.max_step_tokens
+    assert resolved.num_blocks and resolved.max_context
     cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
-    executor = TorchExecutor(
+    assert resolved.max_step_tokens
+    step, why = make_step(
         decoder,
         cache,
-        max_num_seqs=resolved.max_num_seqs,
+        max_tokens=resolved.max_step_tokens,
+        max_seqs=resolved.max_num_seqs,
         max_context=resolved.max_context,
-        max_step_tokens=resolved.max_step_tokens,
     )
-    announce(f"steps {executor.how}")
+    announce(why)
+    if isinstance(step, RecordedOrEager):
+        torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
+    executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
     layout = f"{resolved.block_tokens} tokens, {cache.block_bytes} bytes"
     facts = ModelFacts(
         name=name,
@@ -138,19 +143,6 @@ def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> t
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {options.device!r} was asked for, but torch sees no GPU")
     return device
-
-
-def _pack(decoder: Decoder, threads: int, announce: Callable[[str], None]) -> None:
-    """Hand the weights to the native kernels where they are there and know the dtype; say which it is."""
-    missing = native.load_error()
-    if missing is not None:
-        announce(f"kernels torch: {missing}")
-    elif decoder.dtype not in (torch.bfloat16, torch.float32):
-        announce(f"kernels torch: the native ones compute in bfloat16 or float32, not {decoder.dtype}")
-    else:
-        native.set_num_threads(threads)
-        pack_decoder(decoder)
-        announce(f"kernels native: built for this package, running as {native.isa()}")
 
 
 def _choose_dtype(options: EngineOptions, config: dict, announce: Callable[[str], None]) -> torch.dtype:
