@@ -15,7 +15,7 @@ enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4,
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1 };
 enum RpOp {
     RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
-    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_GATHER_ROWS, RP_NUM_OPS
+    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_NUM_OPS
 };
 // Where an op's row count comes from when a recorded step is replayed.
 enum RpRows { RP_ROWS_FIXED = 0, RP_ROWS_TOKENS = 1, RP_ROWS_LOGITS = 2 };
@@ -90,6 +90,16 @@ struct RopeOp {
     int32_t dtype, interleaved;
 };
 
+struct RopeTablesOp {
+    OpHeader header;
+    const int64_t* positions;
+    const float* inv_freq;  // [half]
+    float* cos;             // [rows, half], times magnitude
+    float* sin;
+    int64_t half;
+    float magnitude, pad;
+};
+
 // scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen.
 struct RouteOp {
     OpHeader header;
@@ -128,15 +138,6 @@ struct AddSharedOp {
     const void* gate;  // [rows] or null
     void* y;
     int64_t width, routed_stride, shared_stride, gate_stride, y_stride;
-    int32_t dtype, pad;
-};
-
-struct GatherRowsOp {
-    OpHeader header;
-    const void* x;
-    const int64_t* rows_index;
-    void* y;
-    int64_t width, x_stride, y_stride;
     int32_t dtype, pad;
 };
 

@@ -11,7 +11,7 @@ namespace rp {
 namespace {
 
 const Operator* const kOperators[RP_NUM_OPS] = {
-    &kLinear, &kMoe, &kNorm, &kRope, &kRoute, &kEmbed, &kGlu, &kKvWrite, &kAttention, &kAddShared, &kGatherRows,
+    &kLinear, &kMoe, &kNorm, &kRope, &kRoute, &kEmbed, &kGlu, &kKvWrite, &kAttention, &kAddShared, &kRopeTables,
 };
 
 // Grows and never shrinks; one step runs at a time.

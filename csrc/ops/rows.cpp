@@ -1,4 +1,4 @@
-// Operators that treat each row alone: norms, rotary embedding, embedding lookup, gated activations, row gathers.
+// Operators that treat each row alone: norms, rotary embedding, embedding lookup, gated activations.
 // Rows are dealt to threads in contiguous runs.
 #include <cmath>
 
@@ -43,6 +43,18 @@ void rope(const void* raw, int64_t rows, Region& region) {
         region.table.rotate(x, op.dtype, op.cos + table, op.sin + table, op.half, op.interleaved, y);
         const size_t size = op.dtype == RP_DTYPE_F32 ? 4 : 2;
         if (turned < op.width) memcpy(offset(y, turned, op.dtype), offset(x, turned, op.dtype), (op.width - turned) * size);
+    });
+}
+
+void rope_tables(const void* raw, int64_t rows, Region& region) {
+    const RopeTablesOp& op = *static_cast<const RopeTablesOp*>(raw);
+    each_row(region, rows, [&](int64_t row) {
+        const float position = static_cast<float>(op.positions[row]);
+        for (int64_t i = 0; i < op.half; i++) {
+            const float angle = position * op.inv_freq[i];
+            op.cos[row * op.half + i] = std::cos(angle) * op.magnitude;
+            op.sin[row * op.half + i] = std::sin(angle) * op.magnitude;
+        }
     });
 }
 
@@ -93,21 +105,13 @@ void add_shared(const void* raw, int64_t rows, Region& region) {
     });
 }
 
-void gather_rows(const void* raw, int64_t rows, Region& region) {
-    const GatherRowsOp& op = *static_cast<const GatherRowsOp*>(raw);
-    each_row(region, rows, [&](int64_t i) {
-        memcpy(offset(op.y, i * op.y_stride, op.dtype), offset(op.x, op.rows_index[i] * op.x_stride, op.dtype),
-               static_cast<size_t>(op.width) * (op.dtype == RP_DTYPE_F32 ? 4 : 2));
-    });
-}
-
 }  // namespace
 
 extern const Operator kNorm{none, norm};
 extern const Operator kRope{none, rope};
+extern const Operator kRopeTables{none, rope_tables};
 extern const Operator kEmbed{embed_workspace, embed};
 extern const Operator kGlu{none, glu};
 extern const Operator kAddShared{none, add_shared};
-extern const Operator kGatherRows{none, gather_rows};
 
 }  // namespace rp

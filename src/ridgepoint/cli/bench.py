@@ -29,7 +29,7 @@ def register(root: typer.Typer) -> None:
 @app.command(
     "serve",
     help="Load an OpenAI-compatible server: --concurrency clients in a closed loop, or --rate / --trace in an open one.",
-    epilog="Example: ridgepoint bench serve --url http://127.0.0.1:8000 --num-requests 64 --concurrency 8",
+    epilog="Example: ridgepoint bench serve --url http://127.0.0.1:8000 --concurrency 8",
 )
 def serve(
     url: Annotated[str, typer.Option(help="The server, with or without /v1.")],

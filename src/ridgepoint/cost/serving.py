@@ -30,16 +30,21 @@ from ridgepoint.errors import ConfigError, PlanError
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
     """What the clients ask. `prefix_hit_frac` of the input is found cached; `turnover_frac` of requests start together (the
-    cold start of a benchmark: 0.1 when each client sends ten requests; 0 for a long-running service)."""
+    cold start of a benchmark: 0.1 when each client sends ten requests; 0 for a long-running service). Speculation: each step
+    verifies `draft_tokens` beside its own and yields `tokens_per_step`. `prompts_per_request` is below 1 where answers share a
+    prompt (parallel rollouts)."""
 
     input_tokens: Num
     output_tokens: Num
     concurrency: Num
     prefix_hit_frac: Num = 0.0
     turnover_frac: Num = 0.0
+    draft_tokens: Num = 0.0
+    tokens_per_step: Num = 1.0
+    prompts_per_request: Num = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "concurrency"):
+        for name in ("input_tokens", "output_tokens", "concurrency", "tokens_per_step", "prompts_per_request"):
             if not all_true(getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("prefix_hit_frac", "turnover_frac"):
@@ -59,6 +64,7 @@ class ServingAmounts:
     chunk: StepAmounts
     prompts_per_mixed: Num
     prompts_per_chunk: Num
+    steps_per_prompt: Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def serving_amounts(
     precision: Precision,
     workload: ClosedLoop,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
@@ -108,8 +114,8 @@ def serving_amounts(
             hint="more chips, narrower weights or a shorter context",
         )
     running = largest(smallest(workload.concurrency, seats), 1.0)
-    decode = StepBatch.decode(running, context)
-    others = StepBatch.decode(largest(running - 1.0, 0.0), context)
+    decode = StepBatch.decode(running, context, 1.0 + workload.draft_tokens)
+    others = StepBatch.decode(largest(running - 1.0, 0.0), context, 1.0 + workload.draft_tokens)
     new = smallest(prompt, chunk_tokens)
     together = smallest(layout.dp_attention * 1.0, running)  # data-parallel ranks prefill side by side
     fill = largest(chunk_tokens / new, 1.0)
@@ -126,6 +132,7 @@ def serving_amounts(
         chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
+        steps_per_prompt=prompt / new,
     )
 
 
@@ -144,8 +151,9 @@ def price_serving(
     prompt_s = largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed  # a prompt's cost to the others
     queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
     pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
-    tpot = decode.estimate_s + (running - 1.0) / load.output_tokens * pause_s
-    own_s = mixed.estimate_s / smallest(amounts.prompts_per_mixed, 1.0)
+    prompts_per_token = load.prompts_per_request / load.output_tokens
+    tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
+    own_s = mixed.estimate_s * amounts.steps_per_prompt
     bunch = largest(first, load.turnover_frac)
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
@@ -161,7 +169,7 @@ def closed_loop(
     workload: ClosedLoop,
     calibration: Calibration,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     energy: EnergyModel = DEFAULT_ENERGY,
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""

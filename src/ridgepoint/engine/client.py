@@ -187,7 +187,8 @@ class EngineClient:
         return self._ready
 
     async def drain(self, timeout_s: float | None = None) -> None:
-        """Refuse new work, let what runs finish, then end the process. After `timeout_s` what still runs is cancelled."""
+        """Refuse new work, let what runs finish, then end the process. What still runs after `timeout_s` ends with
+        an `EngineError`."""
         if not self._ended.is_set() and self._ready is not None:
             self._draining = True
             self._post(Drain())

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -83,8 +83,8 @@ AddSharedOp = _struct(
     "AddSharedOp", **_HEADER, routed=ptr, shared=ptr, gate=ptr, y=ptr, width=i64, routed_stride=i64, shared_stride=i64,
     gate_stride=i64, y_stride=i64, dtype=i32, pad=i32,
 )  # fmt: skip
-GatherRowsOp = _struct(
-    "GatherRowsOp", **_HEADER, x=ptr, rows_index=ptr, y=ptr, width=i64, x_stride=i64, y_stride=i64, dtype=i32, pad=i32
+RopeTablesOp = _struct(
+    "RopeTablesOp", **_HEADER, positions=ptr, inv_freq=ptr, cos=ptr, sin=ptr, half=i64, magnitude=f32, pad=f32
 )
 KvWriteOp = _struct(
     "KvWriteOp", **_HEADER, k=ptr, v=ptr, slots=ptr, cache=ptr, block_bytes=i64, block_size=i64, heads=i64, head_dim=i64,
@@ -97,7 +97,7 @@ AttentionOp = _struct(
 )  # fmt: skip
 OP_IDS = {
     LinearOp: 0, MoeOp: 1, NormOp: 2, RopeOp: 3, RouteOp: 4, EmbedOp: 5, GluOp: 6, KvWriteOp: 7, AttentionOp: 8,
-    AddSharedOp: 9, GatherRowsOp: 10,
+    AddSharedOp: 9, RopeTablesOp: 10,
 }  # fmt: skip
 
 
@@ -281,17 +281,20 @@ def op(kind: type[ctypes.Structure], rows: int, **fields: Any) -> ctypes.Structu
     return kind(op=OP_IDS[kind], rows_from=FIXED_ROWS, rows=rows, **fields)
 
 
-def run(*ops: ctypes.Structure) -> None:
-    """Run operators in order in one parallel region."""
-    pointers = (ptr * len(ops))(*map(ctypes.addressof, ops))
-    check(library().rp_run(pointers, len(ops), 0, 0))
+def run(operator: ctypes.Structure) -> None:
+    """Run one operator."""
+    check(library().rp_run(ctypes.byref(ptr(ctypes.addressof(operator))), 1, 0, 0))
 
 
-def profile(ops: Sequence[ctypes.Structure]) -> list[float]:
-    """Seconds of each operator of one run of the list."""
-    seconds = (ctypes.c_double * len(ops))()
-    pointers = (ptr * len(ops))(*map(ctypes.addressof, ops))
-    check(library().rp_profile(pointers, len(ops), 0, 0, seconds))
+def run_list(pointers: Any, count: int, tokens: int, logit_rows: int) -> None:
+    """Run `count` operators in order in one parallel region; recorded row counts become `tokens` or `logit_rows`."""
+    check(library().rp_run(pointers, count, tokens, logit_rows))
+
+
+def profile_list(pointers: Any, count: int, tokens: int, logit_rows: int) -> list[float]:
+    """`run_list`, with the seconds of each operator."""
+    seconds = (ctypes.c_double * count)()
+    check(library().rp_profile(pointers, count, tokens, logit_rows, seconds))
     return list(seconds)
 
 

@@ -94,7 +94,7 @@ class PagedContext:
         opened = inputs.slots_T[inputs.slots_T % cache.block_tokens == 0] // cache.block_tokens
         if opened.numel():
             cache.clear(opened)
-        self._plan = paged_attention.prepare(
+        self.plan = paged_attention.prepare(
             inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
         )
 
@@ -110,7 +110,7 @@ class PagedContext:
     ) -> torch.Tensor:
         kv = self._cache.layers[layer]
         paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
-        return paged_attention.attend(q_THP, kv, self._plan, mixer.scale, window, sinks_H)
+        return paged_attention.attend(q_THP, kv, self.plan, mixer.scale, window, sinks_H)
 
     def mla(
         self,
@@ -126,4 +126,4 @@ class PagedContext:
     ) -> torch.Tensor:
         kv = self._cache.layers[layer]
         mla_attention.write(kv, latent_TC, rope_key_TR, self._slots_T)
-        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self._plan, mixer.scale, window)
+        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self.plan, mixer.scale, window)

@@ -20,7 +20,7 @@ from ridgepoint.plan.workload import Goal
 Mask = NDArray[np.bool_]
 
 OBJECTIVE = {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}
-UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips"}
+UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
 _TIMED = ("ttft_s", "tpot_s", "usd_per_mtok")  # what the uncertainty of seconds widens
 FRONTIER_ROWS = 40
 
@@ -68,25 +68,42 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
     """Per limit, the rows that keep it. An unknown value (power of a chip without TDP) keeps no limit on it."""
     with np.errstate(invalid="ignore"):
-        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in goal.limits().items()}
+        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in limits(points, goal).items()}
+
+
+def limits(points: Points, goal: Goal) -> dict[str, float]:
+    """The goal's limits and, where chips are counted, that no pool gives more than it has."""
+    return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
+
+
+FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp")
 
 
 def choose(points: Points, goal: Goal) -> Choice:
     objective = _objective(points, goal)
     kept = keeps(points, goal)
-    feasible = np.logical_and.reduce([np.ones(len(points), dtype=bool), *kept.values()])
-    if not feasible.any():
+    rows = feasible_rows(points, kept)
+    if not len(rows):
         return _closest(points, goal, kept)
-    rows = np.flatnonzero(feasible)
-    ranked = rows[np.lexsort((points["chips"][rows], points["tpot_s"][rows], objective[rows]))]
-    best = int(ranked[0])
-    family = families(points)
-    others = ranked[family[ranked] != family[best]]
-    runner_up = points.row(int(others[0])) if len(others) else None
+    best = _least(points, objective, rows)
+    # A runner-up differs in more than batch, chunk and number of instances.
+    others = rows[np.logical_or.reduce([points[name][rows] != points[name][best] for name in FAMILY])]
+    runner_up = points.row(_least(points, objective, others)) if len(others) else None
     return Choice(
         feasible=True, chosen=points.row(best), runner_up=runner_up, frontier=_frontier(points.pick(rows), goal), failures=(),
         num_priced=len(points), num_feasible=len(rows),
     )  # fmt: skip
+
+
+def feasible_rows(points: Points, kept: dict[str, Mask]) -> NDArray[np.intp]:
+    return np.flatnonzero(np.logical_and.reduce([np.ones(len(points), dtype=bool), *kept.values()]))
+
+
+def _least(points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]) -> int:
+    """Of `rows`, the least objective; ties by time per token, then by chips."""
+    values = objective[rows]
+    tied = rows[values <= values.min() * (1 + 1e-12)]
+    return int(tied[np.lexsort((points["chips"][tied], points["tpot_s"][tied]))[0]])
 
 
 def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
@@ -98,8 +115,12 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
     return values
 
 
+DEAR = 20.0  # beyond this many times the least cost a row is no longer an offer
+
+
 def _frontier(points: Points, goal: Goal) -> Points:
-    """Rows that trade the objective against time per token (and first token, where it is limited or minimised)."""
+    """Rows that trade the objective against time per token; those that cost twenty times the least are left out."""
+    points = points.pick(points["usd_per_mtok"] <= DEAR * points["usd_per_mtok"].min())
     against = [points[OBJECTIVE[goal.minimise]], points["tpot_s"]]
     if goal.minimise in ("tpot", "ttft"):
         against.append(points["usd_per_mtok"])
@@ -115,21 +136,15 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
     return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.intp))]
 
 
-def families(points: Points) -> NDArray[np.intp]:
-    """Rows alike but for batch, chunk and instance counts share a number: a runner-up must differ in more than those."""
-    keys = np.stack([points[name] for name in ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp")], axis=1)
-    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-
-
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
     """The row whose worst relative excess over a limit is least, and the limits it breaks."""
     excess = np.zeros(len(points))
-    for metric, limit in goal.limits().items():
+    for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
         excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
     best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
-    for metric, limit in goal.limits().items():
+    for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
         if kept[metric][best]:
             continue
@@ -150,7 +165,7 @@ def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pool
             trials += [(f"{name.removesuffix('_s').upper()} limit x {k:g}", points, replace(goal, **{name: limit * k})) for k in (0.5, 2.0, 4.0)]
     if goal.confidence > 0.5:
         trials.append(("trusting the middle estimate (confidence 0.5)", points, replace(goal, confidence=0.5)))
-    for objective in ("watts", "chips", "tpot"):
+    for objective in ("usd", "watts", "chips"):
         if objective != goal.minimise and not np.isnan(points[OBJECTIVE[objective]]).any():
             trials.append((f"minimising {objective}", points, replace(goal, minimise=objective)))
     if goal.minimise == "usd" and len({pool.chip.id for pool in pools}) > 1:
@@ -161,14 +176,13 @@ def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pool
                     trials.append((f"{pool.chip.id} at its {name} rent of {rent:.3g} USD/h", _reprice(points, index, rent / middle, pools), goal))
     changes = []
     for what, table, asked in trials:
-        answer = choose(table, asked)
-        if answer.feasible and _family(answer.chosen) != _family(chosen):
-            changes.append(Change(what=what, row=answer.chosen))
+        rows = feasible_rows(table, keeps(table, asked))
+        if not len(rows):
+            continue
+        row = table.row(_least(table, _objective(table, asked), rows))
+        if any(row[name] != chosen[name] for name in FAMILY):
+            changes.append(Change(what=what, row=row))
     return tuple(changes)
-
-
-def _family(row: dict[str, float]) -> tuple[float, ...]:
-    return tuple(row[name] for name in ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp"))
 
 
 def _reprice(points: Points, pool: int, factor: float, pools: Sequence[Pool]) -> Points:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -158,7 +159,7 @@ def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload) -> t
 
 def _crossing(curve: Sequence[BatchPoint]) -> float | None:
     """First batch at which compute takes as long as reading weights, interpolated in the logarithms."""
-    for left, right in zip(curve, curve[1:], strict=False):
+    for left, right in pairwise(curve):
         a = np.log(max(left.roof_s["compute"], 1e-30) / max(left.roof_s["weights"], 1e-30))
         b = np.log(max(right.roof_s["compute"], 1e-30) / max(right.roof_s["weights"], 1e-30))
         if a < 0 <= b:

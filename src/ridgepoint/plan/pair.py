@@ -105,9 +105,10 @@ def pair_sides(
     p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * 0.3
     p_watts = on_p(prefill.joules) * prompts + p_chips * p_idle * (1 - rho)
     watts = d_watts + p_watts
-    one_pool = prefill.pool == decode.pool
+    one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats
     p_have, d_have = float(p_pool.count or np.inf), float(d_pool.count or np.inf)
-    keep = (rho < MAX_UTILISATION) & (p_chips + (d_chips if one_pool else 0) <= p_have) & (d_chips <= d_have)
+    supply = (p_chips + d_chips) / p_have if one_pool else np.maximum(p_chips / p_have, d_chips / d_have)
+    keep = rho < MAX_UTILISATION
     shape = np.broadcast_shapes(rate.shape, p_count.shape)
     return flatten(
         shape, keep, kind=1.0, d_pool=float(decode.pool), d_tp=d.tp[:, None, None], d_dp=d.dp_attention[:, None, None], d_ep=d.ep[:, None, None],
@@ -118,7 +119,7 @@ def pair_sides(
         usd_high_frac=dollars[2] / dollars[1], usd_per_mtok=dollars[1] / 3600 / rate / written * 1e6,
         usd_in_per_mtok=p_chips * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=d_chips * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
-        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, sigma=sigma,
+        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma,
     )  # fmt: skip
 
 

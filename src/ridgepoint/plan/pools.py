@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator, accelerator
 from ridgepoint.cost.calibration import SERVING, Calibration
@@ -59,5 +59,12 @@ def parse_pool(
     )
 
 
-def with_role(pool: Pool, role: str) -> Pool:
-    return replace(pool, role=role)
+
+
+def default_precision(model: str, hardware: str) -> str:
+    """The recipe a plan takes when none is stated: gpt-oss as released (4-bit experts), int8 on CPUs, else fp8 weights where the
+    chip multiplies fp8 and the same bytes, widened for arithmetic, where it does not."""
+    chip = accelerator(hardware)
+    if model.lower().startswith("gpt-oss"):
+        return "mxfp4"
+    return "int8" if chip.kind == "cpu" else "fp8"

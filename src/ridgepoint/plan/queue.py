@@ -12,6 +12,11 @@ from ridgepoint.cost.arrays import Num
 MAX_UTILISATION = 0.92
 
 
+def worst_wait(interval_s: Num) -> Num:
+    """The timetable: a step leaves every interval. Who just missed one waits for the next to leave and then for it to arrive."""
+    return 2.0 * interval_s
+
+
 def mean_wait(utilisation: Num, service_s: Num) -> Num:
     """Pollaczek-Khinchine with constant service: rho S / (2 (1 - rho)); infinite from the refusal threshold on."""
     refused = utilisation >= MAX_UTILISATION

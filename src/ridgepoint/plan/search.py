@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ridgepoint.cost.memory import weight_bytes
+from ridgepoint.cost.layout import Layout
+from ridgepoint.cost.memory import kv_bytes_per_seq, usable_bytes, weight_bytes
 from ridgepoint.errors import ConfigError, PlanError
 from ridgepoint.plan.choose import Change, Choice, choose, what_would_change
 from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sweep import lay_out, sweep_decode, sweep_prefill, sweep_together
+from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_decode, sweep_prefill, sweep_together
 from ridgepoint.plan.workload import Goal, Workload
+from ridgepoint.units import si
 
 Progress = Callable[[float, str], None]
 
@@ -86,7 +88,7 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
         if kind == "together":
             parts.append(sweep_together(side, index, workload))
         elif kind == "decode":
-            decodes[index] = sweep_decode(side, index, workload, goal)
+            decodes[index] = sweep_decode(side, index, workload)
         else:
             prefills[index] = sweep_prefill(side, index, workload)
     pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]
@@ -118,18 +120,13 @@ def _can_pair(question: Question, prefill: int, decode: int) -> bool:
 
 
 def _nothing_fits(question: Question) -> PlanError:
-    from ridgepoint.cost.layout import Layout
-    from ridgepoint.cost.memory import usable_bytes
-    from ridgepoint.units import si
-
-    pool = max(question.pools, key=lambda p: (p.count or 1) * (p.chip.spec_memory_bytes or 0))
-    needed = weight_bytes(question.model.spec, pool.precision)
-    usable = usable_bytes(pool.chip, Layout())
+    pool = max(question.pools, key=lambda p: (p.count or 64) * (p.chip.spec_memory_bytes or 0))
+    limit = instance_limit(pool, question.goal)
+    needed, usable = weight_bytes(question.model.spec, pool.precision), usable_bytes(pool.chip, Layout())
     context = question.goal.context or int(question.workload.decode_context)
-    limit = min(pool.count or 10**9, question.goal.chips or 10**9)
-    have = f"{limit} x {pool.chip.id}" if limit < 10**9 else f"any instance of {pool.chip.id} the plan considers"
+    kv = float(kv_bytes_per_seq(question.model.spec, float(context), pool.precision.kv))
     return PlanError(
-        f"{question.model.name} in {pool.precision_name} needs {si(needed, 'B')} for weights and room for {context:,} tokens of KV; {have} cannot hold it "
-        f"or carry the load ({si(usable, 'B')} usable per chip)",
-        hint=f"at least {int(needed / usable) + 1} chips, a narrower precision, or a smaller load",
+        f"{question.model.name} in {pool.precision_name} needs {si(needed, 'B')} for weights and {si(kv, 'B')} for one request of {context:,} tokens; "
+        f"{limit} x {pool.chip.id} ({si(usable, 'B')} usable each) in one instance cannot hold them",
+        hint=f"at least {int((needed + kv) / usable) + 1} chips, a narrower precision, or a shorter context",
     )

@@ -1,9 +1,8 @@
 """Price every layout x batch x chunk of a pool at once: together (prompts and answers on the same chips), decode or prefill only.
 
-Each function is one pass of numpy over a grid; the arithmetic is `cost.step_cost`, the waiting `plan.queue`. A step carries
-`batch` decoding sequences and, in a fraction f of the steps, a `chunk` of prompt tokens, f being what keeps prefill and decode
-in balance: f = (batch x tokens per step / written tokens) x new prompt tokens / chunk. Instances are whole numbers; the batch is
-what the load leaves on each. Decides nothing: filtering and ranking happen on the returned table.
+Each function is one pass of numpy over a grid; the arithmetic is `cost`'s (`closed_loop` where prompts and answers share chips,
+`step_cost` for each alone), the waiting `plan.queue`. Instances are whole numbers, and the batch is what the load leaves on each.
+Decides nothing: filtering and ranking happen on the returned table.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.batch import Group, StepBatch
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_bytes_per_chip, max_sequences, memory_per_chip, usable_bytes
+from ridgepoint.cost.serving import ClosedLoop, price_serving, serving_amounts
 from ridgepoint.cost.step import StepCost, step_cost
 from ridgepoint.plan.layouts import Degrees, enumerate_layouts
 from ridgepoint.plan.points import Points, flatten
@@ -38,7 +38,6 @@ class Side:
     pool: Pool
     degrees: Degrees
     room: Array  # sequences of the mean context per instance
-    available: float
 
     @property
     def chips(self) -> Array:
@@ -46,9 +45,14 @@ class Side:
 
 
 def instance_limit(pool: Pool, goal: Goal) -> int:
-    """Most chips one instance may take: what there is, but never more than two scale-up domains or 64 chips."""
+    """Most chips one instance may take: what there is, at most two scale-up domains or 64 chips, and only over links whose speed
+    is known."""
     domain = pool.chip.scaleup_domain_chips or 1
     most = max(64, 2 * domain) if domain <= 288 else 512
+    if pool.chip.spec_scaleout_bytes_per_s is None:
+        most = domain
+    if pool.chip.spec_scaleup_bytes_per_s is None:
+        most = 1
     return int(min(most, pool.count or most, goal.chips or most))
 
 
@@ -62,8 +66,7 @@ def lay_out(spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role
     if goal.context is not None:
         longest = max_sequences(spec, pool.precision, layout, pool.chip, context=float(goal.context), step_tokens=min(CHUNKS))
         fits &= np.asarray(longest) >= 1
-    available = float(min(pool.count or 1e9, goal.chips or 1e9))
-    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]), available=available)
+    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]))
 
 
 def _price(side: Side, layout: Layout, groups: tuple[Group, ...]) -> StepCost:
@@ -73,18 +76,17 @@ def _price(side: Side, layout: Layout, groups: tuple[Group, ...]) -> StepCost:
 def _batches(room: Array, workload: Workload) -> Array:
     """[layouts, batches], geometric from one sequence to the layout's room (or all users, if fewer)."""
     top = np.maximum(1.0, np.minimum(room, float(workload.users or np.inf)))
-    return np.unique(np.floor(np.exp(np.linspace(0.0, 1.0, NUM_BATCHES) * np.log(top)[:, None])), axis=1) if len(top) == 1 else np.floor(
-        np.exp(np.linspace(0.0, 1.0, NUM_BATCHES) * np.log(top)[:, None])
-    )
+    return np.floor(top[:, None] ** np.linspace(0.0, 1.0, NUM_BATCHES) + 1e-6)
 
 
-def _instances(workload: Workload, batch: Array, seconds_per_token: Array, extra_s: float | Array) -> tuple[Array, Array]:
-    """(whole instances, sequences on each) for the load, when an answer takes written x seconds_per_token + extra_s."""
+def _instances(workload: Workload, batch: Array, seconds_per_token: Array) -> tuple[Array, Array]:
+    """(whole instances, sequences on each) for the load, when an answer takes written x seconds_per_token: a user who waits for
+    a first token holds a seat too, which errs on the side of more instances."""
     if workload.users is None and workload.requests_per_s is None:
         return np.ones_like(batch), batch
     residence = workload.written_tokens * seconds_per_token
     if workload.users is not None:
-        active = workload.users * residence / (residence + extra_s + workload.think_time_s)
+        active = workload.users * residence / (residence + workload.think_time_s)
     else:
         active = float(workload.requests_per_s or 0.0) * residence
     instances = np.maximum(1.0, np.ceil(active / batch - 1e-9))
@@ -102,53 +104,57 @@ def _watts(step: StepCost, pool: Pool) -> tuple[Array, bool]:
 
 
 def sweep_together(side: Side, index: int, workload: Workload) -> Points:
-    """Rows of kind 0: chunked prefill rides along with decode on every instance."""
+    """Rows of kind 0: prompts and answers share every instance, by the closed loop of `cost.serving`; arrivals being random, a
+    prompt also waits for the ones before it."""
     layout, layout3 = side.degrees.layout(1), side.degrees.layout(2)
-    prompt = workload.new_input_tokens * workload.rollouts  # tokens a prompt computes; its rollouts share them
-    ranks = (side.degrees.dp_attention * side.degrees.pp)[:, None, None]
-    per_token = workload.tokens_per_step
+    per_token, written = workload.tokens_per_step, float(workload.written_tokens)
     batch = _batches(side.room, workload)
     first = _price(side, layout, (_decode_group(workload, batch),))
-    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token, 0.0)
+    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token)
     batch3, instances = batch[:, :, None], instances[:, :, None]
-    chunk = np.array(CHUNKS)[None, None, :]
-    prompts = np.maximum(ranks, chunk / prompt)  # each attention rank and stage works on prompts of its own
-    piece = chunk / prompts
-    cached = workload.cached_input_tokens + 0.5 * (prompt - np.minimum(piece, prompt))
-    alone = _price(side, layout3, (_decode_group(workload, batch3),))
-    mixed = _price(
-        side, layout3, (_decode_group(workload, batch3), Group(count=prompts, new=piece, cached=cached, logits=np.minimum(1.0, piece / prompt)))
+    prompt = workload.new_input_tokens * workload.rollouts
+    chunk = np.unique(np.minimum(np.array(CHUNKS), 2 ** np.ceil(np.log2(prompt))))[None, None, :]
+    load = ClosedLoop(
+        input_tokens=float(workload.input_tokens), output_tokens=written, concurrency=batch3, prefix_hit_frac=1 - prompt / workload.input_tokens,
+        draft_tokens=float(workload.draft_tokens), tokens_per_step=per_token, prompts_per_request=1.0 / workload.rollouts,
+    )  # fmt: skip
+    pool = side.pool
+    amounts = serving_amounts(
+        side.spec, pool.chip, layout3, pool.precision, load, chunk_tokens=chunk, routing_skew=pool.calibration.routing_skew
     )
-    t0, t1 = np.asarray(alone.estimate_s), np.maximum(np.asarray(mixed.estimate_s), np.asarray(alone.estimate_s))
-    written = float(workload.written_tokens)
-    f = batch3 * per_token / written * workload.new_input_tokens / chunk
-    mean = t0 + f * (t1 - t0)
-    rate = batch3 * per_token / (written * mean)
-    service = np.ceil(prompt / piece - 1e-9) * t1
-    rho = rate / workload.rollouts / prompts * service * np.minimum(1.0, prompt / piece)
-    wait = mean_wait(rho, service)
-    ttft = 0.5 * mean + wait + service
-    ttft_p90 = t1 + wait_quantile(rho, service, 0.9) + service
+    loop = price_serving(amounts, pool.chip, pool.calibration)
+    t0, t1 = np.asarray(loop.decode.estimate_s), np.asarray(loop.mixed.estimate_s)
+    tpot = np.asarray(loop.estimate_tpot_s)
+    prompts_per_step = batch3 * per_token / written / workload.rollouts
+    rho = prompts_per_step / np.asarray(amounts.prompts_per_chunk)
+    service = t1 * amounts.steps_per_prompt
+    bounded = np.where(rho < MAX_UTILISATION, rho, 0.0)  # the others are dropped below
+    ttft = np.asarray(loop.estimate_ttft_s) + mean_wait(bounded, service)
+    ttft_p90 = np.asarray(loop.estimate_ttft_s) + 0.5 * t1 + wait_quantile(bounded, service, 0.9)
+    residence = ttft + written * tpot
+    rate = batch3 / residence
     chips = side.chips[:, None, None]
-    used = _memory(side, layout3, batch3 + (rho * prompts), chunk + batch3, workload)
-    j0, known = _watts(alone, side.pool)
-    j1, _ = _watts(mixed, side.pool)
-    watts = np.where(known, (j0 + f * (j1 - j0)) / mean * instances, np.nan)
-    low, middle, high = side.pool.usd_per_hour
+    used = _memory(side, layout3, batch3, chunk + batch3, workload)
+    j0, known = _watts(loop.decode, pool)
+    j1, _ = _watts(loop.mixed, pool)
+    per_step_j = j0 + prompts_per_step / np.asarray(amounts.prompts_per_mixed) * (j1 - j0)
+    watts = np.where(known, per_step_j / (tpot * per_token) * instances, np.nan)
+    low, middle, high = pool.usd_per_hour
     usd_per_request = chips * middle / 3600.0 / rate
-    keep = (f <= 1.0) & (rho < MAX_UTILISATION) & (used <= 1.0) & (instances * chips <= side.available) & (batch3 >= 1e-9)
-    out_share = t0 / mean
-    shape = np.broadcast_shapes(t0.shape, t1.shape)
+    keep = (rho < MAX_UTILISATION) & (used <= 1.0)
+    out_share = np.minimum(1.0, written * t0 / per_token / residence)
+    shape = np.broadcast_shapes(t0.shape, t1.shape, used.shape)
     degrees = side.degrees
     return flatten(
         shape, keep, kind=0.0, d_pool=float(index), p_pool=float(index), d_tp=degrees.tp[:, None, None], d_dp=degrees.dp_attention[:, None, None],
         d_ep=degrees.ep[:, None, None], d_pp=degrees.pp[:, None, None], d_instances=instances, batch=batch3, chunk=chunk,
-        draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, requests_per_s=rate * instances, step_s=mean,
-        interval_s=t1, tpot_s=mean / per_token, ttft_s=ttft, ttft_p90_s=ttft_p90, usd_per_hour=instances * chips * middle,
-        usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
+        draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, requests_per_s=rate * instances,
+        step_s=tpot * per_token, interval_s=np.maximum(t0, t1), tpot_s=tpot, ttft_s=ttft, ttft_p90_s=ttft_p90,
+        usd_per_hour=instances * chips * middle, usd_low_frac=low / middle, usd_high_frac=high / middle,
+        usd_per_mtok=usd_per_request / written * 1e6,
         usd_in_per_mtok=usd_per_request * (1 - out_share) / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=usd_per_request * out_share / written * 1e6, watts=watts, joules_per_token=watts / (rate * instances * written),
-        prefill_util=rho, memory_frac=used, sigma=side.pool.calibration.uncertainty,
+        prefill_util=rho, memory_frac=used, supply=instances * chips / (pool.count or np.inf), sigma=pool.calibration.uncertainty,
     )  # fmt: skip
 
 
@@ -172,18 +178,17 @@ class DecodeSide:
     memory_frac: Array
 
 
-def sweep_decode(side: Side, index: int, workload: Workload, goal: Goal) -> DecodeSide:
+def sweep_decode(side: Side, index: int, workload: Workload) -> DecodeSide:
     layout = side.degrees.layout(1)
     batch = _batches(side.room, workload)
     per_token = workload.tokens_per_step
     first = _price(side, layout, (_decode_group(workload, batch),))
-    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token, goal.ttft_s or 0.0)
+    instances, batch = _instances(workload, batch, np.asarray(first.estimate_s) / per_token)
     step = _price(side, layout, (_decode_group(workload, batch),))
     used = _memory(side, layout, batch, batch, workload)
     seconds = np.asarray(step.estimate_s)
     joules, known = _watts(step, side.pool)
-    keep = (used <= 1.0) & (instances * side.chips[:, None] <= side.available)
-    rows, columns = np.nonzero(np.broadcast_to(keep, seconds.shape))
+    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     return DecodeSide(
         pool=index, degrees=side.degrees.pick(rows), batch=batch[rows, columns], instances=instances[rows, columns],
         step_s=seconds[rows, columns], joules=joules[rows, columns] if known else np.full(len(rows), np.nan),
@@ -219,7 +224,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     )
     used = np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
     joules, known = _watts(step, side.pool)
-    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape) & (side.chips[:, None] <= side.available))
+    rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0]
     return PrefillSide(
         pool=index, degrees=side.degrees.pick(rows), chunk=piece[0, columns], ranks=ranks[rows, 0],

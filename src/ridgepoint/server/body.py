@@ -57,7 +57,7 @@ def _json_problem(error: Exception) -> str:
 def _refusal(message: str) -> RequestError:
     """msgspec says `Expected `int`, got `str` - at `$.max_tokens``; OpenAI names the parameter first."""
     found = _PATH.search(message)
-    path = found.group(1) if found else ""
+    path = found.group(1).replace("[...]", "") if found else ""
     problem = message[: found.start()] if found else message
     names = _QUOTED.findall(problem)
     if "unknown field" in problem:

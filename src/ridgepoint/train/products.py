@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grouped_mm
 
 from ridgepoint.train.pointwise import Pointwise
 
 QUERY_CHUNK = 256  # positions: above it the masked half of a chunk is wasted, below it products get thin
 ROW_CHUNK = 1024  # rows of logits alive at once
+# The CPU's matrix library builds (and caches) code for every row count it meets, at about the cost of the product
+# itself. Expert loads are never twice the same, so without alignment it would build code for ever.
+ROW_ALIGN = 32
 
 
 class CausalAttention(torch.autograd.Function):
@@ -60,8 +64,29 @@ class CausalAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
+def expert_rows(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each choice goes when rows are sorted by expert: (place_TK, token_N, ends_E).
+
+    Every expert's rows end at a multiple of `ROW_ALIGN`; rows between repeat token 0 and carry weight 0. Rows from
+    `ends_E[-1]` on belong to nobody and are never read.
+    """
+    flat = ids_TK.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    count_E = torch.bincount(flat, minlength=num_experts)
+    room_E = (count_E + ROW_ALIGN - 1) // ROW_ALIGN * ROW_ALIGN
+    ends_E = room_E.cumsum(0)
+    shift_E = (ends_E - room_E) - (count_E.cumsum(0) - count_E)  # padding before an expert's rows
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=order.device) + shift_E[flat[order]]
+    num_rows = order.numel() + num_experts * ROW_ALIGN  # fixed, so that fused pieces see one shape
+    token_N = torch.zeros(num_rows, dtype=order.dtype, device=order.device)
+    token_N[place] = torch.arange(order.numel(), device=order.device) // ids_TK.shape[1]
+    return place.view_as(ids_TK), token_N, ends_E.to(torch.int32)
+
+
 class RoutedExperts(torch.autograd.Function):
-    """sum_k weights[t, k] * expert[ids[t, k]](x[t]): rows sorted by expert, one pair of products per expert."""
+    """sum_k weights[t, k] * expert[ids[t, k]](x[t]): rows sorted by expert, each product one grouped call, so that
+    worker threads meet at the interpreter's lock once a product and not once an expert."""
 
     @staticmethod
     def forward(
@@ -73,51 +98,30 @@ class RoutedExperts(torch.autograd.Function):
         down_EDF: Tensor,
         ops: Pointwise,
     ) -> Tensor:
-        num_experts, width = gate_up_E2FD.shape[0], down_EDF.shape[2]
-        flat_N = ids_TK.reshape(-1)
-        order_N = torch.argsort(flat_N, stable=True)
-        ends = torch.bincount(flat_N, minlength=num_experts).cumsum(0).tolist()
-        spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        token_N = order_N // ids_TK.shape[1]
-        place_TK = torch.empty_like(order_N)
-        place_TK[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-        place_TK = place_TK.view_as(ids_TK)
+        place_TK, token_N, ends_E = expert_rows(ids_TK, gate_up_E2FD.shape[0])
         rows_ND = x_TD.index_select(0, token_N)
-        weight_N = weights_TK.reshape(-1).index_select(0, order_N)
-        gate_up_N2F = x_TD.new_empty(order_N.numel(), 2 * width)
-        for expert, (begin, end) in enumerate(spans):
-            torch.mm(rows_ND[begin:end], gate_up_E2FD[expert].t(), out=gate_up_N2F[begin:end])
+        weight_N = weights_TK.new_zeros(token_N.shape).index_copy_(0, place_TK.view(-1), weights_TK.reshape(-1))
+        gate_up_N2F = grouped_mm(rows_ND, gate_up_E2FD.transpose(1, 2), offs=ends_E)
         inner_NF = ops.weighted_swiglu(gate_up_N2F, weight_N)
-        out_ND = torch.empty_like(rows_ND)
-        for expert, (begin, end) in enumerate(spans):
-            torch.mm(inner_NF[begin:end], down_EDF[expert].t(), out=out_ND[begin:end])
-        ctx.save_for_backward(rows_ND, weight_N, gate_up_N2F, inner_NF, gate_up_E2FD, down_EDF, token_N, order_N, place_TK)
-        ctx.spans, ctx.ops = spans, ops
+        out_ND = grouped_mm(inner_NF, down_EDF.transpose(1, 2), offs=ends_E)
+        kept = (rows_ND, weight_N, gate_up_N2F, inner_NF, gate_up_E2FD, down_EDF)
+        ctx.save_for_backward(*kept, ends_E, token_N, place_TK)
+        ctx.ops = ops
         return ops.sum_rows(out_ND, place_TK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows_ND, weight_N, gate_up_N2F, inner_NF, gate_up_E2FD, down_EDF, token_N, order_N, place_TK = ctx.saved_tensors
+        *kept, ends_E, token_N, place_TK = ctx.saved_tensors
+        rows_ND, weight_N, gate_up_N2F, inner_NF, gate_up_E2FD, down_EDF = kept
         grad_ND = grads[0].index_select(0, token_N)
-        grad_inner_NF = torch.empty_like(inner_NF)
-        grad_down, grad_gate_up = torch.zeros_like(down_EDF), torch.zeros_like(gate_up_E2FD)
-        for expert, (begin, end) in enumerate(ctx.spans):
-            if begin == end:
-                continue
-            torch.mm(grad_ND[begin:end], down_EDF[expert], out=grad_inner_NF[begin:end])
-            torch.mm(grad_ND[begin:end].t(), inner_NF[begin:end], out=grad_down[expert])
+        grad_inner_NF = grouped_mm(grad_ND, down_EDF, offs=ends_E)
+        grad_down = grouped_mm(grad_ND.t(), inner_NF, offs=ends_E)
         grad_hidden_N2F, grad_weight_N = ctx.ops.weighted_swiglu_grad(grad_inner_NF, gate_up_N2F, weight_N)
-        grad_rows_ND = torch.empty_like(rows_ND)
-        for expert, (begin, end) in enumerate(ctx.spans):
-            if begin == end:
-                continue
-            torch.mm(grad_hidden_N2F[begin:end], gate_up_E2FD[expert], out=grad_rows_ND[begin:end])
-            torch.mm(grad_hidden_N2F[begin:end].t(), rows_ND[begin:end], out=grad_gate_up[expert])
-        grad_weights_TK = torch.empty_like(grad_weight_N)
-        grad_weights_TK[order_N] = grad_weight_N
+        grad_rows_ND = grouped_mm(grad_hidden_N2F, gate_up_E2FD, offs=ends_E)
+        grad_gate_up = grouped_mm(grad_hidden_N2F.t(), rows_ND, offs=ends_E)
         return (
             ctx.ops.sum_rows(grad_rows_ND, place_TK),
-            grad_weights_TK.view_as(place_TK),
+            grad_weight_N[place_TK],
             None,
             grad_gate_up,
             grad_down,

@@ -12,18 +12,25 @@ import torch
 
 from ridgepoint.catalog.spec import Activation
 from ridgepoint.kernels.glu.cpu import glu
+from ridgepoint.kernels.moe_experts import native
+from ridgepoint.kernels.packed import Packed
 
 
 def moe_experts(
     x_TD: torch.Tensor,
     weights_TK: torch.Tensor,
     expert_ids_TK: torch.Tensor,
-    w_gate_up_E2FD: torch.Tensor,
-    w_down_EDF: torch.Tensor,
+    w_gate_up_E2FD: torch.Tensor | Packed,
+    w_down_EDF: torch.Tensor | Packed,
     activation: Activation,
     bias_gate_up_E2F: torch.Tensor | None = None,
     bias_down_ED: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    if isinstance(w_gate_up_E2FD, Packed) and isinstance(w_down_EDF, Packed):
+        return native.moe_experts(
+            x_TD, weights_TK, expert_ids_TK, w_gate_up_E2FD, w_down_EDF, activation, bias_gate_up_E2F, bias_down_ED
+        )
+    assert isinstance(w_gate_up_E2FD, torch.Tensor) and isinstance(w_down_EDF, torch.Tensor)
     dtype = x_TD.dtype
     tensors = (w_gate_up_E2FD, w_down_EDF, bias_gate_up_E2F, bias_down_ED)
     w_gu, w_dn, b_gu, b_dn = (None if w is None else w.to(dtype) for w in tensors)
