@@ -56,3 +56,7 @@ class MissingExtraError(RidgepointError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed", hint=f"pip install 'ridgepoint[{extra}]'")
+
+
+class TrainingError(RidgepointError):
+    """A training run cannot go on: it diverged, or its folder belongs to another run."""

@@ -86,7 +86,7 @@ class GqaSpec:
     o_bias: bool
     qk_norm: Literal["none", "per_head", "full"]  # "full" normalises the whole projection, before heads are split
     sinks: bool  # one learnt logit per query head joins the softmax's denominator
-    qkv_clip: float | None
+    qkv_clip: float | None  # after a "full" norm, before the rotation
 
 
 @dataclass(frozen=True, kw_only=True)

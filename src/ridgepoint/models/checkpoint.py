@@ -18,6 +18,7 @@ from ridgepoint.catalog.families import CheckpointConfig, Piece, pieces_of, read
 from ridgepoint.catalog.families.storage import Fp8Blocks, Int8Channels, Mxfp4
 from ridgepoint.errors import CheckpointError
 from ridgepoint.models import decode_storage
+from ridgepoint.models.decode_storage import MXFP4_BLOCK
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.safetensors_file import Entry, SafetensorsFile
 from ridgepoint.models.source import Source, open_source, resolve
@@ -58,8 +59,7 @@ def load(
 def materialise(decoder: Decoder, device: torch.device | str) -> Decoder:
     """Give a decoder built on `meta` real, uninitialised memory (rotary frequencies are computed)."""
     decoder.to_empty(device=device)
-    for rotary in decoder.rotaries:
-        rotary.reset(device)
+    decoder.reset_rotary(device)
     for _, moe in decoder.moe_layers():
         moe.router.load_E.zero_()
     return decoder
@@ -120,8 +120,13 @@ def _stored(
     elif isinstance(storage, Int8Channels) and stored == "I8" and len(shape) == 2:
         yield name, shape, ("I8",)
         yield f"{name}_scale", _scale_shape(source, f"{name}_scale", shape), ("F32", "BF16", "F16")
-    elif isinstance(storage, Mxfp4) and piece.layout == "pairs_rows_mxfp4":
-        raise AssertionError
+    elif _is_mxfp4(source, config, piece):
+        experts, num_in, num_out = shape
+        if num_in % MXFP4_BLOCK:
+            raise CheckpointError(f"tensor {name!r}: MXFP4 needs rows of a multiple of {MXFP4_BLOCK}, got {num_in}")
+        per_row = num_in // MXFP4_BLOCK
+        yield f"{name}_blocks", (experts, num_out, per_row, MXFP4_BLOCK // 2), ("U8",)
+        yield f"{name}_scales", (experts, num_out, per_row), ("U8",)
     else:
         yield name, shape, PLAIN_DTYPES
 
@@ -155,14 +160,32 @@ def _is_tied_head(source: Source, config: CheckpointConfig, name: str) -> bool:
 
 
 def _fill(source: Source, config: CheckpointConfig, piece: Piece, param: torch.Tensor) -> None:
-    stored = _as_region(_decoded(source, config, piece), piece)
     region = _region(param, piece)
+    if _is_mxfp4(source, config, piece):
+        _fill_mxfp4(source, piece, region)
+        return
+    stored = _as_region(_decoded(source, config, piece), piece)
     if stored.shape != region.shape:
         raise CheckpointError(
             f"tensor {piece.tensor!r} gives {list(stored.shape)} for {piece.param} {list(region.shape)}"
         )
     region.copy_(stored)
     source.files[piece.tensor].release(piece.tensor)
+
+
+def _is_mxfp4(source: Source, config: CheckpointConfig, piece: Piece) -> bool:
+    """Only stacked expert matrices are stored so, and each is either plain or two tensors under its name."""
+    return isinstance(config.storage, Mxfp4) and len(piece.shape) == 3 and f"{piece.tensor}_blocks" in source.files
+
+
+def _fill_mxfp4(source: Source, piece: Piece, region_EOI: torch.Tensor) -> None:
+    """Expert by expert, so that decoding needs the memory of one."""
+    blocks_file, scales_file = source.files[f"{piece.tensor}_blocks"], source.files[f"{piece.tensor}_scales"]
+    blocks, scales = blocks_file.tensor(f"{piece.tensor}_blocks"), scales_file.tensor(f"{piece.tensor}_scales")
+    for expert, region in enumerate(region_EOI):
+        decoded_OI = decode_storage.mxfp4(blocks[expert], scales[expert])
+        region.copy_(_as_region(decoded_OI.T, piece))  # stored output-major, declared input-major
+    blocks_file.release(f"{piece.tensor}_blocks")
 
 
 def _decoded(source: Source, config: CheckpointConfig, piece: Piece) -> torch.Tensor:
@@ -182,11 +205,16 @@ def _decoded(source: Source, config: CheckpointConfig, piece: Piece) -> torch.Te
 def _region(param: torch.Tensor, piece: Piece) -> torch.Tensor:
     """The part of a parameter that a piece fills."""
     region = param if piece.index is None else param[piece.index]
-    return region if piece.rows is None else region[piece.rows[0] : piece.rows[1]]
+    return region if piece.rows is None else region.narrow(piece.axis, piece.rows[0], piece.rows[1] - piece.rows[0])
 
 
 def _as_region(stored: torch.Tensor, piece: Piece) -> torch.Tensor:
     """A stored tensor (or one being exported) seen in the shape of its region; always a view."""
+    if piece.every is not None:
+        first, step = piece.every
+        stored = stored[..., first::step]
+    if piece.layout == "transposed":
+        return stored.transpose(-1, -2)
     if piece.layout == "heads":
         assert piece.take is not None
         heads, start, stop = piece.take
@@ -194,9 +222,19 @@ def _as_region(stored: torch.Tensor, piece: Piece) -> torch.Tensor:
     return stored
 
 
+def _stored_name(source: Source, piece: Piece) -> str:
+    """The tensor whose bytes make up the piece."""
+    return piece.tensor if piece.tensor in source.files else f"{piece.tensor}_blocks"
+
+
 def _by_file(source: Source, pieces: Iterable[Piece]) -> list[Piece]:
     """Pieces in the order their bytes lie on disk."""
-    return sorted(pieces, key=lambda p: (source.files[p.tensor].path, source.files[p.tensor].entries[p.tensor].start))
+
+    def place(piece: Piece) -> tuple[Path, int]:
+        name = _stored_name(source, piece)
+        return source.files[name].path, source.files[name].entries[name].start
+
+    return sorted(pieces, key=place)
 
 
 def _with_progress(pieces: list[Piece], source: Source, wanted: bool) -> Iterator[Piece]:
@@ -206,7 +244,8 @@ def _with_progress(pieces: list[Piece], source: Source, wanted: bool) -> Iterato
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    sizes = [source.files[p.tensor].entries[p.tensor] for p in pieces]
+    names = [_stored_name(source, piece) for piece in pieces]
+    sizes = [source.files[name].entries[name] for name in names]
     columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("loading", total=sum(e.stop - e.start for e in sizes))

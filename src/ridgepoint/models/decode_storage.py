@@ -26,12 +26,9 @@ def int8_channels(weight_OI: torch.Tensor, scale_ON: torch.Tensor) -> torch.Tens
     return (grouped * scale_ON.float()[..., None]).view(o, i)
 
 
-def mxfp4(blocks_ONB: torch.Tensor, scales_ON: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Packed nibbles `[.., O, N, 16]` (low nibble first) times `2^(scale - 127)`: `[.., O, 32 N]`.
-
-    Values have two significant bits and scales are powers of two, so bfloat16 holds the product exactly.
-    """
-    table = torch.tensor(FP4_VALUES, dtype=torch.float32)
-    nibbles = torch.stack((blocks_ONB & 0x0F, blocks_ONB >> 4), dim=-1).flatten(-2)
-    values = table[nibbles.long()]
-    return torch.ldexp(values, scales_ON.int()[..., None] - 127).flatten(-2).to(dtype)
+def mxfp4(blocks_ONB: torch.Tensor, scales_ON: torch.Tensor) -> torch.Tensor:
+    """Packed nibbles `[O, N, 16]` (low nibble first) times `2^(scale - 127)`: float32 `[O, 32 N]`."""
+    pairs = torch.tensor([[FP4_VALUES[byte & 15], FP4_VALUES[byte >> 4]] for byte in range(256)])
+    o, n, half = blocks_ONB.shape
+    values_ONB = pairs.index_select(0, blocks_ONB.flatten().int()).view(o, n, 2 * half)
+    return torch.ldexp(values_ONB, scales_ON.int()[..., None] - 127).flatten(1)

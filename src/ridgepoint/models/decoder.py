@@ -6,6 +6,8 @@ are refused by name when it is built.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -56,6 +58,7 @@ class Decoder(nn.Module):
             if spec.tied_embeddings
             else Linear(spec.d_model, spec.vocab_size, bias=spec.head_bias, dtype=dtype, device=device, f32=True)
         )
+        self.packed_head: Any = None  # a tied head's weight, once packed
 
     def hidden(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
         """Final hidden states x_TD, after the last norm."""
@@ -71,11 +74,20 @@ class Decoder(nn.Module):
 
     def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
         """Float32 logits of hidden rows."""
-        logits_RV = linear_f32(x_RD, self.embed.weight) if self.head is None else self.head(x_RD)
+        if self.head is not None:
+            logits_RV = self.head(x_RD)
+        else:
+            logits_RV = linear_f32(x_RD, self.embed.weight if self.packed_head is None else self.packed_head)
         return logits_RV if self.spec.logit_scale == 1.0 else logits_RV * self.spec.logit_scale
 
     def forward(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
         return self.logits(self.hidden(ids_T, ctx))
+
+    def reset_rotary(self, device: torch.device | str) -> None:
+        """Compute rotary frequencies on `device` (a model built on `meta` has none)."""
+        for rotary in self.rotaries:
+            assert isinstance(rotary, Rotary)
+            rotary.reset(device)
 
     def moe_layers(self) -> list[tuple[int, MoeFfn]]:
         """(layer index, layer) of every mixture, for those who read loads or set correction biases."""

@@ -59,6 +59,12 @@ class KVCache:
         """Bytes of one block over all layers."""
         return sum(kv[:1].numel() * kv.element_size() for kv in self.layers)
 
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zero whole blocks. A new owner must not inherit numbers: slots it has not filled are masked, but a NaN left
+        there by the last owner would pass the mask."""
+        for kv in self.layers:
+            kv.index_fill_(0, blocks, 0)
+
     def export_block(self, block: int) -> torch.Tensor:
         """The block's bytes, all layers in order, as a fresh uint8 tensor."""
         return torch.cat([kv[block].flatten().view(torch.uint8) for kv in self.layers])
@@ -78,12 +84,17 @@ def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype) -> int:
 
 
 class PagedContext:
-    """One step over a `KVCache`: stores the step's keys and values, then attends over everything up to them."""
+    """One step over a `KVCache`: stores the step's keys and values, then attends over everything up to them.
+
+    A block whose first slot is written in this step has a new owner and is cleared first."""
 
     def __init__(self, cache: KVCache, inputs: StepInputs) -> None:
         self.positions_T = inputs.positions_T
         self._cache, self._slots_T = cache, inputs.slots_T
-        self._plan = paged_attention.prepare(
+        opened = inputs.slots_T[inputs.slots_T % cache.block_tokens == 0] // cache.block_tokens
+        if opened.numel():
+            cache.clear(opened)
+        self.plan = paged_attention.prepare(
             inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
         )
 
@@ -99,7 +110,7 @@ class PagedContext:
     ) -> torch.Tensor:
         kv = self._cache.layers[layer]
         paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
-        return paged_attention.attend(q_THP, kv, self._plan, mixer.scale, window, sinks_H)
+        return paged_attention.attend(q_THP, kv, self.plan, mixer.scale, window, sinks_H)
 
     def mla(
         self,
@@ -115,4 +126,4 @@ class PagedContext:
     ) -> torch.Tensor:
         kv = self._cache.layers[layer]
         mla_attention.write(kv, latent_TC, rope_key_TR, self._slots_T)
-        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self._plan, mixer.scale, window)
+        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self.plan, mixer.scale, window)

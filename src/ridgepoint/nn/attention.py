@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, NormSpec
+from ridgepoint.kernels.clip import clip
 from ridgepoint.kernels.rope import rope
 from ridgepoint.nn.context import AttentionContext
-from ridgepoint.nn.linear import Linear
+from ridgepoint.nn.linear import Linear, parameter
 from ridgepoint.nn.norm import Norm
 
 Tables = tuple[torch.Tensor, torch.Tensor]
@@ -37,11 +38,11 @@ class GqaAttention(nn.Module):
     ) -> torch.Tensor:
         spec = self.spec
         qkv = self.qkv(x_TD)
-        if spec.qkv_clip is not None:
-            qkv = qkv.clamp(-spec.qkv_clip, spec.qkv_clip)
         q, k, v = qkv.split(self._split, dim=-1)
         if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
+        if spec.qkv_clip is not None:
+            q, k, v = clip(q, spec.qkv_clip), clip(k, spec.qkv_clip), clip(v, spec.qkv_clip)
         q_THP, k_TGP = q.unflatten(-1, (spec.num_heads, -1)), k.unflatten(-1, (spec.num_kv_heads, -1))
         v_TGV = v.unflatten(-1, (spec.num_kv_heads, -1))
         if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "per_head":
@@ -62,7 +63,6 @@ class MlaAttention(nn.Module):
         super().__init__()
         self.spec = spec
         rms = NormSpec(kind="rms", eps=eps)
-        made = {"dtype": dtype, "device": device}
         q_out = spec.num_heads * (spec.nope_dim + spec.rope_dim)
         bias = spec.bias
         self.q_a = Linear(d_model, spec.q_rank, bias=bias, dtype=dtype, device=device) if spec.q_rank else None
@@ -70,8 +70,8 @@ class MlaAttention(nn.Module):
         self.q_b = Linear(spec.q_rank or d_model, q_out, bias=False, dtype=dtype, device=device)
         self.kv_a = Linear(d_model, spec.kv_rank + spec.rope_dim, bias=bias, dtype=dtype, device=device)
         self.kv_a_norm = Norm(rms, spec.kv_rank, dtype=dtype, device=device)
-        self.w_uk_HNC = nn.Parameter(torch.empty(spec.num_heads, spec.nope_dim, spec.kv_rank, **made))  # type: ignore[arg-type]
-        self.w_uv_HVC = nn.Parameter(torch.empty(spec.num_heads, spec.v_dim, spec.kv_rank, **made))  # type: ignore[arg-type]
+        self.w_uk_HNC = parameter(spec.num_heads, spec.nope_dim, spec.kv_rank, dtype=dtype, device=device)
+        self.w_uv_HVC = parameter(spec.num_heads, spec.v_dim, spec.kv_rank, dtype=dtype, device=device)
         self.o = Linear(spec.num_heads * spec.v_dim, d_model, bias=bias, dtype=dtype, device=device)
 
     def forward(

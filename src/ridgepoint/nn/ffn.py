@@ -11,7 +11,7 @@ from ridgepoint.kernels.glu import glu
 from ridgepoint.kernels.linear import linear_f32
 from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.route import route
-from ridgepoint.nn.linear import Linear
+from ridgepoint.nn.linear import Linear, parameter
 
 
 class DenseFfn(nn.Module):
@@ -69,12 +69,12 @@ class Experts(nn.Module):
 
     def __init__(self, spec: MoeSpec, d_model: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        e, f, made = spec.num_experts, spec.width, {"dtype": dtype, "device": device}
+        e, f = spec.num_experts, spec.width
         self._activation = spec.activation
-        self.w_gate_up_E2FD = nn.Parameter(torch.empty(e, 2 * f, d_model, **made))  # type: ignore[arg-type]
-        self.w_down_EDF = nn.Parameter(torch.empty(e, d_model, f, **made))  # type: ignore[arg-type]
-        self.bias_gate_up_E2F = nn.Parameter(torch.empty(e, 2 * f, **made)) if spec.bias else None  # type: ignore[arg-type]
-        self.bias_down_ED = nn.Parameter(torch.empty(e, d_model, **made)) if spec.bias else None  # type: ignore[arg-type]
+        self.w_gate_up_E2FD = parameter(e, 2 * f, d_model, dtype=dtype, device=device)
+        self.w_down_EDF = parameter(e, d_model, f, dtype=dtype, device=device)
+        self.bias_gate_up_E2F = parameter(e, 2 * f, dtype=dtype, device=device) if spec.bias else None
+        self.bias_down_ED = parameter(e, d_model, dtype=dtype, device=device) if spec.bias else None
 
     def forward(self, x_TD: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor:
         return moe_experts(

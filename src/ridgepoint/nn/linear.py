@@ -19,6 +19,11 @@ def replace_weight(module: nn.Module, name: str, packed: Any) -> None:
     object.__setattr__(module, name, packed)
 
 
+def parameter(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    """An uninitialised parameter."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+
+
 class Linear(nn.Module):
     """`x @ weight.T + bias`; with `f32` the result is float32 (routers and heads)."""
 

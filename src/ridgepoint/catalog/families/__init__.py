@@ -17,12 +17,21 @@ from ridgepoint.catalog.families.weights import Piece
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.errors import CheckpointError
 
-# model_type of config.json -> module of this package
+# model_type of config.json -> module of this package, which is also the spec's `family`
 FAMILIES: dict[str, str] = {
     "llama": "llama",
     "qwen3": "qwen3",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",
+    "olmoe": "olmoe",
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "gpt_oss": "gpt_oss",
     "glm4_moe": "glm4_moe",
+    "minimax_m2": "minimax_m2",
+    "phimoe": "phimoe",
+    "granitemoe": "granitemoe",
 }
 
 

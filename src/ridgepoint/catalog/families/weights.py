@@ -13,16 +13,16 @@ from typing import Literal
 from ridgepoint.catalog.spec import DenseSpec, GqaSpec, LayerSpec, MlaSpec, ModelSpec, MoeSpec
 from ridgepoint.errors import CheckpointError
 
-Layout = Literal["same", "pairs", "pairs_rows", "transposed", "transposed_pairs", "heads"]
+Layout = Literal["same", "transposed", "heads"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Checkpoint tensor `tensor` of `shape` fills rows `[start, stop)` (all when None) of `param[index]`.
+    """Checkpoint tensor `tensor` of `shape` fills `param[index]`, or `rows = [start, stop)` of its axis `axis`.
 
-    `layout` says how the stored tensor becomes rows. `pairs`: the last axis alternates gate and up; `pairs_rows`: the
-    last but one does; `transposed`: the last two axes are swapped (`transposed_pairs` both). `heads` takes
-    `take = (heads, start, stop)`: rows are grouped by head and only `[start, stop)` of each head belongs here.
+    `every = (first, step)` takes that stride of the stored tensor's last axis (gpt-oss alternates gate and up); then
+    `layout` says how it becomes the region: `transposed` swaps the last two axes, `heads` groups rows by head and
+    takes `[start, stop)` of each, with `take = (heads, start, stop)`.
     """
 
     tensor: str
@@ -30,6 +30,8 @@ class Piece:
     param: str
     index: int | None = None
     rows: tuple[int, int] | None = None
+    axis: int = 0
+    every: tuple[int, int] | None = None
     layout: Layout = "same"
     take: tuple[int, int, int] | None = None
 

@@ -12,18 +12,25 @@ import torch
 
 from ridgepoint.catalog.spec import Activation
 from ridgepoint.kernels.glu.cpu import glu
+from ridgepoint.kernels.moe_experts import native
+from ridgepoint.kernels.packed import Packed
 
 
 def moe_experts(
     x_TD: torch.Tensor,
     weights_TK: torch.Tensor,
     expert_ids_TK: torch.Tensor,
-    w_gate_up_E2FD: torch.Tensor,
-    w_down_EDF: torch.Tensor,
+    w_gate_up_E2FD: torch.Tensor | Packed,
+    w_down_EDF: torch.Tensor | Packed,
     activation: Activation,
     bias_gate_up_E2F: torch.Tensor | None = None,
     bias_down_ED: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    if isinstance(w_gate_up_E2FD, Packed) and isinstance(w_down_EDF, Packed):
+        return native.moe_experts(
+            x_TD, weights_TK, expert_ids_TK, w_gate_up_E2FD, w_down_EDF, activation, bias_gate_up_E2F, bias_down_ED
+        )
+    assert isinstance(w_gate_up_E2FD, torch.Tensor) and isinstance(w_down_EDF, torch.Tensor)
     dtype = x_TD.dtype
     tensors = (w_gate_up_E2FD, w_down_EDF, bias_gate_up_E2F, bias_down_ED)
     w_gu, w_dn, b_gu, b_dn = (None if w is None else w.to(dtype) for w in tensors)
@@ -57,7 +64,7 @@ class _Rows:
         """Rows in expert order to [T, K, X]."""
         place_M = torch.empty_like(self.order_M)
         place_M[self.order_M] = torch.arange(len(self.order_M), device=self.order_M.device)
-        return rows_MX[place_M].view(self.num_tokens, self.top_k, -1)
+        return rows_MX[place_M].view(self.num_tokens, self.top_k, rows_MX.shape[1])
 
     def combine(self, y_MD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         return torch.bmm(weights_TK.to(y_MD.dtype)[:, None], self.unsort(y_MD))[:, 0]
@@ -79,7 +86,7 @@ class _Experts(torch.autograd.Function):
     full-size gradient per expert). Pre-activations and outputs are kept; inputs and activations are recomputed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x_TD: torch.Tensor,
         weights_TK: torch.Tensor,
@@ -98,7 +105,7 @@ class _Experts(torch.autograd.Function):
         return rows.combine(y_MD, weights_TK)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dout_TD,) = grads
         x_TD, weights_TK, w_gu, w_dn, h_M2F, y_MD = ctx.saved_tensors
         rows: _Rows = ctx.rows

@@ -1,6 +1,6 @@
-"""Paged attention in torch ops.
+"""Paged attention: by the native kernels over their own blocks (bf16), else in torch ops.
 
-A block is `[K or V, head, token, channel]`, so that one gather of head rows yields `[sequence, head, all tokens,
+In torch ops a block is `[K or V, head, token, channel]`, so that one gather of head rows yields `[sequence, head, all tokens,
 channel]` ready for the fused attention, with no transposition after it. Query heads are folded into rows of their
 key-value head (the fused op's own grouped mode is 9x slower at decode). Decoding sequences of similar length run as
 one padded batch; every longer segment runs alone. Only blocks inside the window are fetched.
@@ -9,9 +9,12 @@ one padded batch; every longer segment runs alone. Only blocks inside the window
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+
+from ridgepoint.kernels.paged_attention import native
 
 PADDING_FRAC = 0.25  # a batch is padded by at most this share of its longest member: beyond, another call is cheaper
 NEVER = float("-inf")
@@ -19,7 +22,10 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class DecodeBatch:
-    """Sequences with one query each: their query rows, blocks (padded with block 0) and the logit mask over them."""
+    """Sequences with one query each: their query rows, blocks and the logit mask over them.
+
+    A shorter sequence is padded with its own last block: masked, and never another sequence's numbers (a NaN there
+    would pass the mask, since it survives a product with zero)."""
 
     rows_B: torch.Tensor
     blocks_BN: torch.Tensor
@@ -40,11 +46,22 @@ class Segment:
 
 @dataclass
 class Plan:
-    query_starts: list[int]
-    context_lens: list[int]
+    query_starts_B1: torch.Tensor
+    context_lens_B: torch.Tensor
     block_tables_BN: torch.Tensor
     block_tokens: int
+    num_seqs: torch.Tensor | None = None  # one int64 that native attention reads; set by `prepare` or a recording
     by_window: dict[int | None, tuple[list[DecodeBatch], list[Segment]]] = field(default_factory=dict)
+
+    @cached_property
+    def query_starts(self) -> list[int]:
+        starts: list[int] = self.query_starts_B1.tolist()
+        return starts
+
+    @cached_property
+    def context_lens(self) -> list[int]:
+        lens: list[int] = self.context_lens_B.tolist()
+        return lens
 
     def parts(self, window: int | None) -> tuple[list[DecodeBatch], list[Segment]]:
         """The step's work for layers of this window; built once per step and window."""
@@ -56,16 +73,22 @@ class Plan:
 def allocate(
     num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
+    if native.fits(block_tokens, head_dim, dtype, device):
+        return native.allocate(num_blocks, block_tokens, num_kv_heads, head_dim)
     return torch.zeros(num_blocks, 2, num_kv_heads, block_tokens, head_dim, dtype=dtype, device=device)
 
 
 def prepare(
     query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
 ) -> Plan:
-    return Plan(query_starts_B1.tolist(), context_lens_B.tolist(), block_tables_BN.long(), block_tokens)
+    num_seqs = torch.tensor([context_lens_B.shape[0]]) if context_lens_B.device.type == "cpu" else None
+    return Plan(query_starts_B1, context_lens_B, block_tables_BN.long(), block_tokens, num_seqs)
 
 
 def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: torch.Tensor) -> None:
+    if native.is_native(kv):
+        native.write(kv, k_TGP, v_TGP, slots_T)
+        return
     block_tokens = kv.shape[3]
     block_T, offset_T = slots_T // block_tokens, slots_T % block_tokens
     tokens = kv.permute(1, 0, 3, 2, 4)  # [2, block, token, head, channel], a view
@@ -76,6 +99,11 @@ def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: t
 def attend(
     q_THP: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None, sinks_H: torch.Tensor | None
 ) -> torch.Tensor:
+    if native.is_native(kv):
+        assert plan.num_seqs is not None
+        return native.attend(
+            q_THP, kv, plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN, plan.num_seqs, scale, window, sinks_H
+        )
     batches, segments = plan.parts(window)
     if len(batches) == 1 and not segments and batches[0].every_row:
         return _decode(q_THP, kv, batches[0], scale, sinks_H)
@@ -185,9 +213,10 @@ def _make_batch(plan: Plan, group: list[tuple[int, int, int]], window: int | Non
     group = sorted(group, key=lambda item: item[2])
     width = max(blocks for blocks, _, _ in group)
     rows = [plan.query_starts[b] for _, _, b in group]
-    blocks_BN = torch.zeros(len(group), width, dtype=torch.long, device=device)
+    blocks_BN = torch.empty(len(group), width, dtype=torch.long, device=device)
     for i, (blocks, first, b) in enumerate(group):
         blocks_BN[i, :blocks] = plan.block_tables_BN[b, first : first + blocks]
+        blocks_BN[i, blocks:] = blocks_BN[i, blocks - 1]
     key_S = torch.arange(width * size, device=device)
     first_B1 = torch.tensor([first * size for _, first, _ in group], device=device)[:, None]
     context_B1 = torch.tensor([plan.context_lens[b] for _, _, b in group], device=device)[:, None]

@@ -1,10 +1,12 @@
-"""Routing for all tokens at once in torch ops."""
+"""Routing by the native kernels where they can serve, else for all tokens at once in torch ops."""
 
 from __future__ import annotations
 
 import torch
 
 from ridgepoint.catalog.spec import RouterSpec
+from ridgepoint.kernels.route import native
+from ridgepoint.kernels.tensor_call import takes
 
 NEVER = float("-inf")
 
@@ -12,6 +14,8 @@ NEVER = float("-inf")
 def route(
     logits_TE: torch.Tensor, correction_E: torch.Tensor | None, router: RouterSpec, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if router.scores in native.SCORES and logits_TE.dtype == torch.float32 and takes(logits_TE, correction_E):
+        return native.route(logits_TE, correction_E, router, top_k)
     logits_TE = logits_TE.float()
     if router.scores == "sparsemixer":
         return _sparsemixer(logits_TE, router, top_k)

@@ -1,0 +1,73 @@
+"""The two rates of this machine that bound every step, measured: bytes/s read from memory and bf16 FLOP/s.
+
+    python benchmarks/machine_roof.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def cpu_name() -> str:
+    """The model name the kernel reports, with the vector extensions that matter here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(line.partition(":")[::2] for line in lines[: lines.index("")])
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+    return f"{facts['model name']} ({' '.join(flag for flag in wanted if flag in facts['flags'].split())})"
+
+
+def best_s(run: Callable[[], object], repeats: int) -> float:
+    """The fastest of `repeats`: a roof is what the machine can do, not what it does on average."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(threads: int, quick: bool = False) -> dict[str, float]:
+    """`read_bytes_per_s` over a gigabyte (far past any cache) and `bf16_flops_per_s` of a square matrix product."""
+    torch.set_num_threads(threads)
+    num_values, n, repeats = (1 << 22, 512, 3) if quick else (1 << 28, 3072, 8)
+    values = torch.ones(num_values, dtype=torch.float32)
+    read_s = best_s(values.sum, repeats)
+    a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
+    matmul_s = best_s(lambda: a @ b, repeats)
+    return {
+        "threads": threads,
+        "read_bytes_per_s": 4 * num_values / read_s,
+        "bf16_flops_per_s": 2 * n**3 / matmul_s,
+    }
+
+
+def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, context: int) -> float:
+    """The most tokens/s any engine could reach at a point: the larger of bytes over bandwidth and FLOPs over rate.
+
+    Weights of distinct experts touched (uniform routing), attention projections, head and KV, in bf16. `size` is the
+    batch of a decode step or the tokens of one prefill.
+    """
+    d, h, g, p = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"))
+    e, k, f, vocab = (config[key] for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "vocab_size"))
+    layers = config["num_hidden_layers"]
+    attention = d * (h + 2 * g) * p + h * p * d
+    expert = 3 * d * f
+    touched = e * (1 - (1 - k / e) ** size)
+    keys = size * context if kind == "decode" else size * size / 2  # query-key pairs
+    head_rows = size if kind == "decode" else 1
+    flops = layers * (2 * size * (attention + d * e + k * expert) + 4 * h * p * keys) + 2 * head_rows * d * vocab
+    kv_bytes = layers * 2 * 2 * g * p * (size * (context + 1) if kind == "decode" else size)
+    num_bytes = 2 * (layers * (attention + d * e + touched * expert) + d * vocab) + kv_bytes
+    return size / max(num_bytes / roof["read_bytes_per_s"], flops / roof["bf16_flops_per_s"])
+
+
+if __name__ == "__main__":
+    print(json.dumps({"cpu": cpu_name(), **measure(len(os.sched_getaffinity(0)))}, indent=1))

@@ -1,0 +1,85 @@
+"""Rewrite the random Qwen3-MoE folder as one GGUF file with the same bf16 values, for llama.cpp: FOLDER FILE."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
+}
+
+
+def bf16_tensors(shard: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file as uint16 bit patterns, mapped, not read (numpy has no bfloat16)."""
+    with shard.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    data = np.memmap(shard, np.uint8, "r", offset=8 + header_bytes)
+    header.pop("__metadata__", None)
+    return {
+        name: data[slice(*entry["data_offsets"])].view(np.uint16).reshape(entry["shape"]) for name, entry in header.items()
+    }
+
+
+def main(folder: Path, file: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {name: bf16_tensors(folder / name) for name in set(weight_map.values())}
+
+    def bf16_bits(name: str) -> np.ndarray:
+        return shards[weight_map[name]][name]
+
+    writer = gguf.GGUFWriter(file, "qwen3moe")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+
+    def add(target: str, bits: np.ndarray) -> None:
+        if bits.ndim == 1 or target.endswith("ffn_gate_inp.weight"):  # llama.cpp keeps norms and router in float32
+            writer.add_tensor(target, (bits.astype(np.uint32) << 16).view(np.float32))
+        else:
+            raw = np.ascontiguousarray(bits).view(np.uint8)
+            writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+
+    add("token_embd.weight", bf16_bits("model.embed_tokens.weight"))
+    add("output.weight", bf16_bits("lm_head.weight"))
+    add("output_norm.weight", bf16_bits("model.norm.weight"))
+    for layer in range(config["num_hidden_layers"]):
+        for theirs, target in LAYER_NAMES.items():
+            add(f"blk.{layer}.{target}.weight", bf16_bits(f"model.layers.{layer}.{theirs}.weight"))
+        for part in ("gate", "up", "down"):
+            stack = [bf16_bits(f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight") for e in range(config["num_experts"])]
+            add(f"blk.{layer}.ffn_{part}_exps.weight", np.stack(stack))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,159 @@
+"""How fast is a step through the engine's real path, against peers in the same run and against this machine's roof?
+
+A random Qwen3-MoE of 1.3 B parameters (0.23 B active) in bf16. Every engine has a process of its own, gets the same
+weights, token ids and threads, and answers each point in turn, round after round, so that a slow minute of the machine
+hits all of them. Decode: median step of `--steps`, context 128. Prefill: one prompt. Ratios are medians over rounds of
+ours / theirs in the same round. Ridgepoint's times include scheduling, paging and sampling; the peers' only the model
+and an argmax.
+
+    python benchmarks/serve_throughput.py --peers transformers
+    python benchmarks/serve_throughput.py --peers transformers llama.cpp --llama-cpp-python /path/to/its/python
+    python benchmarks/serve_throughput.py --smoke
+
+The roof of a point is the larger of bytes / bandwidth and FLOPs / rate, both rates measured in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
+
+import machine_roof
+import random_checkpoint
+from peers.peer import Peer
+
+PEERS = Path(__file__).parent / "peers"
+CONTEXT = 128
+DECODE_BATCHES = (1, 4, 16, 64)
+PREFILL_TOKENS = (512, 2048)
+
+
+def prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
+    """Random ids: the same token everywhere would send every sequence to the same experts and beat the roof."""
+    return [rng.randrange(2, vocab_size) for _ in range(num_tokens)]
+
+
+def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) -> Peer:
+    if name == "ridgepoint":
+        return Peer(name, sys.executable, PEERS / "ridgepoint_peer.py", [str(folder), "bfloat16", str(threads)], threads)
+    if name == "transformers":
+        # Of its expert implementations `eager` is the fastest here at every point (LOG.md, 2026-11-21).
+        return Peer(name, sys.executable, PEERS / "transformers_peer.py", [str(folder), "bfloat16", "eager"], threads)
+    if name == "llama.cpp":
+        python = arguments.llama_cpp_python or sys.executable
+        file = folder.with_suffix(".gguf")
+        if not file.exists():
+            subprocess.run([python, str(PEERS / "gguf_checkpoint.py"), str(folder), str(file)], check=True, stdout=2)
+        return Peer(name, python, PEERS / "llama_cpp_peer.py", [str(file), str(threads)], threads)
+    raise SystemExit(f"unknown peer {name!r}: transformers, llama.cpp")
+
+
+def measure(engines: list[Peer], rounds: int, steps: int, points: list[tuple[str, int]], vocab: int) -> dict:
+    """tokens/s of every engine at every point in every round, engines taking turns and the order rotating."""
+    rng = random.Random(0)
+    rates: dict[str, dict[str, list[float]]] = {engine.name: {} for engine in engines}
+    for round_ in range(rounds):
+        for kind, size in points:
+            order = engines[round_ % len(engines) :] + engines[: round_ % len(engines)]
+            for engine in order:
+                if kind == "decode":
+                    prompts = [prompt(rng, CONTEXT, vocab) for _ in range(size)]
+                    rate = size / statistics.median(engine.ask("decode", prompts, steps))
+                else:
+                    rate = size / engine.ask("prefill", prompt(rng, size, vocab))
+                rates[engine.name].setdefault(f"{kind} {size}", []).append(rate)
+                print(f"round {round_ + 1}/{rounds} {kind} {size} {engine.name}: {rate:.1f} tok/s", file=sys.stderr)
+    return rates
+
+
+def agreement(engines: list[Peer], vocab: int) -> dict[str, int]:
+    """Greedy tokens each peer shares with ours before the first difference, of 16. In bf16 a random model has near
+    ties, so this shows that the same model is computed, not that roundings agree; parity proper is in float32."""
+    ids = prompt(random.Random(1), 48, vocab)
+    ours = engines[0].ask("greedy", ids, 16)
+    shared = {}
+    for peer in engines[1:]:
+        theirs = peer.ask("greedy", ids, 16)
+        shared[peer.name] = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), 16)
+    return shared
+
+
+def table(result: dict) -> str:
+    """Ratios first, then the absolute numbers and their share of the roof."""
+    peers = [name for name in result["tokens_per_s"] if name != "ridgepoint"]
+    head = ["point", *(f"x {peer}" for peer in peers), "of roof", "ridgepoint tok/s", *(f"{p} tok/s" for p in peers)]
+    rows = [head]
+    for point, ours in result["tokens_per_s"]["ridgepoint"].items():
+        theirs = {peer: result["tokens_per_s"][peer][point] for peer in peers}
+        ratios = [statistics.median(a / b for a, b in zip(ours, theirs[peer], strict=True)) for peer in peers]
+        share = statistics.median(ours) / result["roof_tokens_per_s"][point]
+        rows.append(
+            [point, *(f"{r:.2f}" for r in ratios), f"{share:.0%}", f"{statistics.median(ours):.0f}"]
+            + [f"{statistics.median(theirs[peer]):.0f}" for peer in peers]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b")
+    parser.add_argument("--peers", nargs="*", default=["transformers"], help="transformers, llama.cpp")
+    parser.add_argument("--llama-cpp-python", help="interpreter that has llama-cpp-python and gguf, if not this one")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--points", nargs="*", help="for example 'decode 16' 'prefill 512'")
+    parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, one round: does the benchmark still run?")
+    arguments = parser.parse_args()
+
+    points = [("decode", batch) for batch in DECODE_BATCHES] + [("prefill", tokens) for tokens in PREFILL_TOKENS]
+    if arguments.points:
+        points = [(kind, int(size)) for kind, size in (point.split() for point in arguments.points)]
+    folder, overrides = arguments.checkpoint, None
+    if arguments.smoke:
+        folder, overrides = folder.with_name("smoke"), random_checkpoint.SMOKE
+        points, arguments.rounds, arguments.steps = [("decode", 2), ("prefill", 32)], 1, 4
+    random_checkpoint.write(folder, overrides)
+    config = json.loads((folder / "config.json").read_text())
+
+    roof = machine_roof.measure(arguments.threads, quick=arguments.smoke)
+    engines: list[Peer] = []
+    try:
+        for name in ("ridgepoint", *arguments.peers):
+            engines.append(start(name, folder, arguments.threads, arguments))
+        shared = agreement(engines, int(config["vocab_size"]))
+        rates = measure(engines, arguments.rounds, arguments.steps, points, int(config["vocab_size"]))
+    finally:
+        for engine in engines:
+            engine.close()
+    result = {
+        "question": (__doc__ or "").splitlines()[0],
+        "command": " ".join(["python", "benchmarks/serve_throughput.py", *sys.argv[1:]]),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "hardware": {"cpu": machine_roof.cpu_name(), "threads": arguments.threads, "python": platform.python_version()},
+        "machine_roof": roof,
+        "model": config,
+        "dtype": "bfloat16",
+        "greedy_tokens_shared_of_16": shared,
+        "roof_tokens_per_s": {f"{k} {n}": machine_roof.tokens_per_s(config, roof, k, n, CONTEXT) for k, n in points},
+        "tokens_per_s": rates,
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

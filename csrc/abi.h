@@ -1,0 +1,199 @@
+// The C ABI between the library and ridgepoint/kernels/native.py. Plain structs; Python mirrors them field by field.
+//
+// Every operator is one struct whose first member is an OpHeader. `rp_run` runs a list of them in one parallel region:
+// a list of one is an ordinary call, a list of a whole step is a recorded step. Pointers are borrowed for the call.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
+enum { RP_ABI_VERSION = 1, RP_LAYOUT_VERSION = 1 };
+
+enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
+enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
+enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1 };
+enum RpOp {
+    RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
+    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_NUM_OPS
+};
+// Where an op's row count comes from when a recorded step is replayed.
+enum RpRows { RP_ROWS_FIXED = 0, RP_ROWS_TOKENS = 1, RP_ROWS_LOGITS = 2 };
+
+struct OpHeader {
+    int32_t op;
+    int32_t rows_from;  // RpRows
+    int64_t rows;       // used as it is when rows_from is FIXED; the capacity when recorded
+};
+
+// `num_matrices` matrices [outputs, inputs], packed: [matrix][panel][step][line], a panel being 64 outputs.
+// `glu`: panels hold 32 gate columns then the 32 up columns of the same features; outputs is then 2 F.
+struct PackedWeight {
+    int32_t format, glu;
+    int64_t num_matrices, outputs, inputs;
+    int64_t group;         // inputs per scale; 0: none
+    int64_t panel_bytes;   // one panel of one matrix, scales included
+    const uint8_t* data;
+};
+
+struct LinearOp {
+    OpHeader header;
+    const PackedWeight* weight;
+    const void* x;        // [rows, inputs] (times num_matrices when heads)
+    void* y;              // [rows, outputs]
+    const float* bias;    // [outputs] or null
+    int64_t x_stride, y_stride;  // elements between rows
+    int32_t x_dtype, y_dtype;    // RpDtype
+    int32_t heads;        // 1: matrix h acts on x[:, h * inputs :] and writes y[:, h * outputs :]
+    int32_t pad;
+};
+
+struct MoeOp {
+    OpHeader header;
+    const PackedWeight* gate_up;  // glu
+    const PackedWeight* down;
+    const void* x;                // [rows, D]
+    void* y;                      // [rows, D]
+    const float* weights;         // [rows, K]
+    const int64_t* expert_ids;    // [rows, K]
+    const float* bias_gate_up;    // [E, 2 F] gate then up, or null
+    const float* bias_down;       // [E, D] or null
+    int64_t x_stride, y_stride, top_k;
+    int32_t x_dtype, y_dtype;
+    int32_t activation;           // 0: SwiGLU; 1: clamped (gpt-oss)
+    float alpha, limit;
+    int32_t pad;
+};
+
+struct NormOp {
+    OpHeader header;
+    const void* x;         // [rows, groups, width]
+    const void* delta;     // null, or added first: sum = x + delta_scale * delta
+    void* sum;             // where that sum goes when delta is given
+    void* y;
+    const void* weight;    // [width], dtype as x (f32 when weight_f32)
+    const void* bias;      // [width] or null: layer norm when mean_centred
+    int64_t x_stride, delta_stride, sum_stride, y_stride;  // elements between rows
+    int64_t groups, width;
+    float eps, delta_scale;
+    int32_t dtype, mean_centred, weight_dtype;
+    float weight_offset;   // 1 for families that store weight - 1
+};
+
+struct RopeOp {
+    OpHeader header;
+    const void* x;         // [rows, heads, width]
+    void* y;
+    const float* cos;      // [rows, half]
+    const float* sin;
+    int64_t x_stride, y_stride, table_stride, heads, width, half;
+    int32_t dtype, interleaved;
+};
+
+struct RopeTablesOp {
+    OpHeader header;
+    const int64_t* positions;
+    const float* inv_freq;  // [half]
+    float* cos;             // [rows, half], times magnitude
+    float* sin;
+    int64_t half;
+    float magnitude, pad;
+};
+
+// scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen.
+struct RouteOp {
+    OpHeader header;
+    const float* logits;      // [rows, E]
+    const float* correction;  // [E] or null
+    float* weights;           // [rows, K]
+    int64_t* expert_ids;      // [rows, K]
+    int64_t num_experts, top_k, num_groups, topk_groups;
+    int32_t scores, normalise, group_top2, pad;
+    float scale, pad2;
+};
+
+struct EmbedOp {
+    OpHeader header;
+    const int64_t* ids;
+    const void* table;
+    void* y;
+    int64_t width, vocab, y_stride;
+    int32_t table_dtype, y_dtype;
+    float scale, pad;
+};
+
+struct GluOp {
+    OpHeader header;
+    const void* x;  // [rows, 2 F], gate then up
+    void* y;        // [rows, F]
+    int64_t width, x_stride, y_stride;
+    int32_t dtype, activation;
+    float alpha, limit;
+};
+
+struct AddSharedOp {
+    OpHeader header;
+    const void* routed;
+    const void* shared;
+    const void* gate;  // [rows] or null
+    void* y;
+    int64_t width, routed_stride, shared_stride, gate_stride, y_stride;
+    int32_t dtype, pad;
+};
+
+// A KV block of one layer: for each KV head, for each 16 tokens, keys [head_dim / 2][16][2] then values [8][v_dim][2].
+struct KvWriteOp {
+    OpHeader header;
+    const void* k;           // [rows, heads, head_dim]
+    const void* v;           // [rows, heads, v_dim]
+    const int64_t* slots;    // [rows] block * block_size + offset; negative: not written
+    uint8_t* cache;
+    int64_t block_bytes, block_size, heads, head_dim, v_dim, k_stride, v_stride;
+};
+
+struct AttentionOp {
+    OpHeader header;                // rows: tokens
+    const void* q;                  // [rows, H, head_dim] bf16
+    void* y;                        // [rows, H, v_dim] bf16
+    const uint8_t* cache;
+    const int64_t* query_starts;    // [B + 1]
+    const int64_t* context_lens;    // [B], the step's own tokens included
+    const int64_t* block_tables;    // [B, table_stride]
+    const float* sinks;             // [H] or null
+    const int64_t* num_seqs;        // B, read at replay
+    int64_t block_bytes, block_size, table_stride, heads, kv_heads, head_dim, v_dim, q_stride, y_stride, window;
+    float scale, pad;
+};
+
+int32_t rp_abi_version();
+int32_t rp_layout_version();
+const char* rp_last_error();
+
+// ISA: the best one this processor has, the one in use, and forcing one (0 on success).
+int32_t rp_isa_supported(int32_t isa);
+int32_t rp_isa_current();
+int32_t rp_isa_force(int32_t isa);
+
+// Threads of the pool, the caller included. Spinning: microseconds a worker stays awake after its last work.
+int32_t rp_threads();
+int32_t rp_set_threads(int32_t threads, int32_t spin_us);
+
+// Zeroed memory in huge pages where the system gives them.
+void* rp_alloc(int64_t bytes);
+void rp_free(void* memory, int64_t bytes);
+
+// Sizes in bytes of all panels; and packing of matrix `index` (rows `stride` elements apart) into place.
+int64_t rp_packed_bytes(PackedWeight* weight);
+int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const void* source, int64_t stride,
+                int32_t source_dtype, const float* scales, int64_t scale_stride);
+int32_t rp_unpack(const PackedWeight* weight, int64_t index, float* dense, int64_t stride);
+
+// Runs `count` operators, in order, in one parallel region. tokens / logit_rows replace recorded row counts.
+int32_t rp_run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_rows);
+// The same, with seconds per op (thread 0's clock, barrier included).
+int32_t rp_profile(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_rows, double* seconds);
+
+// Roofs of this machine, measured now: bytes/s read, flop/s of the current ISA's bf16 and f32 products.
+double rp_probe_read(int64_t bytes, int32_t repeats);
+double rp_probe_peak(int32_t format, int32_t milliseconds);
+}

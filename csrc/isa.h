@@ -1,0 +1,88 @@
+// What an instruction set must provide. Operators (ops/) are compiled once for the baseline and call through the table;
+// each table is compiled in its own translation unit with its own flags and chosen at run time. The order in which an
+// output's products are added is the same for every number of rows in a tile, so no result depends on its batch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "abi.h"
+
+namespace rp {
+
+constexpr int kPanel = 64;   // outputs side by side in a packed panel
+constexpr int kMaxRows = 8;  // rows of the tallest tile of any ISA
+
+// out[r * 64 + c] = sum over k of x[r][k] * panel[k][c].
+struct Tile {
+    const uint8_t* panel;
+    const uint8_t* const* x;   // prepared rows
+    float* out;
+    const uint8_t* prefetch;   // panel this thread reads next, or null
+    int64_t steps;             // k-steps of 256 (or fewer) bytes
+    int64_t prefetch_lines;    // 64-byte lines to ask for per step
+    int32_t rows;              // 1 .. max_rows
+    int32_t group_steps;       // steps per scale, for grouped formats
+};
+
+// One weight format under one ISA.
+struct FormatKernels {
+    int max_rows;
+    // Bytes of an activation row in the form the tile wants it; 0: rows are read where they are.
+    int64_t (*row_bytes)(int64_t inputs, int32_t x_dtype);
+    void (*prepare)(const void* x, int32_t x_dtype, int64_t inputs, void* row);
+    void (*tile)(const Tile&);
+};
+
+// Attention of a tile of query rows against keys of one span (see ops/attention.cpp).
+struct AttendTile {
+    const uint16_t* const* q;      // row pointers, head_dim bf16 (even width)
+    const uint8_t* const* keys;    // one pointer per 16-token sub-block
+    const uint8_t* const* values;
+    const float* q_f32;            // rows x head_dim, used by ISAs without a bf16 dot product
+    float* scores;                 // rows x score_stride
+    float* out;                    // rows x v_dim, accumulated
+    int64_t score_stride, sub_blocks, head_dim, v_dim, valid;  // valid tokens of the span: [0, valid) may be read
+    int32_t rows;
+};
+
+struct KernelTable {
+    const char* name;
+    FormatKernels formats[RP_NUM_FORMATS];
+
+    int attend_rows;                              // rows of an attention tile
+    bool attend_f32;                              // wants q_f32
+    void (*attend_scores)(const AttendTile&);     // scores = q . k
+    void (*attend_values)(const AttendTile&);     // out += bf16(p) . v, p being scores after exp
+
+    // Rows of n floats or bf16s. Reductions use 16 lanes and one fixed tree.
+    float (*exp_sum)(float* x, int64_t n, float max);              // x = exp(x - max); returns the sum
+    float (*max_of)(const float* x, int64_t n);
+    float (*sum_squares)(const void* x, int32_t dtype, int64_t n, float centre);
+    float (*sum_of)(const void* x, int32_t dtype, int64_t n);
+    void (*normalise)(const void* x, int32_t dtype, const void* w, int32_t w_dtype, float w_offset, const void* bias,
+                      float centre, float scale, int64_t n, void* y);
+    void (*add_scaled)(const void* a, const void* b, float scale, int32_t dtype, int64_t n, void* y);
+    void (*glu)(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, float* y);
+    void (*glu_typed)(const void* gate, const void* up, int32_t dtype, int64_t n, int32_t activation, float alpha,
+                      float limit, void* y);
+    void (*widen)(const void* x, int32_t dtype, int64_t n, float* y);
+    void (*narrow)(const float* x, int32_t dtype, int64_t n, void* y);   // round to nearest even
+    void (*axpy)(const float* x, const float* bias, float scale, int64_t n, float* y);  // y += scale * (x + bias)
+    void (*scale)(float* x, float factor, int64_t n);
+    // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
+    void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
+
+    double (*read_sum)(const uint8_t* data, int64_t bytes);  // probe: touches every byte
+    double (*peak)(int32_t format, int64_t iterations);      // probe: flops done in registers
+};
+
+const KernelTable& kernels();  // the table in use
+
+extern const KernelTable kPortableKernels;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAvx512Bf16Kernels;
+#endif
+
+}  // namespace rp

@@ -1,0 +1,27 @@
+// Kernel table: avx512.
+#include "../isa.h"
+
+#include <cstring>
+
+#include "lanes_avx512.h"
+#include "table.inl"
+
+namespace rp {
+namespace {
+constexpr int kLaneRows = 6, kLaneVectors = 4;
+#include "rows.inl"
+#include "tiles_lanes.inl"
+}  // namespace
+
+extern const KernelTable kAvx512Kernels = {
+    "avx512",
+    {
+        {kLaneRows, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
+        {kLaneRows, widened_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
+        {}, {}, {}, {},
+    },
+    4, true, lanes_scores<4>, lanes_values<4>,
+    RP_ROW_FUNCTIONS, lanes_peak,
+};
+
+}  // namespace rp

@@ -1,0 +1,46 @@
+// Sixteen float lanes as one AVX-512 register.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+typedef __m512 Lanes;
+
+inline Lanes zero() { return _mm512_setzero_ps(); }
+inline Lanes set1(float s) { return _mm512_set1_ps(s); }
+inline Lanes load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Lanes x) { _mm512_storeu_ps(p, x); }
+inline Lanes add(Lanes x, Lanes y) { return _mm512_add_ps(x, y); }
+inline Lanes sub(Lanes x, Lanes y) { return _mm512_sub_ps(x, y); }
+inline Lanes mul(Lanes x, Lanes y) { return _mm512_mul_ps(x, y); }
+inline Lanes div(Lanes x, Lanes y) { return _mm512_div_ps(x, y); }
+inline Lanes fma(Lanes x, Lanes y, Lanes z) { return _mm512_fmadd_ps(x, y, z); }
+inline Lanes vmax(Lanes x, Lanes y) { return _mm512_max_ps(x, y); }
+inline Lanes vmin(Lanes x, Lanes y) { return _mm512_min_ps(x, y); }
+inline Lanes nearest(Lanes x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Lanes times_pow2(Lanes x, Lanes n) { return _mm512_scalef_ps(x, n); }
+inline Lanes load_bf16(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+inline void load_pairs(const void* p, Lanes& even, Lanes& odd) {
+    const __m512i raw = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+inline void store_bf16(uint16_t* p, Lanes x) {
+    const __m512i u = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+
+inline Lanes zero_below(Lanes x, float limit, Lanes value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+}  // namespace

@@ -1,0 +1,84 @@
+// Sixteen float lanes without any extension: four 4-wide vectors, which every compiler maps to what the target has.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+typedef float f4 __attribute__((vector_size(16)));
+typedef uint32_t u4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+
+struct Lanes { f4 v[4]; };
+
+#define EACH for (int i = 0; i < 4; i++)
+inline Lanes set1(float s) { Lanes r; EACH r.v[i] = f4{s, s, s, s}; return r; }
+inline Lanes zero() { return set1(0.0f); }
+inline Lanes load(const float* p) { Lanes r; memcpy(&r, p, 64); return r; }
+inline void store(float* p, Lanes a) { memcpy(p, &a, 64); }
+inline Lanes add(Lanes a, Lanes b) { EACH a.v[i] += b.v[i]; return a; }
+inline Lanes sub(Lanes a, Lanes b) { EACH a.v[i] -= b.v[i]; return a; }
+inline Lanes mul(Lanes a, Lanes b) { EACH a.v[i] *= b.v[i]; return a; }
+inline Lanes div(Lanes a, Lanes b) { EACH a.v[i] /= b.v[i]; return a; }
+inline Lanes fma(Lanes a, Lanes b, Lanes c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
+inline Lanes vmax(Lanes a, Lanes b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+inline Lanes vmin(Lanes a, Lanes b) { EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+// Nearest integer for |a| < 2^22, by the 1.5 * 2^23 trick.
+inline Lanes nearest(Lanes a) {
+    const Lanes magic = set1(12582912.0f);
+    return sub(add(a, magic), magic);
+}
+// a * 2^n for integral n in [-126, 127].
+inline Lanes times_pow2(Lanes a, Lanes n) {
+    EACH {
+        i4 e = __builtin_convertvector(n.v[i], i4);
+        e = (e + 127) << 23;
+        f4 p;
+        memcpy(&p, &e, 16);
+        a.v[i] *= p;
+    }
+    return a;
+}
+inline Lanes load_bf16(const uint16_t* p) {
+    Lanes r;
+    uint32_t bits[16];
+    for (int i = 0; i < 16; i++) bits[i] = static_cast<uint32_t>(p[i]) << 16;
+    memcpy(&r, bits, 64);
+    return r;
+}
+// 16 pairs: the first of each pair in `even`, the second in `odd`.
+inline void load_pairs(const void* p, Lanes& even, Lanes& odd) {
+    EACH {
+        u4 raw;
+        memcpy(&raw, static_cast<const char*>(p) + 16 * i, 16);
+        u4 lo = raw << 16, hi = raw & 0xffff0000u;
+        memcpy(&even.v[i], &lo, 16);
+        memcpy(&odd.v[i], &hi, 16);
+    }
+}
+inline void store_bf16(uint16_t* p, Lanes a) {
+    float f[16];
+    uint32_t u[16];
+    store(f, a);
+    memcpy(u, f, 64);
+    for (int i = 0; i < 16; i++) {
+        const uint32_t rounded = (u[i] + 0x7fffu + ((u[i] >> 16) & 1)) >> 16;
+        const bool nan = (u[i] & 0x7fffffffu) > 0x7f800000u;
+        p[i] = static_cast<uint16_t>(nan ? (u[i] >> 16) | 0x40 : rounded);
+    }
+}
+// value where x >= limit, else zero (also for NaN x).
+inline Lanes zero_below(Lanes x, float limit, Lanes value) {
+    EACH {
+        i4 keep = x.v[i] >= limit;
+        i4 bits;
+        memcpy(&bits, &value.v[i], 16);
+        bits &= keep;
+        memcpy(&value.v[i], &bits, 16);
+    }
+    return value;
+}
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+#undef EACH
+
+}  // namespace

@@ -1,0 +1,148 @@
+// Tiles for processors with the bf16 dot product (vdpbf16ps): two products per lane and instruction, exact products,
+// float32 sums, inputs and sums flushed when denormal.
+
+int64_t bf16_row_bytes(int64_t inputs, int32_t dtype) {
+    return dtype == RP_DTYPE_BF16 && inputs % 2 == 0 ? 0 : (inputs + 1) / 2 * 4;
+}
+void bf16_prepare(const void* x, int32_t dtype, int64_t inputs, void* row) {
+    uint16_t* y = static_cast<uint16_t*>(row);
+    if (dtype == RP_DTYPE_F32) row_narrow(static_cast<const float*>(x), RP_DTYPE_BF16, inputs, y);
+    else memcpy(y, x, static_cast<size_t>(inputs) * 2);
+    if (inputs & 1) y[inputs] = 0;
+}
+
+inline __m512bh pairs(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+inline __m512bh pair(const uint8_t* row, int64_t k) {
+    int32_t bits;
+    memcpy(&bits, row + 4 * k, 4);
+    return (__m512bh)_mm512_set1_epi32(bits);
+}
+
+template <int R, int P> inline void bf16_dot_tile(const Tile& t) {
+    __m512 acc[R][4];
+    const uint8_t* x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        x[r] = t.x[r];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) acc[r][v] = _mm512_setzero_ps();
+    }
+    const uint8_t* w = t.panel;
+    const uint8_t* ahead = t.prefetch;
+    for (int64_t k = 0; k < t.steps; k++, w += 256) {
+#pragma GCC unroll 4
+        for (int i = 0; i < P; i++) prefetch(ahead + 64 * i);
+        ahead += 64 * P;
+        const __m512bh w0 = pairs(w), w1 = pairs(w + 64), w2 = pairs(w + 128), w3 = pairs(w + 192);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const __m512bh s = pair(x[r], k);
+            acc[r][0] = _mm512_dpbf16_ps(acc[r][0], w0, s);
+            acc[r][1] = _mm512_dpbf16_ps(acc[r][1], w1, s);
+            acc[r][2] = _mm512_dpbf16_ps(acc[r][2], w2, s);
+            acc[r][3] = _mm512_dpbf16_ps(acc[r][3], w3, s);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) _mm512_storeu_ps(t.out + r * kPanel + 16 * v, acc[r][v]);
+}
+
+template <int R> void bf16_dot_rows(const Tile& t) {
+    if (t.rows != R) { if constexpr (R > 1) bf16_dot_rows<R - 1>(t); return; }
+    if (!t.prefetch || t.prefetch_lines == 0) bf16_dot_tile<R, 0>(t);
+    else if (t.prefetch_lines == 1) bf16_dot_tile<R, 1>(t);
+    else if (t.prefetch_lines == 2) bf16_dot_tile<R, 2>(t);
+    else bf16_dot_tile<R, 4>(t);
+}
+
+template <int R, int S> inline void dot_scores_tile(const AttendTile& t, int64_t first) {
+    __m512 acc[R][S];
+    const uint8_t* q[R];
+    const uint8_t* k[S];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        q[r] = reinterpret_cast<const uint8_t*>(t.q[r]);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; s++) acc[r][s] = _mm512_setzero_ps();
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) k[s] = t.keys[first + s];
+    for (int64_t i = 0; i < t.head_dim / 2; i++) {
+        __m512bh w[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; s++) w[s] = pairs(k[s] + 64 * i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const __m512bh x = pair(q[r], i);
+#pragma GCC unroll 4
+            for (int s = 0; s < S; s++) acc[r][s] = _mm512_dpbf16_ps(acc[r][s], w[s], x);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int s = 0; s < S; s++) _mm512_storeu_ps(t.scores + r * t.score_stride + 16 * (first + s), acc[r][s]);
+}
+template <int R> void dot_scores(const AttendTile& t) {
+    if (t.rows != R) { if constexpr (R > 1) dot_scores<R - 1>(t); return; }
+    int64_t s = 0;
+    for (; s + 4 <= t.sub_blocks; s += 4) dot_scores_tile<R, 4>(t, s);
+    for (; s < t.sub_blocks; s++) dot_scores_tile<R, 1>(t, s);
+}
+
+constexpr int64_t kSpanPairs = 256;  // token pairs of the longest span
+
+template <int R, int C>
+inline void dot_values_tile(const AttendTile& t, const uint32_t (*p)[kSpanPairs], int64_t column) {
+    __m512 acc[R][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) acc[r][c] = _mm512_loadu_ps(t.out + r * t.v_dim + column + 16 * c);
+    const int64_t pairs_total = (t.valid + 1) / 2;
+    for (int64_t j = 0; j < pairs_total; j++) {
+        const uint8_t* w = t.values[j / 8] + (j % 8 * t.v_dim + column) * 4;
+        __m512bh v[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) v[c] = pairs(w + 64 * c);
+        if (2 * j + 1 == t.valid) {  // the pair's second token was never written: it may hold anything
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) v[c] = (__m512bh)_mm512_and_si512((__m512i)v[c], _mm512_set1_epi32(0xffff));
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(p[r][j]));
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], v[c], x);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) _mm512_storeu_ps(t.out + r * t.v_dim + column + 16 * c, acc[r][c]);
+}
+template <int R> void dot_values(const AttendTile& t) {
+    if (t.rows != R) { if constexpr (R > 1) dot_values<R - 1>(t); return; }
+    alignas(64) uint32_t p[R][kSpanPairs];
+    for (int r = 0; r < R; r++)
+        row_narrow(t.scores + r * t.score_stride, RP_DTYPE_BF16, (t.valid + 15) / 16 * 16, p[r]);
+    int64_t c = 0;
+    for (; c + 64 <= t.v_dim; c += 64) dot_values_tile<R, 4>(t, p, c);
+    for (; c < t.v_dim; c += 16) dot_values_tile<R, 1>(t, p, c);
+}
+
+double dot_peak(int32_t format, int64_t iterations) {
+    if (format != RP_BF16) return lanes_peak(format, iterations);
+    __m512 acc[12];
+    for (int i = 0; i < 12; i++) acc[i] = _mm512_setzero_ps();
+    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+    for (int64_t i = 0; i < iterations; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; j++) acc[j] = _mm512_dpbf16_ps(acc[j], a, a);
+        asm volatile("" : "+v"(a));
+    }
+    for (int i = 1; i < 12; i++) acc[0] = _mm512_add_ps(acc[0], acc[i]);
+    return fold_sum(acc[0]) < 0.0f ? -1.0 : static_cast<double>(iterations) * 12 * 64;
+}

@@ -1,0 +1,113 @@
+// Tiles for ISAs that multiply in float32: weights widened in registers, rows prepared as float32.
+// kLaneRows and kLaneVectors (16 outputs each) are chosen by the including unit so that the tile fits its registers.
+
+int64_t f32_row_bytes(int64_t inputs, int32_t dtype) { return dtype == RP_DTYPE_F32 ? 0 : (inputs + 1) / 2 * 8; }
+inline int64_t widened_row_bytes(int64_t inputs, int32_t dtype) {
+    return dtype == RP_DTYPE_F32 && inputs % 2 == 0 ? 0 : (inputs + 1) / 2 * 8;
+}
+inline void f32_prepare(const void* x, int32_t dtype, int64_t inputs, void* row) {
+    float* y = static_cast<float*>(row);
+    row_widen(x, dtype, inputs, y);
+    if (inputs & 1) y[inputs] = 0.0f;
+}
+
+template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t column, bool ask) {
+    Lanes acc[R][V];
+    const float* x[R];
+    for (int r = 0; r < R; r++) {
+        x[r] = reinterpret_cast<const float*>(t.x[r]);
+        for (int v = 0; v < V; v++) acc[r][v] = zero();
+    }
+    const uint8_t* w = t.panel + column * 4;
+    const uint8_t* ahead = t.prefetch;
+    for (int64_t k = 0; k < t.steps; k++, w += 256) {
+        if (ask) for (int64_t i = 0; i < t.prefetch_lines; i++, ahead += 64) prefetch(ahead);
+        Lanes even[V], odd[V];
+        for (int v = 0; v < V; v++) load_pairs(w + 64 * v, even[v], odd[v]);
+        for (int r = 0; r < R; r++) {
+            const Lanes first = set1(x[r][2 * k]);
+            for (int v = 0; v < V; v++) acc[r][v] = fma(first, even[v], acc[r][v]);
+        }
+        for (int r = 0; r < R; r++) {
+            const Lanes second = set1(x[r][2 * k + 1]);
+            for (int v = 0; v < V; v++) acc[r][v] = fma(second, odd[v], acc[r][v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(t.out + r * kPanel + column + 16 * v, acc[r][v]);
+}
+
+template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column, bool ask) {
+    Lanes acc[R][V];
+    const float* x[R];
+    for (int r = 0; r < R; r++) {
+        x[r] = reinterpret_cast<const float*>(t.x[r]);
+        for (int v = 0; v < V; v++) acc[r][v] = zero();
+    }
+    const float* w = reinterpret_cast<const float*>(t.panel) + column;
+    const uint8_t* ahead = t.prefetch;
+    for (int64_t k = 0; k < t.steps; k++, w += kPanel) {
+        if (ask) for (int64_t i = 0; i < t.prefetch_lines; i++, ahead += 64) prefetch(ahead);
+        Lanes wide[V];
+        for (int v = 0; v < V; v++) wide[v] = load(w + 16 * v);
+        for (int r = 0; r < R; r++) {
+            const Lanes s = set1(x[r][k]);
+            for (int v = 0; v < V; v++) acc[r][v] = fma(s, wide[v], acc[r][v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(t.out + r * kPanel + column + 16 * v, acc[r][v]);
+}
+
+template <int R> void bf16_lanes_rows(const Tile& t) {
+    if (t.rows != R) { if constexpr (R > 1) bf16_lanes_rows<R - 1>(t); return; }
+    for (int c = 0; c < kPanel; c += 16 * kLaneVectors) bf16_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+}
+template <int R> void f32_lanes_rows(const Tile& t) {
+    if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
+    for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+}
+
+// Attention: keys [head_dim / 2][16 tokens][2], values [8 token pairs][v_dim][2] per sub-block of 16 tokens.
+template <int R> void lanes_scores(const AttendTile& t) {
+    if (t.rows != R) { if constexpr (R > 1) lanes_scores<R - 1>(t); return; }
+    for (int64_t s = 0; s < t.sub_blocks; s++) {
+        Lanes acc[R];
+        for (int r = 0; r < R; r++) acc[r] = zero();
+        for (int64_t k = 0; k < t.head_dim / 2; k++) {
+            Lanes even, odd;
+            load_pairs(t.keys[s] + 64 * k, even, odd);
+            for (int r = 0; r < R; r++) {
+                acc[r] = fma(set1(t.q_f32[r * t.head_dim + 2 * k]), even, acc[r]);
+                acc[r] = fma(set1(t.q_f32[r * t.head_dim + 2 * k + 1]), odd, acc[r]);
+            }
+        }
+        for (int r = 0; r < R; r++) store(t.scores + r * t.score_stride + 16 * s, acc[r]);
+    }
+}
+template <int R> void lanes_values(const AttendTile& t) {
+    if (t.rows != R) { if constexpr (R > 1) lanes_values<R - 1>(t); return; }
+    for (int64_t c = 0; c < t.v_dim; c += 16) {
+        Lanes acc[R];
+        for (int r = 0; r < R; r++) acc[r] = load(t.out + r * t.v_dim + c);
+        for (int64_t j = 0; j < t.valid; j += 2) {
+            Lanes even, odd;
+            load_pairs(t.values[j / 16] + ((j % 16) / 2 * t.v_dim + c) * 4, even, odd);
+            const float* p = t.scores + j;
+            for (int r = 0; r < R; r++) acc[r] = fma(set1(p[r * t.score_stride]), even, acc[r]);
+            if (j + 1 == t.valid) break;  // the pair's second token was never written: it may hold anything
+            for (int r = 0; r < R; r++) acc[r] = fma(set1(p[r * t.score_stride + 1]), odd, acc[r]);
+        }
+        for (int r = 0; r < R; r++) store(t.out + r * t.v_dim + c, acc[r]);
+    }
+}
+
+double lanes_peak(int32_t, int64_t iterations) {
+    Lanes acc[12];
+    for (int i = 0; i < 12; i++) acc[i] = set1(static_cast<float>(i));
+    Lanes a = set1(0.999f), b = set1(1e-3f);
+    for (int64_t i = 0; i < iterations; i++)
+        for (int j = 0; j < 12; j++) acc[j] = fma(acc[j], a, b);
+    for (int i = 1; i < 12; i++) acc[0] = add(acc[0], acc[i]);
+    return fold_sum(acc[0]) > 1e30f ? -1.0 : static_cast<double>(iterations) * 12 * 32;
+}

@@ -1,0 +1,55 @@
+// y = x @ w.T + bias, for one matrix or one matrix per head.
+#include "multiply.h"
+
+namespace rp {
+namespace {
+
+// Rows per item: enough items to share evenly, few enough that a panel is read from memory once.
+int64_t rows_per_item(int64_t rows, int64_t panels, int threads) {
+    const int64_t chunks = ceil_div(8 * threads, panels);
+    return chunks <= 1 ? rows : round_up(ceil_div(rows, chunks), 24);
+}
+
+Workspace workspace(const void* raw, int64_t rows, int) {
+    const LinearOp& op = *static_cast<const LinearOp*>(raw);
+    const int64_t matrices = op.heads ? op.weight->num_matrices : 1;
+    return {matrices * rows * prepare_bytes(kernels(), *op.weight, op.x_dtype), 0};
+}
+
+void body(const void* raw, int64_t rows, Region& region) {
+    const LinearOp& op = *static_cast<const LinearOp*>(raw);
+    const PackedWeight& w = *op.weight;
+    const int64_t matrices = op.heads ? w.num_matrices : 1, panels = panels_of(w);
+    const int64_t bytes = prepare_bytes(region.table, w, op.x_dtype);
+    for (int64_t m = 0; m < matrices && bytes; m++)
+        prepare_rows(region, w, offset(op.x, m * w.inputs, op.x_dtype), op.x_dtype, op.x_stride, rows,
+                     region.shared + m * rows * bytes);
+    if (bytes) region.team.barrier();
+
+    const int64_t per_item = rows_per_item(rows, matrices * panels, region.team.size());
+    const int64_t chunks = ceil_div(rows, per_item);
+    region.team.each(matrices * panels * chunks, [&](int64_t item, int64_t after) {
+        const int64_t m = item / chunks / panels, p = item / chunks % panels, first = item % chunks * per_item;
+        const int64_t count = rows - first < per_item ? rows - first : per_item;
+        const bool more = after < matrices * panels * chunks && after / chunks != item / chunks;
+        const uint8_t* next = more ? panel_at(w, after / chunks / panels, after / chunks % panels) : nullptr;
+        const int64_t column = p * kPanel, width = w.outputs - column < kPanel ? w.outputs - column : kPanel;
+        Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * w.inputs, op.x_dtype),
+               bytes ? bytes : op.x_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2)};
+        multiply(region, w, panel_at(w, m, p), next, count, [&](int64_t i) { return x.at(first + i); },
+                 [&](int64_t done, int64_t n, float* values) {
+            for (int64_t r = 0; r < n; r++) {
+                float* v = values + r * kPanel;
+                if (op.bias) region.table.add_scaled(v, op.bias + m * w.outputs + column, 1.0f, RP_DTYPE_F32, width, v);
+                void* y = offset(op.y, (first + done + r) * op.y_stride + m * w.outputs + column, op.y_dtype);
+                region.table.narrow(v, op.y_dtype, width, y);
+            }
+        });
+    });
+}
+
+}  // namespace
+
+extern const Operator kLinear{workspace, body};
+
+}  // namespace rp

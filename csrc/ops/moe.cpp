@@ -1,0 +1,163 @@
+// Routed experts of one layer in three phases: sort (token, expert) pairs by expert; gate and up with the activation in
+// the epilogue; down with the weighted sum in the epilogue.
+//
+// In the last phase an item owns 64 columns of y for a range of tokens and visits the experts in ascending order, so a
+// token's sum has one order whatever its batch, nothing is written twice, and no atomics are needed.
+#include "multiply.h"
+
+namespace rp {
+namespace {
+
+struct Plan {  // pointers into the shared workspace
+    uint8_t* x_rows;        // prepared x
+    uint8_t* h;             // [M, F padded] in x's dtype
+    uint8_t* h_rows;        // prepared h
+    int64_t* first;         // [E + 1] first pair of each expert
+    int32_t* hit;           // experts that have pairs, ascending
+    int32_t* token;         // [M]
+    float* weight;          // [M]
+    int64_t* num_hit;
+    int64_t h_stride, x_bytes, h_bytes;
+};
+
+Plan plan(const MoeOp& op, int64_t rows, uint8_t* base, const KernelTable& table, int64_t* used) {
+    const int64_t pairs = rows * op.top_k, experts = op.gate_up->num_matrices;
+    Carver carve(base);
+    Plan p{};
+    p.x_bytes = prepare_bytes(table, *op.gate_up, op.x_dtype);
+    p.h_bytes = prepare_bytes(table, *op.down, op.x_dtype);
+    p.h_stride = panels_of(*op.gate_up) * (kPanel / 2);
+    p.x_rows = carve.take<uint8_t>(rows * p.x_bytes);
+    p.h = carve.take<uint8_t>(pairs * p.h_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2));
+    p.h_rows = carve.take<uint8_t>(pairs * p.h_bytes);
+    p.first = carve.take<int64_t>(experts + 1);
+    p.hit = carve.take<int32_t>(experts);
+    p.token = carve.take<int32_t>(pairs);
+    p.weight = carve.take<float>(pairs);
+    p.num_hit = carve.take<int64_t>(1);
+    if (used) *used = carve.used;
+    return p;
+}
+
+// Counting sort; pairs of one expert stay in token order.
+void sort_pairs(const MoeOp& op, int64_t rows, const Plan& p, std::atomic<int>& error) {
+    const int64_t pairs = rows * op.top_k, experts = op.gate_up->num_matrices;
+    memset(p.first, 0, static_cast<size_t>(experts + 1) * 8);
+    for (int64_t i = 0; i < pairs; i++) {
+        const int64_t e = op.expert_ids[i];
+        if (e < 0 || e >= experts) { error.store(kBadExpertId); *p.num_hit = 0; return; }
+        p.first[e + 1]++;
+    }
+    int64_t hits = 0;
+    for (int64_t e = 0; e < experts; e++) {
+        if (p.first[e + 1]) p.hit[hits++] = static_cast<int32_t>(e);
+        p.first[e + 1] += p.first[e];
+    }
+    *p.num_hit = hits;
+    for (int64_t i = 0; i < pairs; i++) {
+        const int64_t at = p.first[op.expert_ids[i]]++;
+        p.token[at] = static_cast<int32_t>(i / op.top_k);
+        p.weight[at] = op.weights[i];
+    }
+    for (int64_t e = experts; e > 0; e--) p.first[e] = p.first[e - 1];
+    p.first[0] = 0;
+}
+
+void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, Region& region) {
+    const PackedWeight& w = *op.gate_up;
+    const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_hit * panels;
+    region.team.each(items, [&](int64_t item, int64_t after) {
+        const int64_t e = p.hit[item / panels], j = item % panels, begin = p.first[e], n = p.first[e + 1] - begin;
+        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : nullptr;
+        const int64_t column = j * (kPanel / 2), valid = width - column < kPanel / 2 ? width - column : kPanel / 2;
+        const float* bias = op.bias_gate_up ? op.bias_gate_up + e * w.outputs + column : nullptr;
+        multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t i) { return x.at(p.token[begin + i]); },
+                 [&](int64_t done, int64_t count, float* values) {
+            for (int64_t r = 0; r < count; r++) {
+                float *gate = values + r * kPanel, *up = gate + kPanel / 2;
+                if (bias) {
+                    region.table.add_scaled(gate, bias, 1.0f, RP_DTYPE_F32, valid, gate);
+                    region.table.add_scaled(up, bias + width, 1.0f, RP_DTYPE_F32, valid, up);
+                }
+                region.table.glu(gate, up, kPanel / 2, op.activation, op.alpha, op.limit, gate);
+                void* h = offset(p.h, (begin + done + r) * p.h_stride + column, op.x_dtype);
+                region.table.narrow(gate, op.x_dtype, kPanel / 2, h);
+            }
+        });
+    });
+}
+
+// First pair of [begin, end) whose token is at least `token`.
+int64_t pair_of_token(const Plan& p, int64_t begin, int64_t end, int64_t token) {
+    while (begin < end) {
+        const int64_t middle = (begin + end) / 2;
+        if (p.token[middle] < token) begin = middle + 1;
+        else end = middle;
+    }
+    return begin;
+}
+
+int64_t token_chunks(int64_t rows, int64_t panels, int threads) {
+    const int64_t wanted = ceil_div(8 * threads, panels), possible = ceil_div(rows, 256);
+    return wanted < possible ? wanted : possible;
+}
+
+void down_and_combine(const MoeOp& op, int64_t rows, const Plan& p, const Rows& h, Region& region) {
+    const PackedWeight& w = *op.down;
+    const int64_t panels = panels_of(w), chunks = token_chunks(rows, panels, region.team.size());
+    const int64_t per_chunk = ceil_div(rows, chunks), hits = *p.num_hit;
+    float* sums = reinterpret_cast<float*>(region.local);  // [per_chunk, 64]
+    region.team.each(panels * chunks, [&](int64_t item, int64_t after) {
+        const int64_t j = item / chunks, column = j * kPanel;
+        const int64_t t0 = item % chunks * per_chunk, t1 = t0 + per_chunk < rows ? t0 + per_chunk : rows;
+        const int64_t width = w.outputs - column < kPanel ? w.outputs - column : kPanel;
+        memset(sums, 0, static_cast<size_t>(t1 - t0) * kPanel * 4);
+        for (int64_t i = 0; i < hits; i++) {
+            const int64_t e = p.hit[i];
+            const int64_t begin = pair_of_token(p, p.first[e], p.first[e + 1], t0);
+            const int64_t n = pair_of_token(p, begin, p.first[e + 1], t1) - begin;
+            if (n == 0) continue;
+            const uint8_t* next = i + 1 < hits              ? panel_at(w, p.hit[i + 1], j)
+                                  : after < panels * chunks ? panel_at(w, p.hit[0], after / chunks)
+                                                            : nullptr;
+            const float* bias = op.bias_down ? op.bias_down + e * w.outputs + column : nullptr;
+            multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t r) { return h.at(begin + r); },
+                     [&](int64_t done, int64_t count, float* values) {
+                for (int64_t r = 0; r < count; r++) {
+                    const int64_t pair = begin + done + r;
+                    region.table.axpy(values + r * kPanel, bias, p.weight[pair], width, sums + (p.token[pair] - t0) * kPanel);
+                }
+            });
+        }
+        for (int64_t t = t0; t < t1; t++)
+            region.table.narrow(sums + (t - t0) * kPanel, op.y_dtype, width, offset(op.y, t * op.y_stride + column, op.y_dtype));
+    });
+}
+
+Workspace workspace(const void* raw, int64_t rows, int threads) {
+    const MoeOp& op = *static_cast<const MoeOp*>(raw);
+    int64_t used = 0;
+    plan(op, rows, nullptr, kernels(), &used);
+    const int64_t chunks = token_chunks(rows > 0 ? rows : 1, panels_of(*op.down), threads);
+    return {used, ceil_div(rows > 0 ? rows : 1, chunks) * kPanel * 4};
+}
+
+void body(const void* raw, int64_t rows, Region& region) {
+    const MoeOp& op = *static_cast<const MoeOp*>(raw);
+    const Plan p = plan(op, rows, region.shared, region.table, nullptr);
+    if (region.thread == 0) sort_pairs(op, rows, p, region.error);
+    const Rows x = prepare_rows(region, *op.gate_up, op.x, op.x_dtype, op.x_stride, rows, p.x_rows);
+    region.team.barrier();
+    if (*p.num_hit == 0) return;
+    gate_and_up(op, p, x, region);
+    region.team.barrier();
+    const Rows h = prepare_rows(region, *op.down, p.h, op.x_dtype, p.h_stride, rows * op.top_k, p.h_rows);
+    if (p.h_bytes) region.team.barrier();
+    down_and_combine(op, rows, p, h, region);
+}
+
+}  // namespace
+
+extern const Operator kMoe{workspace, body};
+
+}  // namespace rp

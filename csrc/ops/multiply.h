@@ -1,0 +1,60 @@
+// The loop around a tile: any number of rows against one panel, in tiles of balanced height, while the panel that this
+// thread needs next is fetched into its cache.
+#pragma once
+#include "op.h"
+
+namespace rp {
+
+// Rows as the tile wants them: where they are when the format reads them in place, else prepared in the workspace.
+struct Rows {
+    const uint8_t* base;
+    int64_t stride_bytes;
+    const uint8_t* at(int64_t i) const { return base + i * stride_bytes; }
+};
+
+inline const FormatKernels& format_of(const Region& region, const PackedWeight& w) { return region.table.formats[w.format]; }
+
+// tile(row0, count, values): `values` is count x 64 floats, valid during the call. row(i) is the i-th prepared row.
+template <class Row, class Use>
+void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel, const uint8_t* next, int64_t n, Row&& row,
+              Use&& use) {
+    const FormatKernels& format = format_of(region, w);
+    alignas(64) float values[kMaxRows * kPanel];
+    const uint8_t* pointers[kMaxRows];
+    const int64_t groups = ceil_div(n, format.max_rows);
+    Tile tile{};
+    tile.panel = panel;
+    tile.x = pointers;
+    tile.out = values;
+    tile.steps = steps_of(w);
+    tile.group_steps = w.group ? static_cast<int32_t>(w.group / step_inputs(w.format)) : 0;
+    tile.prefetch_lines = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
+    const int64_t ahead_bytes = tile.steps * tile.prefetch_lines * 64;
+    int64_t done = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t count = (n - done) / (groups - g);
+        for (int64_t r = 0; r < count; r++) pointers[r] = row(done + r);
+        tile.rows = static_cast<int32_t>(count);
+        tile.prefetch = next && (g + 1) * ahead_bytes <= w.panel_bytes ? next + g * ahead_bytes : nullptr;
+        format.tile(tile);
+        use(done, count, values);
+        done += count;
+    }
+}
+
+// Brings rows of activations into the form of w's tiles, sharing the work. Needs a barrier before the rows are read
+// when `prepare_bytes` is not 0.
+inline int64_t prepare_bytes(const KernelTable& table, const PackedWeight& w, int32_t dtype) {
+    return round_up(table.formats[w.format].row_bytes(w.inputs, dtype), 64);
+}
+inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, int32_t dtype, int64_t stride, int64_t n,
+                         uint8_t* into) {
+    const int64_t bytes = prepare_bytes(region.table, w, dtype);
+    if (bytes == 0) return {static_cast<const uint8_t*>(x), stride * (dtype == RP_DTYPE_F32 ? 4 : 2)};
+    const int64_t size = region.team.size();
+    for (int64_t i = region.thread; i < n; i += size)
+        format_of(region, w).prepare(offset(x, i * stride, dtype), dtype, w.inputs, into + i * bytes);
+    return {into, bytes};
+}
+
+}  // namespace rp

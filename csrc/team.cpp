@@ -1,0 +1,165 @@
+// Workers spin for a while after their last work, giving their core away to anyone who wants it (sched_yield), then
+// sleep on a futex. So a step's calls find them awake, and an idle engine costs nothing.
+#include "team.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace rp {
+
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+constexpr int kPausesBeforeYield = 2000;  // some 20 to 60 microseconds: longer than any healthy wait at a barrier
+
+}  // namespace
+
+void Team::barrier() {
+    if (size_ == 1) return;
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
+        phase_.store(phase + 1, std::memory_order_release);
+        return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
+        if (spins < kPausesBeforeYield) relax();
+        else sched_yield();
+    }
+}
+
+struct Pool {
+    std::vector<std::thread> workers;
+    Team team;
+    void (*body)(Team&, int, void*) = nullptr;
+    void* context = nullptr;
+    int spin_us = 200;
+    alignas(64) std::atomic<uint64_t> epoch{0};
+    alignas(64) std::atomic<int> running{0};
+    alignas(64) std::atomic<int> asleep{0};
+    std::atomic<bool> stopping{false};
+    std::mutex sleep_mutex;
+    std::condition_variable wake;
+
+    Pool(int threads, int spin) : spin_us(spin) {
+        team.size_ = threads;
+        for (int i = 1; i < threads; i++) workers.emplace_back([this, i] { work(i); });
+    }
+
+    ~Pool() {
+        stopping.store(true);
+        publish();
+        for (auto& worker : workers) worker.join();
+    }
+
+    void publish() {
+        epoch.fetch_add(1, std::memory_order_seq_cst);
+        if (asleep.load(std::memory_order_seq_cst) > 0) {
+            std::lock_guard<std::mutex> lock(sleep_mutex);
+            wake.notify_all();
+        }
+    }
+
+    void wait_beyond(uint64_t seen) {
+        const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+        for (int spins = 0;; spins++) {
+            if (epoch.load(std::memory_order_acquire) != seen) return;
+            if (spins < kPausesBeforeYield / 8) { relax(); continue; }
+            if (std::chrono::steady_clock::now() >= limit) break;
+            sched_yield();
+        }
+        std::unique_lock<std::mutex> lock(sleep_mutex);
+        asleep.fetch_add(1, std::memory_order_seq_cst);
+        wake.wait(lock, [&] { return epoch.load(std::memory_order_seq_cst) != seen; });
+        asleep.fetch_sub(1, std::memory_order_seq_cst);
+    }
+
+    void work(int index) {
+        uint64_t seen = 0;
+        for (;;) {
+            wait_beyond(seen);
+            seen = epoch.load(std::memory_order_acquire);
+            if (stopping.load()) return;
+            body(team, index, context);
+            running.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    void run(void (*b)(Team&, int, void*), void* c) {
+        body = b;
+        context = c;
+        team.next_.store(0, std::memory_order_relaxed);
+        if (workers.empty()) { b(team, 0, c); return; }
+        running.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
+        publish();
+        b(team, 0, c);
+        for (int spins = 0; running.load(std::memory_order_acquire) != 0; spins++) {
+            if (spins < kPausesBeforeYield) relax();
+            else sched_yield();
+        }
+    }
+};
+
+namespace {
+
+std::mutex pool_mutex;
+Pool* pool = nullptr;
+int wanted_threads = 1, wanted_spin_us = 200;
+
+// Threads do not survive fork: the child forgets the pool (and leaks it) and makes its own at its first call.
+void forget_pool_in_child() {
+    pool = nullptr;
+    new (&pool_mutex) std::mutex();
+}
+
+void stop_pool_at_exit() {
+    delete pool;
+    pool = nullptr;
+}
+
+Pool& ready_pool() {
+    static const bool registered = [] {
+        pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+        atexit(stop_pool_at_exit);
+        return true;
+    }();
+    (void)registered;
+    if (!pool) pool = new Pool(wanted_threads, wanted_spin_us);
+    return *pool;
+}
+
+}  // namespace
+
+void parallel(void (*body)(Team&, int, void*), void* context) {
+    std::lock_guard<std::mutex> lock(pool_mutex);
+    ready_pool().run(body, context);
+}
+
+int pool_threads() { return wanted_threads; }
+
+void set_pool_threads(int threads, int spin_us) {
+    std::lock_guard<std::mutex> lock(pool_mutex);
+    if (threads == wanted_threads && spin_us == wanted_spin_us) return;
+    delete pool;
+    pool = nullptr;
+    wanted_threads = threads;
+    wanted_spin_us = spin_us;
+}
+
+}  // namespace rp

@@ -1,0 +1,98 @@
+"""`ridgepoint kv-hold`: how long a paused conversation's KV is worth keeping, and where. Prints `plan.hold`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ridgepoint.plan.hold import HoldPlan, Range
+
+SCHEMA = "ridgepoint.kv-hold/1"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "kv-hold",
+        help="Break-even hold time of a paused request's KV per memory tier, against recomputing it.",
+        epilog="Example: ridgepoint kv-hold deepseek-v3 --hardware h200 --context 32000 --reuse-prob 0.5",
+    )(kv_hold)
+
+
+def kv_hold(
+    model: Annotated[str, typer.Argument(help="Catalogue name or config.json path.")],
+    hardware: Annotated[str, typer.Option(help="Accelerator name or .toml file.")],
+    context: Annotated[int, typer.Option(help="Tokens of the paused conversation.")] = 8192,
+    reuse_prob: Annotated[float, typer.Option(help="Probability that the request ever comes back.")] = 0.5,
+    mean_pause_s: Annotated[
+        float | None, typer.Option(help="Mean pause of those that come back, seconds; gives the best time-to-live per tier.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Number-format recipe.")] = "fp8",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.kv-hold/1).")] = False,
+) -> None:
+    from ridgepoint.catalog.hardware import accelerator
+    from ridgepoint.catalog.tiers import tiers_of
+    from ridgepoint.cost.calibration import SERVING
+    from ridgepoint.cost.formats import Precision
+    from ridgepoint.plan.hold import plan_hold
+    from ridgepoint.plan.layouts import smallest_layout
+    from ridgepoint.plan.named import named_model
+
+    named, chip, recipe = named_model(model), accelerator(hardware), Precision.named(precision)
+    layout = smallest_layout(named.spec, chip, recipe)
+    plan = plan_hold(
+        named.spec, chip, layout, recipe, SERVING, tiers_of(chip), context_tokens=context, reuse_prob=reuse_prob, mean_pause_s=mean_pause_s
+    )
+    if json_:
+        head = {"schema": SCHEMA, "model": named.name, "hardware": chip.id, "precision": precision, "layout": layout.describe()}
+        print(json.dumps({**head, **asdict(plan)}, indent=2))
+    else:
+        _show(f"{named.name} on {layout.chips} x {chip.name}, {precision}", plan)
+
+
+def _range(value: Range | None, unit: str) -> str:
+    from ridgepoint.cli.figures import figure
+
+    return "" if value is None else figure(value.low, value.high, unit)
+
+
+def _show(title: str, plan: HoldPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ridgepoint.cli.figures import duration
+    from ridgepoint.units import si
+
+    out = Console()
+    out.print(
+        f"[bold]{title}[/bold]: {plan.context_tokens:,} tokens of context = {si(plan.kv_bytes, 'B')} of KV; "
+        f"it comes back with probability {plan.reuse_prob:g}",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ["way (estimate_)", "write", "hold per minute", "resume", "resume time", "beats recompute up to"]
+    if plan.mean_pause_s:
+        heads.append(f"best time-to-live (mean pause {duration(plan.mean_pause_s)})")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for way in plan.ways:
+        rate = way.estimate_rate_usd_per_s
+        from ridgepoint.cli.figures import figure
+
+        cells = [
+            way.name, _range(way.estimate_write_usd, "USD"), figure(60 * rate.low, 60 * rate.high, "USD"), _range(way.estimate_resume_usd, "USD"),
+            duration(way.estimate_resume_s), _range(way.breakeven_vs_recompute_s, "s"),
+        ]  # fmt: skip
+        table.add_row(*cells, *([_range(way.best_ttl_s, "s")] if plan.mean_pause_s else []))
+    out.print(table)
+    names = {way.id: way.name for way in plan.ways}
+    parts = []
+    for index, (start, ident) in enumerate(plan.cheapest):
+        last = index + 1 == len(plan.cheapest)
+        parts.append(f"{names[ident]} " + (f"from {duration(start)} on" if last else f"up to {duration(plan.cheapest[index + 1][0])}"))
+    out.print("Cheapest by length of pause: " + "; ".join(parts), highlight=False, soft_wrap=True)
+    if plan.reuse_prob == 0:
+        out.print("[yellow]With no chance of reuse every hold loses money: drop it.[/yellow]")

@@ -1,0 +1,69 @@
+"""Bytes that cross wires in a step, the seconds they take by where the peer sits, and how many collectives there are.
+
+Same chip: free. Same scale-up domain: scale-up bandwidth. Beyond it: scale-out bandwidth. All-to-all shares go to every
+peer alike, so the part that leaves the domain is (n - d) / n of it; a ring or tree all-reduce moves 2 (n - 1) / n of its
+payload per chip. One-way bandwidths per chip throughout.
+"""
+
+from __future__ import annotations
+
+from ridgepoint.catalog.hardware import Accelerator
+from ridgepoint.cost.arrays import Num, all_true, largest, smallest, where
+from ridgepoint.cost.layout import Layout
+
+
+def domain_chips(hardware: Accelerator, layout: Layout) -> int:
+    if layout.domain_chips is not None:
+        return layout.domain_chips
+    return hardware.scaleup_domain_chips or 1
+
+
+def _bandwidth(hardware: Accelerator, inside: bool) -> float:
+    if inside:
+        return hardware.need("spec_scaleup_bytes_per_s", "a layout over several chips")
+    return hardware.need("spec_scaleout_bytes_per_s", "a layout beyond one scale-up domain")
+
+
+def _seconds(inside_bytes: Num, outside_bytes: Num, hardware: Accelerator, efficiency: float) -> Num:
+    """Both parts at once: the two fabrics are different wires. A bandwidth is asked for only when bytes need it."""
+    inside: Num = 0.0
+    outside: Num = 0.0
+    if not all_true(inside_bytes == 0):
+        inside = inside_bytes / (_bandwidth(hardware, True) * efficiency)
+    if not all_true(outside_bytes == 0):
+        outside = outside_bytes / (_bandwidth(hardware, False) * efficiency)
+    return largest(inside, outside)
+
+
+def all_reduce(
+    payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float
+) -> tuple[Num, Num]:
+    """(bytes sent per chip, seconds) to sum `payload_bytes` over `ranks` chips; across domains the slow wires carry one share per domain."""
+    sent = 2.0 * (ranks - 1) / ranks * payload_bytes
+    domain = domain_chips(hardware, layout)
+    crosses = ranks > domain
+    # Hierarchical: reduce inside the domain first, then each chip carries its 1/domain slice across.
+    outside = where(crosses, 2.0 * payload_bytes / smallest(ranks, domain), 0.0)
+    return sent, _seconds(sent, outside, hardware, efficiency)
+
+
+def all_to_all(
+    sent_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float
+) -> tuple[Num, Num]:
+    """(bytes off the chip, seconds) when each chip spreads `sent_bytes` evenly over `ranks` chips, itself included."""
+    domain = domain_chips(hardware, layout)
+    near = smallest(ranks, domain)
+    inside = sent_bytes * (near - 1) / ranks
+    outside = sent_bytes * (ranks - near) / ranks
+    return inside + outside, _seconds(inside, outside, hardware, efficiency)
+
+
+def hop(payload_bytes: Num, chips_before: Num, hardware: Accelerator, layout: Layout, efficiency: float) -> Num:
+    """Seconds for one pipeline boundary: inside the domain while all stages fit in it, else over scale-out."""
+    fits = chips_before <= domain_chips(hardware, layout)
+    return _seconds(where(fits, payload_bytes, 0.0), where(fits, 0.0, payload_bytes), hardware, efficiency)
+
+
+def kv_handoff_s(kv_bytes: Num, hardware: Accelerator, *, inside_domain: bool, efficiency: float = 1.0) -> Num:
+    """Seconds to move a finished prompt's KV from a prefill chip to a decode chip."""
+    return kv_bytes / (_bandwidth(hardware, inside_domain) * efficiency)

@@ -1,0 +1,179 @@
+"""From the step law to what users of a busy server see: TPOT, TTFT and throughput of a closed loop of requests.
+
+`concurrency` clients each hold one request of `input_tokens` in and `output_tokens` out and start the next when it ends.
+A decode step advances everyone; a prompt's chunk rides on one, and everyone waits for it: per output token that costs
+(clients - 1) / output_tokens chunk increments. Two policies bound what engines do: *mixed* lets chunks ride on decode steps as
+they come (low TTFT, every decoder pays); *prefill first* drains waiting prompts before decoding on (requests bunch: half of the
+pause moves from TPOT to TTFT). `Calibration.prefill_first_frac` is where an engine lies between. More clients than KV memory holds
+wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; steps with a chunk are launched kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ridgepoint.catalog.hardware import Accelerator
+from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.amounts import StepAmounts, step_amounts
+from ridgepoint.cost.arrays import Num, all_true, largest, smallest
+from ridgepoint.cost.batch import StepBatch
+from ridgepoint.cost.calibration import Calibration
+from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel
+from ridgepoint.cost.formats import Precision
+from ridgepoint.cost.layout import Layout
+from ridgepoint.cost.memory import max_sequences
+from ridgepoint.cost.step import Z80, StepCost, price_step
+from ridgepoint.errors import ConfigError, PlanError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoop:
+    """What the clients ask. `prefix_hit_frac` of the input is found cached; `turnover_frac` of requests start together (the
+    cold start of a benchmark: 0.1 when each client sends ten requests; 0 for a long-running service). Speculation: each step
+    verifies `draft_tokens` beside its own and yields `tokens_per_step`. `prompts_per_request` is below 1 where answers share a
+    prompt (parallel rollouts)."""
+
+    input_tokens: Num
+    output_tokens: Num
+    concurrency: Num
+    prefix_hit_frac: Num = 0.0
+    turnover_frac: Num = 0.0
+    draft_tokens: Num = 0.0
+    tokens_per_step: Num = 1.0
+    prompts_per_request: Num = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "concurrency", "tokens_per_step", "prompts_per_request"):
+            if not all_true(getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("prefix_hit_frac", "turnover_frac"):
+            value = getattr(self, name)
+            if not all_true(value >= 0) or not all_true(value <= 1):
+                raise ConfigError(f"{name} must lie in [0, 1], got {value!r}")
+
+
+@dataclass(frozen=True)
+class ServingAmounts:
+    """Steps of a closed loop, unpriced: decode alone, with one prompt on board, and a full chunk of prompts."""
+
+    workload: ClosedLoop
+    running: Num
+    decode: StepAmounts
+    mixed: StepAmounts
+    chunk: StepAmounts
+    prompts_per_mixed: Num
+    prompts_per_chunk: Num
+    steps_per_prompt: Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
+
+
+@dataclass(frozen=True)
+class ServingCost:
+    """Means over requests. `running` of `concurrency` requests hold a seat; intervals are 80 %."""
+
+    workload: ClosedLoop
+    calibration: Calibration
+    running: Num
+    estimate_tpot_s: Num
+    estimate_ttft_s: Num
+    decode: StepCost
+    mixed: StepCost
+
+    @property
+    def estimate_tokens_per_s(self) -> Num:
+        """Output tokens per second of the whole instance."""
+        request_s = self.estimate_ttft_s + self.workload.output_tokens * self.estimate_tpot_s
+        return self.workload.concurrency * self.workload.output_tokens / request_s
+
+    def interval(self, name: str) -> tuple[Num, Num]:
+        """(low, high) of `estimate_<name>` with 80 % probability."""
+        value = getattr(self, "estimate_" + name)
+        sigma = self.calibration.ttft_uncertainty if name == "ttft_s" else self.calibration.uncertainty
+        low = value * math.exp(-Z80 * sigma)
+        return (largest(low, self.decode.floor_s) if name == "tpot_s" else low), value * math.exp(Z80 * sigma)
+
+
+def serving_amounts(
+    spec: ModelSpec,
+    hardware: Accelerator,
+    layout: Layout,
+    precision: Precision,
+    workload: ClosedLoop,
+    *,
+    chunk_tokens: float = 8192.0,
+    routing_skew: float = 1.0,
+) -> ServingAmounts:
+    """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
+    prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
+    cached = workload.input_tokens - prompt
+    context = workload.input_tokens + 0.5 * workload.output_tokens
+    seats = max_sequences(spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt))
+    if all_true(seats < 1):
+        raise PlanError(
+            f"the model leaves no room for one sequence of {_one(context):.0f} tokens on {layout.describe()} of {hardware.id}",
+            hint="more chips, narrower weights or a shorter context",
+        )
+    running = largest(smallest(workload.concurrency, seats), 1.0)
+    decode = StepBatch.decode(running, context, 1.0 + workload.draft_tokens)
+    others = StepBatch.decode(largest(running - 1.0, 0.0), context, 1.0 + workload.draft_tokens)
+    new = smallest(prompt, chunk_tokens)
+    together = smallest(layout.dp_attention * 1.0, running)  # data-parallel ranks prefill side by side
+    fill = largest(chunk_tokens / new, 1.0)
+    many = smallest(fill * layout.dp_attention, running)
+    # A prompt longer than a chunk meets, on average, half of itself already cached.
+    before = cached + 0.5 * (prompt - new)
+    return ServingAmounts(
+        workload=workload,
+        running=running,
+        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew),
+        mixed=step_amounts(
+            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew
+        ),
+        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew),
+        prompts_per_mixed=together * new / prompt,
+        prompts_per_chunk=many * new / prompt,
+        steps_per_prompt=prompt / new,
+    )
+
+
+def _one(value: Num) -> float:
+    return float(value if isinstance(value, int | float) else value.flat[0])
+
+
+def price_serving(
+    amounts: ServingAmounts, hardware: Accelerator, calibration: Calibration, *, energy: EnergyModel = DEFAULT_ENERGY
+) -> ServingCost:
+    load, running = amounts.workload, amounts.running
+    decode = price_step(amounts.decode, hardware, calibration, energy=energy)
+    mixed = price_step(amounts.mixed, hardware, calibration, energy=energy, graph=False)
+    chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
+    first = calibration.prefill_first_frac
+    prompt_s = largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed  # a prompt's cost to the others
+    queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
+    pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
+    prompts_per_token = load.prompts_per_request / load.output_tokens
+    tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
+    own_s = mixed.estimate_s * amounts.steps_per_prompt
+    bunch = largest(first, load.turnover_frac)
+    queue_s = bunch * 0.5 * (running - 1.0) * queued_s
+    seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
+    ttft = own_s + 0.5 * decode.estimate_s + calibration.request_overhead_s + queue_s + seat_s
+    return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
+
+
+def closed_loop(
+    spec: ModelSpec,
+    hardware: Accelerator,
+    layout: Layout,
+    precision: Precision,
+    workload: ClosedLoop,
+    calibration: Calibration,
+    *,
+    chunk_tokens: float = 8192.0,
+    energy: EnergyModel = DEFAULT_ENERGY,
+) -> ServingCost:
+    """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""
+    amounts = serving_amounts(
+        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew
+    )
+    return price_serving(amounts, hardware, calibration, energy=energy)

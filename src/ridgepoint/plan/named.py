@@ -1,0 +1,46 @@
+"""Names to facts: a model by catalogue name or config.json, hardware by catalogue name or TOML file. Decides nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """`source` says where the shape came from."""
+
+    name: str
+    spec: ModelSpec
+    source: str
+
+
+def named_model(name: str) -> NamedModel:
+    """A catalogue model, or the `config.json` at this path (the file itself or the folder that holds it)."""
+    from ridgepoint.catalog.models import catalog_model
+
+    path = Path(name)
+    if name.endswith(".json") or path.is_dir():
+        file = path / "config.json" if path.is_dir() else path
+        return NamedModel(name=file.parent.name or file.stem, spec=_from_config(file), source=str(file))
+    model = catalog_model(name)
+    return NamedModel(name=model.name, spec=model.spec, source=f"catalogue: {model.source} ({model.date})")
+
+
+def _from_config(file: Path) -> ModelSpec:
+    from ridgepoint.catalog.families import spec_from_config
+
+    if not file.is_file():
+        raise ConfigError(f"no model configuration at {file}", hint="give a config.json, a folder that holds one, or a catalogue name")
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    spec: ModelSpec = spec_from_config(config)
+    return spec

@@ -1,0 +1,70 @@
+"""What hardware may be used for what: a pool is one kind of chip, how many there are, and the formats it would serve in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ridgepoint.catalog.hardware import Accelerator, accelerator
+from ridgepoint.cost.calibration import SERVING, Calibration
+from ridgepoint.cost.formats import Precision
+from ridgepoint.errors import ConfigError
+
+ROLES = ("any", "prefill", "decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """`count` None is as many as the plan wants. `role` any may prefill, decode, or do both together."""
+
+    chip: Accelerator
+    precision_name: str
+    precision: Precision
+    calibration: Calibration
+    count: int | None = None
+    role: str = "any"
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ConfigError(f"unknown role {self.role!r} of pool {self.chip.id}", hint="one of " + ", ".join(ROLES))
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"pool {self.chip.id}: count must be at least 1, got {self.count}")
+
+    @property
+    def usd_per_hour(self) -> tuple[float, float, float]:
+        """Rent (low, middle, high); an unknown rent is an error that names it."""
+        low, high = self.chip.usd_per_hour_low, self.chip.usd_per_hour_high
+        middle = self.chip.need("usd_per_hour", "a cost in dollars")
+        return (low if low is not None else middle), middle, (high if high is not None else middle)
+
+    def describe(self) -> str:
+        many = f"{self.count} x " if self.count else ""
+        return f"{many}{self.chip.id} ({self.precision_name})"
+
+
+def parse_pool(
+    text: str, precision_name: str, role: str = "any", *, rents: dict[str, float] | None = None, calibration: Calibration = SERVING
+) -> Pool:
+    """`NAME` or `NAME:COUNT`, NAME being a catalogue id or a .toml file; rent overrides by the name as written."""
+    name, _, count = text.rpartition(":") if ":" in text else (text, "", "")
+    chip = accelerator(name)
+    rent = (rents or {}).get(name, (rents or {}).get(chip.id))
+    if rent is not None:
+        chip = chip.with_rent(rent)
+    try:
+        number = int(count) if count else None
+    except ValueError:
+        raise ConfigError(f"hardware {text!r}: {count!r} is not a number of chips", hint="write NAME or NAME:COUNT") from None
+    return Pool(
+        chip=chip, precision_name=precision_name, precision=Precision.named(precision_name), calibration=calibration, count=number, role=role
+    )
+
+
+
+
+def default_precision(model: str, hardware: str) -> str:
+    """The recipe a plan takes when none is stated: gpt-oss as released (4-bit experts), int8 on CPUs, else fp8 weights where the
+    chip multiplies fp8 and the same bytes, widened for arithmetic, where it does not."""
+    chip = accelerator(hardware)
+    if model.lower().startswith("gpt-oss"):
+        return "mxfp4"
+    return "int8" if chip.kind == "cpu" else "fp8"

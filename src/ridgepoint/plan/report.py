@@ -1,0 +1,227 @@
+"""A plan as plain data: the JSON schema `ridgepoint.plan/1`, which the terminal, the HTML page and `serve --plan` all read.
+
+Figures are {low, middle, high, unit, provenance}; times carry the calibration's 80 % interval, dollars that and the range of known
+rents. A deployment's `serve` part is what a server needs: degrees, sequences, chunk, step interval. Fields are only ever added
+under this version.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from ridgepoint.cost.memory import kv_bytes_per_seq, kv_bytes_per_token
+from ridgepoint.cost.shape import shape_of
+from ridgepoint.cost.step import Z80
+from ridgepoint.plan.boundary import pipeline_kv, rack_boundary
+from ridgepoint.plan.explain import decode_layout, explain, prefill_layout
+from ridgepoint.plan.hold import plan_hold
+from ridgepoint.plan.pools import Pool
+from ridgepoint.plan.retire import retirement
+from ridgepoint.plan.search import Plan, Question
+
+SCHEMA = "ridgepoint.plan/1"
+
+_FIGURES = {
+    "tpot_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
+    "usd_in_per_mtok": ("USD", "usd"), "usd_out_per_mtok": ("USD", "usd"), "usd_per_hour": ("USD", "rent"), "watts": ("W", "plain"),
+    "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
+    "prefill_util": ("frac", "plain"), "memory_frac": ("frac", "exact"),
+}  # fmt: skip
+
+
+def figure(low: float, middle: float, high: float, unit: str, provenance: str = "estimate") -> dict[str, Any]:
+    return {"low": low, "middle": middle, "high": high, "unit": unit, "provenance": provenance}
+
+
+def report(plan: Plan, *, wide: bool = False) -> dict[str, Any]:
+    """Everything about a plan. `wide` adds the view beyond the choice: rack boundary, pipelines and KV, old accelerators."""
+    question, choice = plan.question, plan.choice
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "question": _question(question),
+        "feasible": choice.feasible,
+        "failures": [asdict(failure) for failure in choice.failures],
+        "choice": deployment(question, choice.chosen),
+        "runner_up": deployment(question, choice.runner_up) if choice.runner_up else None,
+        "changes": [{"what": change.what, "deployment": deployment(question, change.row)} for change in plan.changes],
+        "frontier": [deployment(question, choice.frontier.row(index)) for index in range(len(choice.frontier))],
+        "explain": _explain(question, choice.chosen),
+        "kv_policy": _kv_policy(question, choice.chosen),
+        "assumptions": assumptions(question),
+        "num_priced": choice.num_priced,
+        "num_feasible": choice.num_feasible,
+    }
+    if wide:
+        result["wide"] = _wide(question, choice.chosen)
+    return _finite(result)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no nan: the first is a text, the second is null (unknown)."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "unbounded"
+    return value
+
+
+def _question(question: Question) -> dict[str, Any]:
+    shape = shape_of(question.model.spec)
+    return {
+        "model": {
+            "name": question.model.name, "source": question.model.source, "total_params": shape.total_params, "active_params": shape.active_params,
+            "kv_bytes_per_token": kv_bytes_per_token(question.model.spec, question.pools[0].precision.kv), "max_context": question.model.spec.max_context,
+        },
+        "pools": [_pool(pool) for pool in question.pools],
+        "workload": asdict(question.workload),
+        "goal": asdict(question.goal),
+        "disaggregate": question.disaggregate,
+    }  # fmt: skip
+
+
+def _pool(pool: Pool) -> dict[str, Any]:
+    low, middle, high = pool.usd_per_hour
+    return {
+        "hardware": pool.chip.id, "name": pool.chip.name, "launch_year": pool.chip.launch_year, "count": pool.count, "role": pool.role,
+        "precision": pool.precision_name, "usd_per_hour": figure(low, middle, high, "USD", "spec"), "calibration": pool.calibration.name,
+        "calibration_provenance": pool.calibration.provenance,
+    }  # fmt: skip
+
+
+def deployment(question: Question, row: dict[str, float]) -> dict[str, Any]:
+    d_pool, p_pool = question.pools[int(row["d_pool"])], question.pools[int(row["p_pool"])]
+    together = row["kind"] == 0
+    layout, p_layout = decode_layout(row), prefill_layout(row)
+    decode = {
+        "hardware": d_pool.chip.id, "precision": d_pool.precision_name, **layout.describe(), "instances": int(row["d_instances"]),
+        "max_sequences": math.ceil(row["batch"]),
+    }  # fmt: skip
+    prefill = None
+    if not together:
+        prefill = {
+            "hardware": p_pool.chip.id, "precision": p_pool.precision_name, **p_layout.describe(), "instances": int(row["p_instances"]),
+            "chunk_tokens": math.ceil(row["chunk"]),
+        }  # fmt: skip
+    return {
+        "mode": "together" if together else "disaggregated",
+        "name": deployment_name(question, row),
+        "decode": decode,
+        "prefill": prefill,
+        "serve": {
+            "tp": layout.tp, "dp_attention": layout.dp_attention, "ep": layout.ep, "pp": layout.pp, "precision": d_pool.precision_name,
+            "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "step_interval_s": row["interval_s"],
+            "draft_tokens": int(row["draft"]),
+        },
+        "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together)},
+    }  # fmt: skip
+
+
+def deployment_name(question: Question, row: dict[str, float]) -> str:
+    """`3 x [64 gb200-nvl72: dp64 ep64]` or `prefill 3 x [...] + decode 7 x [...]`."""
+    d = _side_name(question.pools[int(row["d_pool"])].chip.id, row, "d")
+    if row["kind"] == 0:
+        return d
+    return "prefill " + _side_name(question.pools[int(row["p_pool"])].chip.id, row, "p") + " + decode " + d
+
+
+def _side_name(chip: str, row: dict[str, float], side: str) -> str:
+    tp, dp, ep, pp = (int(row[f"{side}_{name}"]) for name in ("tp", "dp", "ep", "pp"))
+    degrees = " ".join(f"{name}{value}" for name, value in (("tp", tp), ("dp", dp), ("ep", ep), ("pp", pp)) if value > 1)
+    return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if degrees else ''}{degrees}]"
+
+
+def _figure(row: dict[str, float], name: str, unit: str, kind: str) -> dict[str, Any]:
+    value = row[name]
+    wide = math.exp(Z80 * row["sigma"])
+    ends = {
+        "timed": (value / wide, value * wide),
+        "rate": (value / wide, value * wide),
+        "usd": (value / wide * row["usd_low_frac"], value * wide * row["usd_high_frac"]),
+        "rent": (value * row["usd_low_frac"], value * row["usd_high_frac"]),
+        "plain": (value, value),
+        "exact": (value, value),
+    }[kind]
+    return figure(ends[0], value, ends[1], unit, "spec" if kind == "rent" else "estimate")
+
+
+def _explain(question: Question, row: dict[str, float]) -> dict[str, Any]:
+    return asdict(explain(question, row))
+
+
+def _kv_policy(question: Question, row: dict[str, float]) -> dict[str, Any]:
+    from ridgepoint.catalog.tiers import tiers_of
+
+    pool, workload = question.pools[int(row["d_pool"])], question.workload
+    context = workload.input_tokens + workload.written_tokens
+    p_pool = question.pools[int(row["p_pool"])]
+    plan = plan_hold(
+        question.model.spec, p_pool.chip, prefill_layout(row), p_pool.precision, p_pool.calibration, tiers_of(pool.chip),
+        context_tokens=context, reuse_prob=workload.reuse_prob, mean_pause_s=workload.mean_pause_s,
+    )  # fmt: skip
+    ways = []
+    for way in plan.ways:
+        ways.append({**asdict(way), "best_ttl_s": asdict(way.best_ttl_s) if way.best_ttl_s else None})
+    usd_per_mtok = _cached_usd_per_mtok(plan, context)
+    return {
+        "context_tokens": context, "kv_bytes": plan.kv_bytes, "reuse_prob": plan.reuse_prob, "mean_pause_s": plan.mean_pause_s,
+        "cheapest": [{"from_s": start, "way": way} for start, way in plan.cheapest], "ways": ways,
+        "usd_cached_per_mtok": usd_per_mtok,
+    }  # fmt: skip
+
+
+def _cached_usd_per_mtok(plan: Any, context: int) -> dict[str, Any]:
+    """Keeping and returning a million cached tokens over one mean pause, by the way that is cheapest for that pause."""
+    pause = plan.mean_pause_s or 0.0
+    best = [way for start, way in plan.cheapest if start <= pause][-1]
+    way = next(w for w in plan.ways if w.id == best)
+    scale = 1e6 / context
+
+    def total(end: str) -> float:
+        held = getattr(way.estimate_rate_usd_per_s, end) * pause
+        return float((getattr(way.estimate_write_usd, end) + held + getattr(way.estimate_resume_usd, end)) * scale)
+
+    return {**figure(total("low"), total("middle"), total("high"), "USD"), "way": way.id}
+
+
+def _wide(question: Question, row: dict[str, float]) -> dict[str, Any]:
+    pool, workload = question.pools[int(row["d_pool"])], question.workload
+    spec, context = question.model.spec, workload.decode_context
+    batch = max(1.0, row["batch"])
+    crossings = [rack_boundary(spec, pool, batch=b, context=context) for b in (batch, 4 * batch, 16 * batch)]
+    newest = max(question.pools, key=lambda p: p.chip.launch_year or 0)
+    old = [p for p in question.pools if p.role != "decode" and (p.chip.launch_year or 9999) <= (newest.chip.launch_year or 0) - 3]
+    return {
+        "rack_boundary": [{**asdict(item), "winner": item.winner} for item in crossings if item is not None],
+        "pipeline_kv": [asdict(item) for item in pipeline_kv(spec, pool, decode_layout(row), stage_batch=batch, context=context)],
+        "retirement": [asdict(retirement(question, p, newest)) for p in old],
+        "kv_bytes_per_sequence": float(kv_bytes_per_seq(spec, context, pool.precision.kv)),
+    }
+
+
+def assumptions(question: Question) -> list[str]:
+    """What the figures rest on, in sentences."""
+    workload, goal = question.workload, question.goal
+    found = [
+        f"steps: {pool.chip.id} by calibration {pool.calibration.name} ({pool.calibration.provenance}), "
+        f"log-sd {pool.calibration.uncertainty:.2f}"
+        for pool in question.pools
+    ]
+    found.append("dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people")
+    found.append(f"every request is the mean one: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, service fixed (M/D/1)")
+    if goal.limits():
+        found.append(f"limits on time and dollars are kept by the estimate with probability {goal.confidence:g}")
+    if workload.draft_tokens:
+        found.append(
+            f"speculation: {workload.draft_tokens} drafted tokens, each accepted with probability {workload.acceptance:g} "
+            f"= {workload.tokens_per_step:.2f} tokens a step; the drafter itself is free"
+        )
+    for pool in question.pools:
+        for links, spec in (("beyond one scale-up domain", pool.chip.spec_scaleout_bytes_per_s), ("over several chips", pool.chip.spec_scaleup_bytes_per_s)):
+            if spec is None:
+                found.append(f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown")
+    found.append("memory: every sequence at its mean context, 8 % of each chip kept for the runtime")
+    return found

@@ -1,0 +1,132 @@
+"""The search: pools x layouts x batch x chunk x prefill:decode ratio, priced, filtered by the goal and ranked.
+
+`plan(question) -> Plan` is the whole of `ridgepoint plan`. Progress is reported through a callback, because a mixed-hardware
+search takes seconds; everything it decides is in `sweep`, `pair` and `choose`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ridgepoint.cost.layout import Layout
+from ridgepoint.cost.memory import kv_bytes_per_seq, usable_bytes, weight_bytes
+from ridgepoint.errors import ConfigError, PlanError
+from ridgepoint.plan.choose import Change, Choice, choose, what_would_change
+from ridgepoint.plan.named import NamedModel
+from ridgepoint.plan.pair import pair_sides
+from ridgepoint.plan.points import Points, concat
+from ridgepoint.plan.pools import Pool
+from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_decode, sweep_prefill, sweep_together
+from ridgepoint.plan.workload import Goal, Workload
+from ridgepoint.units import si
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A model, the pools that may serve it, the traffic and the goal."""
+
+    model: NamedModel
+    pools: tuple[Pool, ...]
+    workload: Workload
+    goal: Goal
+    disaggregate: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.pools:
+            raise ConfigError("a plan needs at least one kind of hardware", hint="--hardware h200")
+        length = self.workload.input_tokens + self.workload.written_tokens
+        most = self.model.spec.max_context
+        if max(length, self.goal.context or 0) > most:
+            raise ConfigError(
+                f"{self.model.name} ends at {most:,} tokens of context, the workload needs {max(length, self.goal.context or 0):,}",
+                hint="shorten the input or output, or choose a model with a longer context",
+            )
+        for role in ("prefill", "decode"):
+            if not any(pool.role in ("any", role) for pool in self.pools):
+                raise ConfigError(f"no hardware may {role}", hint=f"--{role}-hardware NAME, or --hardware NAME for both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer; `points` is everything that was priced, for charts and further questions."""
+
+    question: Question
+    choice: Choice
+    changes: tuple[Change, ...]
+    points: Points
+    seconds: float
+
+
+def _quiet(_done: float, _what: str) -> None:
+    pass
+
+
+def plan(question: Question, progress: Progress = _quiet) -> Plan:
+    started = time.perf_counter()
+    points = price_all(question, progress)
+    choice = choose(points, question.goal)
+    changes = what_would_change(points, question.goal, choice.chosen, question.pools) if choice.feasible else ()
+    return Plan(question=question, choice=choice, changes=changes, points=points, seconds=time.perf_counter() - started)
+
+
+def price_all(question: Question, progress: Progress = _quiet) -> Points:
+    """Every row there is. Raises PlanError when the model fits nowhere."""
+    spec, workload, goal = question.model.spec, question.workload, question.goal
+    jobs = _jobs(question)
+    parts: list[Points] = []
+    prefills, decodes = {}, {}
+    for done, (kind, index) in enumerate(jobs):
+        pool = question.pools[index]
+        progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}")
+        side = lay_out(spec, pool, workload, goal, role=kind)
+        if not len(side.degrees):
+            continue
+        if kind == "together":
+            parts.append(sweep_together(side, index, workload))
+        elif kind == "decode":
+            decodes[index] = sweep_decode(side, index, workload, goal)
+        else:
+            prefills[index] = sweep_prefill(side, index, workload)
+    pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]
+    for done, (p, d) in enumerate(pairs):
+        progress((len(jobs) + done / len(pairs)) / (len(jobs) + 1), f"pairing {question.pools[p].chip.id} with {question.pools[d].chip.id}")
+        if len(prefills[p].service_s) and len(decodes[d].step_s):
+            parts.append(pair_sides(spec, prefills[p], decodes[d], question.pools, workload, goal))
+    progress(1.0, "ranking")
+    if not any(len(part) for part in parts):
+        raise _nothing_fits(question)
+    return concat(parts)
+
+
+def _jobs(question: Question) -> list[tuple[str, int]]:
+    jobs = []
+    for index, pool in enumerate(question.pools):
+        if pool.role == "any":
+            jobs.append(("together", index))
+        if question.disaggregate:
+            jobs += [(role, index) for role in ("prefill", "decode") if pool.role in ("any", role)]
+    return jobs
+
+
+def _can_pair(question: Question, prefill: int, decode: int) -> bool:
+    """KV is handed over as it is: both sides keep it in one format."""
+    p, d = question.pools[prefill], question.pools[decode]
+    chips = [p.chip.spec_scaleout_bytes_per_s, d.chip.spec_scaleout_bytes_per_s]
+    return p.precision.kv == d.precision.kv and all(chip is not None for chip in chips)
+
+
+def _nothing_fits(question: Question) -> PlanError:
+    pool = max(question.pools, key=lambda p: (p.count or 64) * (p.chip.spec_memory_bytes or 0))
+    limit = instance_limit(pool, question.goal)
+    needed, usable = weight_bytes(question.model.spec, pool.precision), usable_bytes(pool.chip, Layout())
+    context = question.goal.context or int(question.workload.decode_context)
+    kv = float(kv_bytes_per_seq(question.model.spec, float(context), pool.precision.kv))
+    return PlanError(
+        f"{question.model.name} in {pool.precision_name} needs {si(needed, 'B')} for weights and {si(kv, 'B')} for one request of {context:,} tokens; "
+        f"{limit} x {pool.chip.id} ({si(usable, 'B')} usable each) in one instance cannot hold them",
+        hint=f"at least {int((needed + kv) / usable) + 1} chips, a narrower precision, or a shorter context",
+    )

@@ -1,0 +1,1 @@
+"""TRAINING: corpus, tokenizer, recipe, loop, load balancing, checkpoints, export. The engine never imports this package."""
