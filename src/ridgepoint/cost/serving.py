@@ -146,10 +146,12 @@ def price_serving(
     pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
     tpot = decode.estimate_s + (running - 1.0) / load.output_tokens * pause_s
     own_s = mixed.estimate_s / smallest(amounts.prompts_per_mixed, 1.0)
-    bunch = largest(first, load.turnover_frac)
+    bunch = largest(first * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale)
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
-    ttft = own_s + 0.5 * decode.estimate_s + calibration.request_overhead_s + queue_s + seat_s
+    host_s = amounts.mixed.launches * calibration.prefill_host_kernel_s
+    waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
+    ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
 
 
