@@ -154,10 +154,12 @@ def price_serving(
     prompts_per_token = load.prompts_per_request / load.output_tokens
     tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
     own_s = mixed.estimate_s * amounts.steps_per_prompt
-    bunch = largest(first, load.turnover_frac)
+    bunch = largest(first * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale)
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
-    ttft = own_s + 0.5 * decode.estimate_s + calibration.request_overhead_s + queue_s + seat_s
+    host_s = amounts.mixed.launches * calibration.prefill_host_kernel_s
+    waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
+    ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
 
 

@@ -227,7 +227,10 @@ def _unpacks(part: str, kind: str, precision: Precision) -> bool:
 def _price_kernel(
     kernel: Kernel, kind: str, unpacks: bool, hardware: Accelerator, bandwidth: float, calibration: Calibration
 ) -> Term:
-    efficiency = calibration.attention_efficiency if kernel.part == "attention" else calibration.matmul_efficiency
+    if kernel.part == "attention":
+        efficiency = calibration.attention_efficiency
+    else:
+        efficiency = calibration.grouped_efficiency if kernel.name == "experts" else calibration.matmul_efficiency
     compute = kernel.padded_flops / (hardware.spec_flops_per_s[kind] * efficiency)
     of_peak = calibration.kv_efficiency if kernel.part == "attention" else calibration.memory_efficiency
     if unpacks:
