@@ -30,7 +30,9 @@ def attention_flops(spec: ModelSpec, new: Num, cached: Num = 0.0) -> Num:
 
 def forward_flops(spec: ModelSpec, new: Num, cached: Num = 0.0, *, logit_rows: Num = 1.0) -> Num:
     """One sequence's forward pass over `new` tokens, the head on `logit_rows` of them."""
-    return linear_flops_per_token(spec) * new + attention_flops(spec, new, cached) + head_flops_per_row(spec) * logit_rows
+    return (
+        linear_flops_per_token(spec) * new + attention_flops(spec, new, cached) + head_flops_per_row(spec) * logit_rows
+    )
 
 
 def forward_flops_per_token(spec: ModelSpec, sequence: float) -> float:

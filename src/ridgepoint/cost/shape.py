@@ -45,7 +45,16 @@ class LayerKind:
         biases = router * ((self.moe.router.bias + self.moe.router.correction_bias) if self.moe else 0)
         experts = self.moe.top_k * (self.expert_params - self.expert_vector_params) if self.moe else 0
         mixer = self.mixer_params - self.mixer_vector_params + self.indexer_params
-        return mixer + self.dense_params - self.dense_vector_params + experts + self.latent_params + self.router_params - biases + self.shared_params
+        return (
+            mixer
+            + self.dense_params
+            - self.dense_vector_params
+            + experts
+            + self.latent_params
+            + self.router_params
+            - biases
+            + self.shared_params
+        )
 
     @property
     def total_params(self) -> int:
