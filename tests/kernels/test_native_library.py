@@ -19,7 +19,11 @@ SRC = str(Path(ridgepoint.__file__).parents[1])
 
 def _python(code: str, **env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC, **env}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": SRC, **env},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
@@ -61,7 +65,9 @@ def test_packing_without_the_library_says_why() -> None:
 def test_threads_are_those_the_process_may_use() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom ridgepoint.kernels import native; print(native.num_threads())"
     assert _python(code) == "1"
-    assert _python("from ridgepoint.kernels import native; print(native.num_threads())", RIDGEPOINT_NUM_THREADS="3") == "3"
+    assert (
+        _python("from ridgepoint.kernels import native; print(native.num_threads())", RIDGEPOINT_NUM_THREADS="3") == "3"
+    )
     with pytest.raises(ConfigError, match="threads=0"):
         native.set_num_threads(0)
 

@@ -44,7 +44,9 @@ def _spec(*, tied: bool = False, clip: float | None = None) -> ModelSpec:
         shared=SharedExpertSpec(width=40, gated=True), latent_dim=None,
     )  # fmt: skip
     dense = DenseSpec(width=72, activation=SwiGlu(), bias=False)
-    layers = [LayerSpec(mixer=mixer, ffn=f, window=w, indexer=None, kv_from_layer=None) for f, w in ((dense, 9), (moe, None))]
+    layers = [
+        LayerSpec(mixer=mixer, ffn=f, window=w, indexer=None, kv_from_layer=None) for f, w in ((dense, 9), (moe, None))
+    ]
     return ModelSpec(
         family="test", vocab_size=300, d_model=96, layers=tuple(layers), norm=NormSpec(kind="rms", eps=1e-6),
         tied_embeddings=tied, head_bias=False, embedding_scale=1.0, residual_scale=1.0, logit_scale=1.0,

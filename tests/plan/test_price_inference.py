@@ -46,6 +46,7 @@ def test_crossover_at_200k_means_about_two_kilobytes_a_token() -> None:
 
 def test_crossover_formula_is_exact_when_nothing_is_unknown() -> None:
     fixed = {name: Assumption(name=name, low=1.0, high=1.0, unit=a.unit, why="test") for name, a in TABLE.items()}
+    fixed["long_context_over_threshold"] = Assumption(name="long_context_over_threshold", low=2.0, high=2.0, unit="", why="test")
     fixed["ridge"] = Assumption(name="ridge", low=600.0, high=600.0, unit="FLOP/B", why="test")
     found = named(infer_from_price(price(), fixed, (), active_params=HUNDRED_BILLION), "KV bytes per token (crossover)")
     assert found.low == pytest.approx(2e11 / 600 / 200_000) == pytest.approx(found.high)

@@ -35,16 +35,16 @@ def kv_hold(
 ) -> None:
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.catalog.tiers import tiers_of
-    from ridgepoint.cost.calibration import SERVING
     from ridgepoint.cost.formats import Precision
     from ridgepoint.plan.hold import plan_hold
     from ridgepoint.plan.layouts import smallest_layout
     from ridgepoint.plan.named import named_model
+    from ridgepoint.plan.pools import calibration_for
 
     named, chip, recipe = named_model(model), accelerator(hardware), Precision.named(precision)
     layout = smallest_layout(named.spec, chip, recipe)
     plan = plan_hold(
-        named.spec, chip, layout, recipe, SERVING, tiers_of(chip), context_tokens=context, reuse_prob=reuse_prob, mean_pause_s=mean_pause_s
+        named.spec, chip, layout, recipe, calibration_for(chip, "serving"), tiers_of(chip), context_tokens=context, reuse_prob=reuse_prob, mean_pause_s=mean_pause_s
     )
     if json_:
         head = {"schema": SCHEMA, "model": named.name, "hardware": chip.id, "precision": precision, "layout": layout.describe()}

@@ -52,6 +52,7 @@ def plan(
     context: Annotated[int | None, typer.Option(help="Goal: longest request that must fit, tokens.")] = None,
     minimise: Annotated[str, typer.Option(help="usd, watts, chips, tpot or ttft.")] = "usd",
     confidence: Annotated[float, typer.Option(help="Probability with which limits must hold; 0.5 compares middle estimates.")] = 0.9,
+    engine: Annotated[str, typer.Option(help="Calibration of the serving engine: serving, before-fit, roofline, ...")] = "serving",
     disaggregate: Annotated[bool, typer.Option(help="Also consider separate prefill and decode pools.")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="Also: roofs by batch, terms, rack boundary, old accelerators, assumptions.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.plan/1).")] = False,
@@ -73,7 +74,7 @@ def plan(
 
     question = Question(
         model=named_model(model),
-        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model),
+        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
             requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=draft_tokens, acceptance=acceptance,
@@ -92,7 +93,7 @@ def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
 
 
-def _pools(both: list[str], prefill: list[str], decode: list[str], precision: list[str], rent: list[str], model: str) -> tuple[Pool, ...]:
+def _pools(both: list[str], prefill: list[str], decode: list[str], precision: list[str], rent: list[str], model: str, engine: str) -> tuple[Pool, ...]:
     from ridgepoint.plan.pools import default_precision, parse_pool
 
     rents = {name: _number("--rent", name, value) for name, value in (_pair("--rent", text) for text in rent)}
@@ -108,7 +109,7 @@ def _pools(both: list[str], prefill: list[str], decode: list[str], precision: li
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
             recipes = formats.get(name) or formats.get("") or [default_precision(model, name)]
-            pools += [parse_pool(text, recipe, role, rents=rents) for recipe in dict.fromkeys(recipes)]
+            pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
     unused = (set(rents) | set(formats)) - {""} - {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
     if unused:
         raise ConfigError(f"{min(unused)!r} is named by --rent or --precision but is not among the hardware")

@@ -54,6 +54,11 @@ class StepAmounts(NamedTuple):
     sequences: Num
     rows: Num
 
+    @property
+    def launches(self) -> float:
+        """Kernels one step launches on one chip."""
+        return sum(kernel.repeats * kernel.launches for kernel in self.kernels)
+
 
 # Grouped expert kernels pick a tile near the mean rows per expert, between these.
 SMALL_TILE, LARGE_TILE = 8.0, 128.0

@@ -21,7 +21,9 @@ class RecordedStep:
     """Replays steps of up to `max_tokens` tokens of up to `max_seqs` sequences. Raises `NotRecordableError` for a decoder
     with work outside the native operators (unpacked weights, MLA, a clipped projection, a scaled head)."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, max_tokens: int, max_seqs: int, max_blocks_per_seq: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, max_tokens: int, max_seqs: int, max_blocks_per_seq: int
+    ) -> None:
         self.max_tokens, self.max_seqs = max_tokens, max_seqs
         self._inputs = StepInputs(
             token_ids_T=_zeros(max_tokens),
@@ -67,7 +69,9 @@ class RecordedStep:
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """`logits_RV` float32 of the wanted rows, valid until the next call."""
         if not self.fits(inputs):
-            raise ValueError(f"a step of {inputs.token_ids_T.shape[0]} tokens does not fit one recorded for {self.max_tokens}")
+            raise ValueError(
+                f"a step of {inputs.token_ids_T.shape[0]} tokens does not fit one recorded for {self.max_tokens}"
+            )
         self.load(inputs)
         rows = inputs.logit_rows_R.shape[0]
         self._recording.replay(inputs.token_ids_T.shape[0], rows)

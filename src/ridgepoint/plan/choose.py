@@ -45,11 +45,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """`feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
+    """`alternatives` is the best feasible row of each use of the hardware (together, or which pool prefills for which), best
+    first. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
     chosen: dict[str, float]
     runner_up: dict[str, float] | None
+    alternatives: tuple[dict[str, float], ...]
     frontier: Points
     failures: tuple[Failure, ...]
     num_priced: int
@@ -62,7 +64,7 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
     if metric not in _TIMED:
         return values
     z = NormalDist().inv_cdf(confidence)
-    return values * np.exp(z * points["sigma"])
+    return values * np.exp(z * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
 
 
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
@@ -76,7 +78,7 @@ def limits(points: Points, goal: Goal) -> dict[str, float]:
     return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
 
 
-FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp")
+FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool")  # rows alike in these are one answer in two sizes
 
 
 def choose(points: Points, goal: Goal) -> Choice:
@@ -86,11 +88,12 @@ def choose(points: Points, goal: Goal) -> Choice:
     if not len(rows):
         return _closest(points, goal, kept)
     best = _least(points, objective, rows)
-    # A runner-up differs in more than batch, chunk and number of instances.
+    # A runner-up differs in hardware, in how it is used or in the decode layout: not in batch, chunk, counts or prefill layout.
     others = rows[np.logical_or.reduce([points[name][rows] != points[name][best] for name in FAMILY])]
     runner_up = points.row(_least(points, objective, others)) if len(others) else None
     return Choice(
-        feasible=True, chosen=points.row(best), runner_up=runner_up, frontier=_frontier(points.pick(rows), goal), failures=(),
+        feasible=True, chosen=points.row(best), runner_up=runner_up, alternatives=_alternatives(points, objective, rows),
+        frontier=_frontier(points.pick(rows), goal), failures=(),
         num_priced=len(points), num_feasible=len(rows),
     )  # fmt: skip
 
@@ -115,6 +118,12 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
     return values
 
 
+def _alternatives(points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]) -> tuple[dict[str, float], ...]:
+    keys = points["kind"][rows] * 1e6 + points["d_pool"][rows] * 1e3 + points["p_pool"][rows]
+    best = [_least(points, objective, rows[keys == key]) for key in np.unique(keys)]
+    return tuple(points.row(index) for index in sorted(best, key=lambda index: float(objective[index])))
+
+
 DEAR = 20.0  # beyond this many times the least cost a row is no longer an offer
 
 
@@ -137,12 +146,13 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
 
 
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
-    """The row whose worst relative excess over a limit is least, and the limits it breaks."""
+    """The row that breaks fewest limits, of those the one whose worst relative excess is least; and the limits it breaks."""
     excess = np.zeros(len(points))
+    broken = np.sum([~mask for mask in kept.values()], axis=0)
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
         excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
-    best = int(np.lexsort((_objective(points, goal), excess))[0])
+    best = int(np.lexsort((_objective(points, goal), excess, broken))[0])
     failures = []
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
@@ -151,7 +161,7 @@ def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
         least = float(np.nanmin(values)) if not np.isnan(values).all() else math.nan
         failures.append(Failure(metric=metric, limit=limit, best=least, alone=not kept[metric].any()))
     return Choice(
-        feasible=False, chosen=points.row(best), runner_up=None, frontier=cost_latency_frontier(points), failures=tuple(failures),
+        feasible=False, chosen=points.row(best), runner_up=None, alternatives=(), frontier=cost_latency_frontier(points), failures=tuple(failures),
         num_priced=len(points), num_feasible=0,
     )  # fmt: skip
 

@@ -77,6 +77,7 @@ def pair_sides(
     """Rows of kind 1 for every kept (prefill, decode, target utilisation)."""
     p_pool, d_pool = pools[prefill.pool], pools[decode.pool]
     sigma = max(p_pool.calibration.uncertainty, d_pool.calibration.uncertainty)
+    sigma_ttft = max(p_pool.calibration.ttft_uncertainty, d_pool.calibration.ttft_uncertainty)
     d_rows, p_rows = _thin_decode(decode, d_pool, workload, goal, 1.0), _thin_prefill(prefill, goal)
     d, p = decode.degrees.pick(d_rows), prefill.degrees.pick(p_rows)
 
@@ -96,8 +97,9 @@ def pair_sides(
     rho = prompts * service / (ranks * p_count)
     handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
     wait = mean_wait(rho, service)
-    ttft = wait + service + handoff + 0.5 * step
-    ttft_p90 = wait_quantile(rho, service, 0.9) + service + handoff + step
+    unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
+    ttft = wait + unhurried
+    ttft_p90 = wait_quantile(rho, service, 0.9) + unhurried + 0.5 * step
     p_chips, d_chips = p_count * p.chips[None, :, None], d_count * d.chips[:, None, None]
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     dollars = [p_chips * p_rent[i] + d_chips * d_rent[i] for i in range(3)]
@@ -119,7 +121,7 @@ def pair_sides(
         usd_high_frac=dollars[2] / dollars[1], usd_per_mtok=dollars[1] / 3600 / rate / written * 1e6,
         usd_in_per_mtok=p_chips * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=d_chips * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
-        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma,
+        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma, sigma_ttft=sigma_ttft,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 A row is a whole deployment under load: how many instances of which layout, and what it then costs and how fast it is.
 `kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. Latencies and costs
-are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` is the log-scale uncertainty of the slower side. Knows nothing of how rows came to be.
+are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG = (
 METRICS = (
     "chips", "d_chips", "p_chips", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
     "usd_high_frac", "usd_per_mtok", "usd_in_per_mtok", "usd_out_per_mtok", "watts", "joules_per_token", "prefill_util", "memory_frac",
-    "handoff_s", "supply", "sigma",
+    "handoff_s", "supply", "sigma", "sigma_ttft",
 )  # fmt: skip
 COLUMNS = CONFIG + METRICS
 

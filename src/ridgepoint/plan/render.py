@@ -141,6 +141,11 @@ def notes(report: dict[str, Any]) -> list[str]:
         last = index + 1 == len(policy["cheapest"])
         parts.append(f"{item['way']} " + ("beyond" if last else f"up to {_long(policy['cheapest'][index + 1]['from_s'])}"))
     lines.append(f"KV of a pause (comes back with probability {policy['reuse_prob']:g}): " + ", ".join(parts))
+    if len(report["alternatives"]) > 1:
+        lines.append("the best of each use of the hardware:")
+        objective = _objective_name(report)
+        for item in report["alternatives"]:
+            lines.append(f"  {item['name']}: {objective} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips")
     if report["changes"]:
         lines.append("what would change the choice:")
         objective = _objective_name(report)

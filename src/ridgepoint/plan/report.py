@@ -45,6 +45,7 @@ def report(plan: Plan, *, wide: bool = False) -> dict[str, Any]:
         "failures": [asdict(failure) for failure in choice.failures],
         "choice": deployment(question, choice.chosen),
         "runner_up": deployment(question, choice.runner_up) if choice.runner_up else None,
+        "alternatives": [deployment(question, row) for row in choice.alternatives],
         "changes": [{"what": change.what, "deployment": deployment(question, change.row)} for change in plan.changes],
         "frontier": [deployment(question, choice.frontier.row(index)) for index in range(len(choice.frontier))],
         "explain": _explain(question, choice.chosen),
@@ -136,7 +137,7 @@ def _side_name(chip: str, row: dict[str, float], side: str) -> str:
 
 def _figure(row: dict[str, float], name: str, unit: str, kind: str) -> dict[str, Any]:
     value = row[name]
-    wide = math.exp(Z80 * row["sigma"])
+    wide = math.exp(Z80 * row["sigma_ttft" if name.startswith("ttft") else "sigma"])
     ends = {
         "timed": (value / wide, value * wide),
         "rate": (value / wide, value * wide),

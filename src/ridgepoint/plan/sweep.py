@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.amounts import step_amounts
 from ridgepoint.cost.batch import Group, StepBatch
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_bytes_per_chip, max_sequences, memory_per_chip, usable_bytes
 from ridgepoint.cost.serving import ClosedLoop, price_serving, serving_amounts
-from ridgepoint.cost.step import StepCost, step_cost
+from ridgepoint.cost.step import StepCost, price_step, step_cost
 from ridgepoint.plan.layouts import Degrees, enumerate_layouts
 from ridgepoint.plan.points import Points, flatten
 from ridgepoint.plan.pools import Pool
@@ -154,7 +155,7 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
         usd_per_mtok=usd_per_request / written * 1e6,
         usd_in_per_mtok=usd_per_request * (1 - out_share) / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=usd_per_request * out_share / written * 1e6, watts=watts, joules_per_token=watts / (rate * instances * written),
-        prefill_util=rho, memory_frac=used, supply=instances * chips / (pool.count or np.inf), sigma=pool.calibration.uncertainty,
+        prefill_util=rho, memory_frac=used, supply=instances * chips / (pool.count or np.inf), sigma=pool.calibration.uncertainty, sigma_ttft=pool.calibration.ttft_uncertainty,
     )  # fmt: skip
 
 
@@ -205,6 +206,7 @@ class PrefillSide:
     chunk: Array
     ranks: Array
     service_s: Array  # one prompt, alone in its rank
+    latency_s: Array  # what its user waits for it: the same, slower where the engine is, and the host's own time
     joules: Array  # per prompt
     memory_frac: Array
 
@@ -217,8 +219,13 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     steps = np.ceil(prompt / chunk - 1e-9)
     piece = prompt / steps
     cached = workload.cached_input_tokens + 0.5 * (prompt - piece)
-    step = _price(side, layout, (Group(count=ranks * 1.0, new=piece, cached=cached, logits=1.0 / steps),))
+    work = StepBatch(groups=(Group(count=ranks * 1.0, new=piece, cached=cached, logits=1.0 / steps),))
+    calibration = side.pool.calibration
+    amounts = step_amounts(side.spec, layout, side.pool.precision, work, routing_skew=calibration.routing_skew)
+    step = price_step(amounts, side.pool.chip, calibration, graph=False)
     seconds = np.asarray(step.estimate_s)
+    host_s = amounts.launches * calibration.prefill_host_kernel_s + calibration.request_overhead_s
+    latency = np.broadcast_to(calibration.prefill_slowdown * seconds * steps + host_s, seconds.shape)
     parts = memory_per_chip(
         side.spec, side.pool.precision, layout, sequences=ranks * 1.0, context=float(workload.input_tokens), step_tokens=ranks * piece
     )
@@ -228,7 +235,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0]
     return PrefillSide(
         pool=index, degrees=side.degrees.pick(rows), chunk=piece[0, columns], ranks=ranks[rows, 0],
-        service_s=seconds[rows, columns] * steps[0, columns], joules=per_prompt if known else np.full(len(rows), np.nan),
+        service_s=seconds[rows, columns] * steps[0, columns], latency_s=latency[rows, columns], joules=per_prompt if known else np.full(len(rows), np.nan),
         memory_frac=np.broadcast_to(used, seconds.shape)[rows, columns],
     )  # fmt: skip
 
