@@ -158,6 +158,7 @@ def export(
     weights = folder / "model.safetensors"
     tensors = stored_tensors(hugging_face_tensors(model, params, biases), storage)
     write_atomically({name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"}, weights)
+    weights.chmod(0o644)  # the writer leaves it readable by its owner alone
     return weights.stat().st_size
 
 
