@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_roofs_and_terms_add_up(answered: Plan) -> None:
 def test_cost_falls_with_batch_and_compute_takes_over_at_the_ridge(answered: Plan) -> None:
     found = explain(answered.question, answered.choice.chosen)
     cost = [point.estimate_usd_per_mtok for point in found.curve]
-    assert all(b < a * 1.02 for a, b in zip(cost, cost[1:], strict=False))
+    assert all(b < a * 1.02 for a, b in pairwise(cost))
     assert found.ridge_batch is not None
     for point in found.curve:
         weights_lead = point.roof_s["weights"] > point.roof_s["compute"]

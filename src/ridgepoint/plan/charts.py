@@ -276,7 +276,7 @@ def _pool_ratio(plan: Plan, report: dict[str, Any]) -> Chart:
             lines.append(best)
             shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": best, "y1": best, "line": {"color": "var:links", "width": 1.5, "dash": "dash"}})
             notes.append({"xref": "paper", "x": 0.99, "xanchor": "right", "y": float(np.log10(best)), "yanchor": "bottom", "text": f"together on the same chips: ${best:.3g}",
-                          "showarrow": False, "font": {"color": "var:links"}})  # fmt: skip
+                          "showarrow": False, "font": {"color": "var:links"}, "bgcolor": "var:card"})  # fmt: skip
     if report["choice"]["prefill"]:
         f = report["choice"]["figures"]
         p, d = report["choice"]["prefill"], report["choice"]["decode"]

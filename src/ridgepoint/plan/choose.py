@@ -146,13 +146,12 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
 
 
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
-    """The row that breaks fewest limits, of those the one whose worst relative excess is least; and the limits it breaks."""
+    """The row whose relative excesses over the limits, multiplied together, are least; and the limits it breaks."""
     excess = np.zeros(len(points))
-    broken = np.sum([~mask for mask in kept.values()], axis=0)
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
-        excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
-    best = int(np.lexsort((_objective(points, goal), excess, broken))[0])
+        excess += np.where(np.isnan(values), np.inf, np.maximum(0.0, np.log(np.maximum(values, 1e-30) / limit)))
+    best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)

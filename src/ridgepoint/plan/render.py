@@ -155,7 +155,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if report["runner_up"] and report["feasible"]:
         objective = _objective_name(report)
         gap = report["runner_up"]["figures"][objective]["middle"] / choice["figures"][objective]["middle"] - 1
-        lines.append(f"the runner-up is {gap:.1%} worse by {objective}: a difference well inside the interval is not a reason" if gap < 0.1 else f"the runner-up is {gap:.0%} worse by {objective}")
+        lines.append(f"the runner-up is {gap:.1%} worse by {objective}: well inside the interval, so choose between them by other things" if gap < 0.1 else f"the runner-up is {gap:.0%} worse by {objective}")
     return lines
 
 

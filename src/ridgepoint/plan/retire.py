@@ -15,7 +15,8 @@ from ridgepoint.errors import PlanError
 from ridgepoint.plan.assume import Assumption, Inference, infer
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.search import Question
-from ridgepoint.plan.sweep import lay_out, sweep_prefill
+from ridgepoint.plan.sides import sweep_prefill
+from ridgepoint.plan.sweep import lay_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_decode, sweep_prefill, sweep_together
+from ridgepoint.plan.sides import sweep_decode, sweep_prefill
+from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_together
 from ridgepoint.plan.workload import Goal, Workload
 from ridgepoint.units import si
 
