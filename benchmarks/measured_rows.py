@@ -89,11 +89,19 @@ def precision_of(model: str, label: str, engine: str, hardware: Accelerator) -> 
     native_fp8 = "fp8" in hardware.spec_flops_per_s
     kv = "fp8" if engine == "trtllm" and label in ("fp8", "fp4") else "bf16"
     if model.startswith("gpt-oss"):
-        return Precision(experts="mxfp4", activations="fp8" if hardware.launch_year and hardware.launch_year >= 2024 and "fp4" in hardware.spec_flops_per_s else "bf16", kv=kv)
+        return Precision(
+            experts="mxfp4",
+            activations="fp8"
+            if hardware.launch_year and hardware.launch_year >= 2024 and "fp4" in hardware.spec_flops_per_s
+            else "bf16",
+            kv=kv,
+        )
     if label in ("", "bf16", "bfloat16", "float16"):
         return Precision()
     if label == "fp8":
-        return Precision(weights="fp8", experts="fp8", activations="fp8" if native_fp8 else "bf16", dispatch="fp8", kv=kv)
+        return Precision(
+            weights="fp8", experts="fp8", activations="fp8" if native_fp8 else "bf16", dispatch="fp8", kv=kv
+        )
     if label in ("fp4", "nvfp4"):
         return Precision(weights="bf16", experts="nvfp4", activations="nvfp4", dispatch="fp8", kv=kv)
     raise ValueError(f"unknown precision label {label!r}")

@@ -28,7 +28,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measured_rows import Row, available, data_dir, gated, serving_rows
-
 from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE, Calibration
 from ridgepoint.cost.closed_loop_fit import STEP_CONSTANTS, Deployment, LoopFit, fit_closed_loop, log_tpot
 from ridgepoint.cost.fewshot import adjust, choose_points
@@ -37,7 +36,7 @@ from ridgepoint.cost.serving import ClosedLoop, price_serving, serving_amounts
 from ridgepoint.errors import PlanError
 
 TURNOVER = 0.1  # these benchmarks send about ten requests per client and count the first wave
-MARGIN_QUANTILE = 0.80  # a pick must keep the limit with this probability
+MARGIN_Z = 0.5244005127080407  # a pick must keep the limit with 70 % probability
 
 
 # ---------------------------------------------------------------- rows -> deployments
@@ -59,7 +58,9 @@ def deployments(rows: Iterable[Row]) -> list[tuple[list[Row], Deployment]]:
             input_tokens=column(lambda r: r.input_tokens), output_tokens=column(lambda r: r.output_tokens),
             concurrency=column(lambda r: r.concurrency), turnover_frac=TURNOVER,
         )  # fmt: skip
-        amounts = serving_amounts(first.spec, first.hardware, layout, first.precision, load, routing_skew=BEFORE_FIT.routing_skew)
+        amounts = serving_amounts(
+            first.spec, first.hardware, layout, first.precision, load, routing_skew=BEFORE_FIT.routing_skew
+        )
         result.append(
             (members, Deployment(first.hardware, amounts, (f"engine:{first.engine}",),
                                  np.log(column(lambda r: r.measure_tpot_s)), np.log(column(lambda r: r.measure_ttft_s))))
@@ -72,7 +73,9 @@ def drop_unplaceable(rows: list[Row]) -> tuple[list[Row], int]:
     kept = []
     for row in rows:
         try:
-            load = ClosedLoop(input_tokens=row.input_tokens, output_tokens=row.output_tokens, concurrency=row.concurrency)
+            load = ClosedLoop(
+                input_tokens=row.input_tokens, output_tokens=row.output_tokens, concurrency=row.concurrency
+            )
             serving_amounts(row.spec, row.hardware, row.layout, row.precision, load)
         except PlanError:
             continue
@@ -153,10 +156,10 @@ def _groups(predictions: Predictions) -> dict[tuple[Any, ...], list[int]]:
 def regret(predictions: Predictions, *, margin: bool) -> dict[str, float]:
     """For TPOT limits at the quartiles of each group's measured times: does the pick keep the limit, and at what cost?
 
-    With `margin` the pick's time must lie under the limit with `MARGIN_QUANTILE` probability; otherwise its best estimate must.
+    With `margin` the pick's time must lie under the limit with 70 % probability; otherwise its best estimate must.
     Where nothing is predicted to keep the limit, the fastest prediction is picked (the closest feasible plan).
     """
-    z = {0.80: 0.8416212335729143}[MARGIN_QUANTILE] if margin else 0.0
+    z = MARGIN_Z if margin else 0.0
     kept, excess = 0, []
     total = 0
     for members in _groups(predictions).values():
@@ -176,7 +179,11 @@ def regret(predictions: Predictions, *, margin: bool) -> dict[str, float]:
             if measured[pick] <= limit:
                 kept += 1
                 excess.append(cost[pick] / best - 1)
-    return {"groups_x_limits": total, "keeps_limit_frac": kept / total, "median_excess_cost_frac": float(np.median(excess))}
+    return {
+        "groups_x_limits": total,
+        "keeps_limit_frac": kept / total,
+        "median_excess_cost_frac": float(np.median(excess)),
+    }
 
 
 def coverage(predictions: Predictions, what: str = "tpot") -> float:
@@ -215,14 +222,23 @@ def leave_one_out(
         started = time.time()
         train = [row for row in rows if key(row) != value]
         fitted = fits[value] = fit_rows(train)
-        sigma, sigma_ttft = inner_spread(train, key) if nested else (BEFORE_FIT.uncertainty, BEFORE_FIT.ttft_uncertainty)
+        sigma, sigma_ttft = (
+            inner_spread(train, key) if nested else (BEFORE_FIT.uncertainty, BEFORE_FIT.ttft_uncertainty)
+        )
         fold = Predictions()
         for members, deployment in deployments(row for row in rows if key(row) == value):
             calibration = fitted.calibration(deployment.labels).adjusted(uncertainty=sigma, ttft_uncertainty=sigma_ttft)
             fold.extend(members, deployment, calibration)
             pooled.extend(members, deployment, calibration)
-        parts[value] = {"tpot": error_summary(fold.log_error()), "ttft": error_summary(fold.log_error("ttft")), "sigma": sigma}
-        print(f"  held out {value}: TPOT {parts[value]['tpot']['median_frac']:.1%} ({time.time() - started:.0f} s)", file=sys.stderr)
+        parts[value] = {
+            "tpot": error_summary(fold.log_error()),
+            "ttft": error_summary(fold.log_error("ttft")),
+            "sigma": sigma,
+        }
+        print(
+            f"  held out {value}: TPOT {parts[value]['tpot']['median_frac']:.1%} ({time.time() - started:.0f} s)",
+            file=sys.stderr,
+        )
     return pooled, fits, parts
 
 
@@ -242,7 +258,11 @@ def five_shot(rows: list[Row], fits: dict[str, LoopFit], key: Callable[[Row], st
             errors.append((adjusted.log_predict(predict) - deployment.log_tpot)[rest])
             before.append((predict(start) - deployment.log_tpot)[rest])
             judged += 1
-    return {"deployments": judged, "after": error_summary(np.concatenate(errors)), "before": error_summary(np.concatenate(before))}
+    return {
+        "deployments": judged,
+        "after": error_summary(np.concatenate(errors)),
+        "before": error_summary(np.concatenate(before)),
+    }
 
 
 def version_noise(rows: list[Row]) -> dict[str, float]:
@@ -250,12 +270,18 @@ def version_noise(rows: list[Row]) -> dict[str, float]:
     same: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         layout = (row.layout.tp, row.layout.dp_attention, row.layout.ep)
-        same[(*row.deployment, layout, row.concurrency, row.input_tokens, row.output_tokens)][row.version].append(row.measure_tpot_s)
+        same[(*row.deployment, layout, row.concurrency, row.input_tokens, row.output_tokens)][row.version].append(
+            row.measure_tpot_s
+        )
     ratios = [
         max(np.median(v) for v in versions.values()) / min(np.median(v) for v in versions.values())
         for versions in same.values() if len(versions) > 1
     ]  # fmt: skip
-    return {"configurations": len(ratios), "median_ratio": float(np.median(ratios)), "p90_ratio": float(np.percentile(ratios, 90))}
+    return {
+        "configurations": len(ratios),
+        "median_ratio": float(np.median(ratios)),
+        "p90_ratio": float(np.percentile(ratios, 90)),
+    }
 
 
 def summarise(predictions: Predictions) -> dict[str, Any]:
@@ -301,7 +327,9 @@ def write_calibration(rows: list[Row]) -> None:
 
 
 def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    result = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     return result.stdout.strip() or "unknown"
 
 
@@ -335,7 +363,11 @@ def main() -> int:
         plain, lost = drop_unplaceable(rows)
         pooled, _, _ = leave_one_out(plain, by_model, nested=False)
         result["without_gate"] = {"does_not_fit": lost, **summarise(pooled)}
-    result["run"] = {"command": "python " + " ".join(sys.argv), "commit": commit(), "machine": platform.processor() or platform.machine()}
+    result["run"] = {
+        "command": "python " + " ".join(sys.argv),
+        "commit": commit(),
+        "machine": platform.processor() or platform.machine(),
+    }
     text = json.dumps(result, indent=1)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

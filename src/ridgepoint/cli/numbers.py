@@ -49,7 +49,9 @@ def numbers(
 
     out = Console()
     for name in dict.fromkeys(row.section for row in rows):
-        table = Table(box=None, pad_edge=False, header_style="bold", title=name, title_justify="left", title_style="bold")
+        table = Table(
+            box=None, pad_edge=False, header_style="bold", title=name, title_justify="left", title_style="bold"
+        )
         table.add_column("what")
         table.add_column("value", justify="right", no_wrap=True)
         table.add_column("from")

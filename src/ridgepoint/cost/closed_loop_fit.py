@@ -69,7 +69,12 @@ class LoopFit:
 
 
 def fit_closed_loop(
-    deployments: Sequence[Deployment], base: Calibration, *, step_sd: float = 0.3, wait_sd: float = 0.4, label_sd: float = 0.2
+    deployments: Sequence[Deployment],
+    base: Calibration,
+    *,
+    step_sd: float = 0.3,
+    wait_sd: float = 0.4,
+    label_sd: float = 0.2,
 ) -> LoopFit:
     """MAP fit of both stages around `base`, whose values are physically sensible before any fit."""
     step_groups = [

@@ -70,7 +70,7 @@ def adjust(
     factor = 0.0
     calibration = start
     for _ in range(3):  # the factor is linear and the constants nearly so: alternate
-        group = Group(lambda c, f=factor: predict(c)[points] + f, log_measured)
+        group = Group(lambda c: predict(c)[points], log_measured - factor)
         calibration = fit([group], start, names, prior_sd=CONSTANT_SD, noise=NOISE).calibration()
         residual = log_measured - predict(calibration)[points]
         weight = 1.0 / np.sqrt(1.0 + (residual / NOISE) ** 2)

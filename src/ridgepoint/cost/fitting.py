@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class Fit:
     names: tuple[str, ...]
     shared: Vector
     offsets: dict[str, Vector] = field(default_factory=dict)
-    covariance: NDArray[np.float64] | None = None
+    covariance: Any = None
 
     def coordinates(self, labels: Sequence[str] = ()) -> Vector:
         total = self.shared.copy()
@@ -74,7 +75,9 @@ class Fit:
         return with_coordinates(self.base, self.names, self.coordinates(labels))
 
 
-def jacobian(group: Group, base: Calibration, names: Sequence[str], coordinates: Vector) -> tuple[Vector, NDArray[np.float64]]:
+def jacobian(
+    group: Group, base: Calibration, names: Sequence[str], coordinates: Vector
+) -> tuple[Vector, NDArray[np.float64]]:
     """(log predictions, their derivatives by coordinate) by forward differences."""
     at = group.predict(with_coordinates(base, names, coordinates))
     columns = []
@@ -107,7 +110,12 @@ def fit(
     centre = np.array([encode(name, getattr(base, name)) for name in names])
     size = k * (1 + len(labels))
     place = {label: k * (1 + index) for index, label in enumerate(labels)}
-    deviation = np.concatenate([np.broadcast_to(np.asarray(prior_sd, float), (k,)), np.tile(np.broadcast_to(np.asarray(offset_sd, float), (k,)), len(labels))])
+    deviation = np.concatenate(
+        [
+            np.broadcast_to(np.asarray(prior_sd, float), (k,)),
+            np.tile(np.broadcast_to(np.asarray(offset_sd, float), (k,)), len(labels)),
+        ]
+    )
     state = np.zeros(size)
     damping = 1e-2
 
@@ -120,7 +128,9 @@ def fit(
     def objective(vector: Vector) -> float:
         total = 0.5 * float(np.sum((vector / deviation) ** 2))
         for group in groups:
-            residual = (group.predict(with_coordinates(base, names, coordinates_of(vector, group))) - group.log_measured) / noise
+            residual = (
+                group.predict(with_coordinates(base, names, coordinates_of(vector, group))) - group.log_measured
+            ) / noise
             total += group.weight * float(np.sum(np.sqrt(1 + residual**2) - 1))
         return total
 

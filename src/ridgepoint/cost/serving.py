@@ -107,7 +107,9 @@ def serving_amounts(
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
     cached = workload.input_tokens - prompt
     context = workload.input_tokens + 0.5 * workload.output_tokens
-    seats = max_sequences(spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt))
+    seats = max_sequences(
+        spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt)
+    )
     if all_true(seats < 1):
         raise PlanError(
             f"the model leaves no room for one sequence of {_one(context):.0f} tokens on {layout.describe()} of {hardware.id}",
@@ -148,7 +150,9 @@ def price_serving(
     mixed = price_step(amounts.mixed, hardware, calibration, energy=energy, graph=False)
     chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
     first = calibration.prefill_first_frac
-    prompt_s = largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed  # a prompt's cost to the others
+    prompt_s = (
+        largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed
+    )  # a prompt's cost to the others
     queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
     pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
     prompts_per_token = load.prompts_per_request / load.output_tokens

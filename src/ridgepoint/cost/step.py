@@ -191,7 +191,9 @@ def price_step(
         collectives = collectives + collective.repeats
     launch_s = launches * calibration.kernel_overhead_s
     if not graph:
-        launch_s = largest(launch_s, launches * calibration.eager_kernel_s - sum((term.seconds for term in merged.values()), 0.0))
+        launch_s = largest(
+            launch_s, launches * calibration.eager_kernel_s - sum((term.seconds for term in merged.values()), 0.0)
+        )
     for name, overhead in (
         ("step", calibration.step_overhead_s),
         ("launches", launch_s),
@@ -221,7 +223,9 @@ def _unpacks(part: str, kind: str, precision: Precision) -> bool:
     """Weights stored narrower than the type they are multiplied in are unpacked on the way, which costs bandwidth."""
     if part not in ("weights", "experts"):
         return False
-    return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value("bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4")
+    return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value(
+        "bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4"
+    )
 
 
 def _price_kernel(

@@ -163,6 +163,10 @@ class EngineCore:
         request = progress.request
         if progress.prompt_logprobs is not None:
             self._prompt_logprobs.setdefault(request.id, [None]).extend(progress.prompt_logprobs)
+        if progress.finish_reason == "error":
+            self._forget(request)
+            message = "the model's logits are not finite numbers"
+            self._outbox.append(Output(request_id=request.id, token_ids=[], finish_reason="error", error=message))
         if progress.token_id is None:
             return
         token_ids = [progress.token_id]

@@ -84,7 +84,7 @@ class Scheduler:
         if request.id in self._by_id:
             raise RequestError(f"request id {request.id!r} is already in flight", status=409, code="duplicate_id")
         # A free seat is not a place in the queue: what would run at the next step does not count as waiting.
-        if len(self.waiting) + len(self.running) >= limits.max_waiting + limits.max_num_seqs:
+        if self.room <= 0:
             raise RequestError(
                 f"the queue is full: {len(self.waiting)} requests wait behind {len(self.running)} running",
                 status=429, code="queue_full", hint="try again later",
@@ -128,6 +128,11 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self._by_id
+
+    @property
+    def room(self) -> int:
+        """How many more requests `add` takes now."""
+        return self.limits.max_waiting + self.limits.max_num_seqs - len(self._by_id)
 
     # ------------------------------------------------------------ the next step
 
@@ -300,7 +305,10 @@ class Scheduler:
             scored: list[Any] | None = result.prompt_logprobs.get(place)
             if scored:
                 request.num_scored += len(scored)
-            if token is not None:
+            if token is not None and token < 0:
+                self._finish(request, "error")
+                progress.append(Progress(request, None, None, None, "error"))
+            elif token is not None:
                 request.tokens.append(token)
                 reason = request.reason_to_stop()
                 if reason is not None:

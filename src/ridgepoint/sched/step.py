@@ -75,7 +75,8 @@ def shape_of(segments: Iterable[Segment]) -> StepShape:
 
 @dataclass(slots=True)
 class StepResult:
-    """`token_ids` and `logprobs` follow the segments that want a sample, in order; `logprobs` may be empty.
+    """`token_ids` and `logprobs` follow the segments that want a sample, in order; `logprobs` may be empty. A negative
+    id says that the logits were not numbers: that request ends with an error, the others go on.
 
     `prompt_logprobs` maps a segment's place in the batch to an entry for each prompt token that its request had not
     scored (`Request.num_scored`) and whose logits this segment computed. Entries are opaque to the scheduler.

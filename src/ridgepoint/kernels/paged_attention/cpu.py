@@ -102,7 +102,15 @@ def attend(
     if native.is_native(kv):
         assert plan.num_seqs is not None
         return native.attend(
-            q_THP, kv, plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN, plan.num_seqs, scale, window, sinks_H
+            q_THP,
+            kv,
+            plan.query_starts_B1,
+            plan.context_lens_B,
+            plan.block_tables_BN,
+            plan.num_seqs,
+            scale,
+            window,
+            sinks_H,
         )
     batches, segments = plan.parts(window)
     if len(batches) == 1 and not segments and batches[0].every_row:

@@ -1,0 +1,60 @@
+"""From logits to a token. A row's result depends on that row alone, bit for bit, whatever the other rows are.
+
+`choose` shapes and draws: temperature, then top-k, top-p and min-p in that order, each of which is a threshold on the
+probability (so equals are kept or dropped together), then the inverse of the cumulative distribution at a given uniform
+number. `penalise` edits one row's logits before that. `log_probabilities` reads a row as the model gave it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ridgepoint.kernels.dispatch import implementation
+
+NOT_FINITE = -1  # the token of a row whose logits are not numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shaping:
+    """One entry per row, on the host. Neutral: temperature 1, top_k 0, top_p 1, min_p 0. Temperature 0 is greedy and
+    ignores the rest. `uniform_R` is in [0, 1)."""
+
+    temperature_R: np.ndarray
+    top_k_R: np.ndarray
+    top_p_R: np.ndarray
+    min_p_R: np.ndarray
+    uniform_R: np.ndarray
+
+
+def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
+    """Token ids_R (int64) for float32 logits; `shaping` None is greedy for every row. `NOT_FINITE` where a row has no
+    finite best logit or any NaN."""
+    out: torch.Tensor = implementation("sample", logits_RV).choose(logits_RV, shaping)
+    return out
+
+
+def penalise(
+    logits_V: torch.Tensor,
+    ids_N: torch.Tensor,
+    output_counts_N: torch.Tensor,
+    *,
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> None:
+    """Edit one row in place. `ids_N` are the distinct tokens of prompt and output, `output_counts_N` how often each is
+    in the output. Repetition divides a positive logit and multiplies a negative one, for all of them; presence and
+    frequency are subtracted for those in the output, once and once per occurrence."""
+    implementation("sample", logits_V).penalise(logits_V, ids_N, output_counts_N, repetition, presence, frequency)
+
+
+def log_probabilities(logits_V: torch.Tensor, token_id: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """The log-probability of `token_id` under one row, and the `num_top` best as (id, log-probability), best first;
+    equals by id."""
+    out: tuple[float, list[tuple[int, float]]] = implementation("sample", logits_V).log_probabilities(
+        logits_V, token_id, num_top
+    )
+    return out
