@@ -65,7 +65,6 @@ def _attention(name: str, row: dict[str, Any], *, windowed: bool) -> GqaSpec | M
             num_heads=row["heads"], q_rank=row["mla_q_rank"] or None, kv_rank=row["mla_kv_rank"], nope_dim=row["mla_nope"],
             rope_dim=row["mla_rope"], v_dim=row["mla_v"], scale=query**-0.5, bias=False,
             rope=RopeSpec(theta=row["rope_theta"], rotary_dim=row["mla_rope"], interleaved=True, scaling=None),
-            bias=False,
         )  # fmt: skip
     for key in ("kv_heads", "head_dim"):
         if key not in row:
