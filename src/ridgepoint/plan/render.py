@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ridgepoint.plan.queue import worst_wait
+from ridgepoint.cost.queueing import worst_wait_s
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
@@ -125,7 +125,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     serve = choice["serve"]
     lines = [
         f"serve each instance with up to {serve['max_sequences']:,} sequences, chunks of {serve['chunk_tokens']:,} prompt tokens, "
-        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait(serve['step_interval_s']))}"
+        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait_s(serve['step_interval_s']))}"
     ]
     shares = sorted(explain["roof_frac"].items(), key=lambda pair: -pair[1])
     lines.append("what binds a decode step: " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005))

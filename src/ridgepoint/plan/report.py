@@ -212,7 +212,7 @@ def assumptions(question: Question) -> list[str]:
         for pool in question.pools
     ]
     found.append("dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people")
-    found.append(f"every request is the mean one: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, service fixed (M/D/1)")
+    found.append(f"requests: in the mean: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, prompts of unlike lengths (M/G/1, cv2 1)")
     if goal.limits():
         found.append(f"limits on time and dollars are kept by the estimate with probability {goal.confidence:g}")
     if workload.draft_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ridgepoint.cost.speculation import Acceptance
 from ridgepoint.errors import ConfigError
 
 MINIMISE = ("usd", "watts", "chips", "tpot", "ttft")
@@ -77,10 +78,7 @@ class Workload:
     @property
     def tokens_per_step(self) -> float:
         """Tokens a sequence gains per step: 1 + a + a^2 + ... + a^draft."""
-        if not self.draft_tokens:
-            return 1.0
-        a = self.acceptance
-        return (1 - a ** (self.draft_tokens + 1)) / (1 - a)
+        return Acceptance.constant(self.acceptance, self.draft_tokens).tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
