@@ -87,7 +87,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     cached = workload.cached_input_tokens + 0.5 * (prompt - piece)
     work = StepBatch(groups=(Group(count=ranks * 1.0, new=piece, cached=cached, logits=1.0 / steps),))
     calibration = side.pool.calibration
-    amounts = step_amounts(side.spec, layout, side.pool.precision, work, routing_skew=calibration.routing_skew)
+    amounts = step_amounts(side.spec, layout, side.pool.precision, work, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows)
     step = price_step(amounts, side.pool.chip, calibration, graph=False)
     seconds = np.asarray(step.estimate_s)
     host_s = amounts.launches * calibration.prefill_host_kernel_s + calibration.request_overhead_s

@@ -94,8 +94,10 @@ def close_loop(side: Side, workload: Workload, batch: Array, chunk: Array) -> Lo
         input_tokens=float(workload.input_tokens), output_tokens=written, concurrency=batch, prefix_hit_frac=1 - prompt / workload.input_tokens,
         draft_tokens=float(workload.draft_tokens), tokens_per_step=workload.tokens_per_step, prompts_per_request=1.0 / workload.rollouts,
     )  # fmt: skip
-    skew = pool.calibration.routing_skew
-    amounts = serving_amounts(side.spec, pool.chip, side.degrees.layout(2), pool.precision, load, chunk_tokens=chunk, routing_skew=skew)
+    amounts = serving_amounts(
+        side.spec, pool.chip, side.degrees.layout(2), pool.precision, load, chunk_tokens=chunk, routing_skew=pool.calibration.routing_skew,
+        small_tile=pool.calibration.small_tile_rows,
+    )  # fmt: skip
     cost = price_serving(amounts, pool.chip, pool.calibration)
     rho = batch * workload.tokens_per_step / written / workload.rollouts / np.asarray(amounts.prompts_per_chunk)
     bounded = np.where(rho < MAX_UTILISATION, rho, 0.0)
