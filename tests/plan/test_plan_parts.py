@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.catalog.models import model_spec
-from ridgepoint.cost import Precision, usable_bytes, weight_bytes_per_chip
+from ridgepoint.cost import Precision, shape_of, usable_bytes, weight_bytes_per_chip
 from ridgepoint.cost.queueing import mg1_wait_s, worst_wait_s
 from ridgepoint.errors import ConfigError, PlanError
 from ridgepoint.plan.layouts import enumerate_layouts, smallest_layout
@@ -131,9 +134,25 @@ def test_speculation_yields_the_geometric_sum() -> None:
     assert Workload().tokens_per_step == 1.0
 
 
-def test_a_config_json_is_a_model_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
+QWEN3 = {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0, "rope_scaling": None, "max_position_embeddings": 40960, "tie_word_embeddings": False, "hidden_act": "silu",
+    "attention_bias": False, "use_sliding_window": False, "sliding_window": None, "bos_token_id": 151643, "eos_token_id": 151645,
+    "torch_dtype": "bfloat16", "attention_dropout": 0.0,
+}  # fmt: skip
+
+
+def test_a_config_json_is_a_model_too(tmp_path: Path) -> None:
+    """The same shapes as the catalogue's table of them, from the file a loader reads."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    mine, known = named_model(str(tmp_path)), named_model("qwen3-30b-a3b")
+    assert named_model(str(tmp_path / "config.json")).spec == mine.spec
+    assert shape_of(mine.spec).total_params == shape_of(known.spec).total_params
+    assert shape_of(mine.spec).active_params == shape_of(known.spec).active_params
     with pytest.raises(ConfigError, match="no model configuration"):
-        named_model(str(tmp_path / "config.json"))
+        named_model(str(tmp_path / "other" / "config.json"))
     (tmp_path / "config.json").write_text("not json")
     with pytest.raises(ConfigError, match="not valid JSON"):
         named_model(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +101,10 @@ def test_pool_chart_says_when_there_is_nothing_to_choose() -> None:
     found = plan(Question(model=named_model("gpt-oss-120b"), pools=pools, workload=Workload(users=8), goal=Goal(), disaggregate=False))
     last = charts(found, report(found))[-1]
     assert last.figure is None and "share" in last.empty
+
+
+def test_every_field_of_the_schema_is_documented(made: tuple[Plan, dict[str, Any]]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
+    for name in [*made[1], *made[1]["choice"]["serve"], *made[1]["explain"]]:
+        if name not in ("memory_bytes", "memory_usable_bytes", "prefill_memory_bytes", "prefill_memory_usable_bytes"):
+            assert f"`{name}`" in text, name

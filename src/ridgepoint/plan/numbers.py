@@ -30,10 +30,13 @@ class Number:
     how: str
 
 
-def numbers(chips: Sequence[Accelerator], models: Sequence[NamedModel]) -> list[Number]:
+def numbers(
+    chips: Sequence[Accelerator], models: Sequence[NamedModel], floor_chips: Sequence[Accelerator] | None = None
+) -> list[Number]:
+    """`floor_chips`: which chips the per-model floors are given for (default: all)."""
     rows = [*_energy(), *_energy_ratios(), *_latency(), *_ridges(chips), *_links(chips), *_drains(chips), *_models(models)]
     for model in models:
-        for chip in chips:
+        for chip in chips if floor_chips is None else floor_chips:
             rows += _floors(chip, model)
     return rows
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
-from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, value
+from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, load_text, value
 from ridgepoint.plan.render import notes as notes_of
 from ridgepoint.plan.search import Plan
 from ridgepoint.units import si
@@ -71,10 +71,7 @@ def _script_json(value: Any) -> str:
 def _head(report: dict[str, Any]) -> str:
     question = report["question"]
     model, workload, goal = question["model"], question["workload"], question["goal"]
-    load = (
-        f"{workload['users']:,} users" if workload["users"]
-        else f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance"
-    )  # fmt: skip
+    load = load_text(workload)
     limits = [
         f"{LIMIT_NAMES[name]} ≤ {value(goal[name], LIMIT_UNITS[name])}"
         for name in LIMIT_NAMES if goal.get(name) is not None

@@ -64,7 +64,7 @@ def render(report: dict[str, Any], console: Console, *, wide: bool) -> None:
 def _headline(report: dict[str, Any]) -> Text:
     question = report["question"]
     model, workload = question["model"], question["workload"]
-    load = f"{workload['users']:,} users" if workload["users"] else (f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance")
+    load = load_text(workload)
     hit = f" ({workload['prefix_hit_frac']:.0%} cached)" if workload["prefix_hit_frac"] else ""
     thinking = f" + {workload['thinking_tokens']:,} thinking" if workload["thinking_tokens"] else ""
     text = Text()
@@ -88,6 +88,15 @@ def _headline(report: dict[str, Any]) -> Text:
             how = f"the least any deployment reaches is {best}" if failure["alone"] else f"reachable alone ({best}) but not with the other limits"
             text.append(f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow")
     return text
+
+
+def load_text(workload: dict[str, Any]) -> str:
+    if workload["users"]:
+        return f"{workload['users']:,} user{'s' if workload['users'] != 1 else ''}"
+    return f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance"
+
+
+WAYS = {"hbm": "chip memory", "ddr": "host DDR", "flash": "flash", "disk": "disk", "recompute": "recompute"}
 
 
 def _sure(goal: dict[str, Any], metric: str) -> str:
@@ -116,7 +125,7 @@ def _deployments(report: dict[str, Any]) -> Table:
             cells.append(interval(second) if second else "-")
         table.add_row(label, *cells)
     cached = report["kv_policy"]["usd_cached_per_mtok"]
-    table.add_row("  per Mtok of cached input", f"{interval(cached)} in {cached['way']}", *([""] if runner else []))
+    table.add_row("  per Mtok of cached input", f"{interval(cached)} by {WAYS[cached['way']]}", *([""] if runner else []))
     return table
 
 
@@ -139,7 +148,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     parts = []
     for index, item in enumerate(policy["cheapest"]):
         last = index + 1 == len(policy["cheapest"])
-        parts.append(f"{item['way']} " + ("beyond" if last else f"up to {_long(policy['cheapest'][index + 1]['from_s'])}"))
+        parts.append(f"{WAYS[item['way']]} " + ("beyond" if last else f"up to {_long(policy['cheapest'][index + 1]['from_s'])}"))
     lines.append(f"KV of a pause (comes back with probability {policy['reuse_prob']:g}): " + ", ".join(parts))
     if len(report["alternatives"]) > 1:
         lines.append("the best of each use of the hardware:")
