@@ -25,7 +25,15 @@ from ridgepoint.plan.queue import MAX_UTILISATION, mean_wait, wait_quantile
 from ridgepoint.plan.workload import Goal, Workload
 
 
-@pytest.mark.parametrize(("model", "chip", "most"), [("deepseek-v3", "h200", 64), ("minimax-m2", "gb200", 144), ("gpt-oss-120b", "h100", 16), ("llama-3.1-70b", "h200", 16)])
+@pytest.mark.parametrize(
+    ("model", "chip", "most"),
+    [
+        ("deepseek-v3", "h200", 64),
+        ("minimax-m2", "gb200", 144),
+        ("gpt-oss-120b", "h100", 16),
+        ("llama-3.1-70b", "h200", 16),
+    ],
+)
 def test_layouts_divide_what_they_split(model: str, chip: str, most: int) -> None:
     spec, hardware = model_spec(model), accelerator(chip)
     degrees = enumerate_layouts(spec, hardware, most)
@@ -61,7 +69,9 @@ def test_pareto_agrees_with_its_definition(table: np.ndarray) -> None:
     rows = [tuple(row) for row in table.tolist()]
 
     def beaten(i: int) -> bool:
-        return any(all(a <= b for a, b in zip(rows[j], rows[i], strict=True)) and rows[j] != rows[i] for j in range(len(rows)))
+        return any(
+            all(a <= b for a, b in zip(rows[j], rows[i], strict=True)) and rows[j] != rows[i] for j in range(len(rows))
+        )
 
     assert {rows[i] for i in kept} == {rows[i] for i in range(len(rows)) if not beaten(i)}
     assert len({rows[i] for i in kept}) == len(kept)  # of equals, one
@@ -93,9 +103,19 @@ def test_the_queue_agrees_with_a_simulated_one(rho: float, seed: int) -> None:
 
 def test_every_number_has_ends_a_unit_and_a_source() -> None:
     rows = numbers([accelerator("h100"), accelerator("gb200")], [named_model("deepseek-v3")])
-    assert {row.section for row in rows} == {"energy", "latency", "ridge points", "links", "memory tiers", "models", "floors"}
+    assert {row.section for row in rows} == {
+        "energy",
+        "latency",
+        "ridge points",
+        "links",
+        "memory tiers",
+        "models",
+        "floors",
+    }
     for row in rows:
-        assert 0 < row.low <= row.high and row.unit and row.how and row.provenance in ("spec", "estimate", "measure"), row
+        assert 0 < row.low <= row.high and row.unit and row.how and row.provenance in ("spec", "estimate", "measure"), (
+            row
+        )
     found = {row.what: row for row in rows}
     assert found["h100-sxm fp8"].low == pytest.approx(1978.9e12 / 3.35e12)
     assert found["h100-sxm: scale-up over scale-out"].low == pytest.approx(9.0)
@@ -114,7 +134,18 @@ def test_contradictory_workloads_are_refused(changes: dict[str, float]) -> None:
         Workload(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changes", [{"tpot_s": -0.1}, {"ttft_s": 0.0}, {"minimise": "joy"}, {"confidence": 0.3}, {"confidence": 1.0}, {"chips": 0}, {"context": -5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tpot_s": -0.1},
+        {"ttft_s": 0.0},
+        {"minimise": "joy"},
+        {"confidence": 0.3},
+        {"confidence": 1.0},
+        {"chips": 0},
+        {"context": -5},
+    ],
+)
 def test_impossible_goals_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Goal(**changes)  # type: ignore[arg-type]

@@ -125,9 +125,7 @@ def pair_sides(
     )  # fmt: skip
 
 
-def _handoff(
-    spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload
-) -> Array:
+def _handoff(spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload) -> Array:
     """Seconds to move one prompt's new KV: the larger per-chip share of the two sides sets the pace."""
     tokens = float(workload.input_tokens)
     efficiency = min(p_pool.calibration.link_efficiency, d_pool.calibration.link_efficiency)
@@ -135,4 +133,3 @@ def _handoff(
     sent = kv_handoff_bytes_per_chip(spec, d_pool, p, tokens)[None, :, None]
     received = kv_handoff_bytes_per_chip(spec, d_pool, d, tokens)[:, None, None]
     return np.maximum(sent, received) / speed
-

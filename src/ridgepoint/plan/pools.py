@@ -54,13 +54,13 @@ def parse_pool(
     try:
         number = int(count) if count else None
     except ValueError:
-        raise ConfigError(f"hardware {text!r}: {count!r} is not a number of chips", hint="write NAME or NAME:COUNT") from None
+        raise ConfigError(
+            f"hardware {text!r}: {count!r} is not a number of chips", hint="write NAME or NAME:COUNT"
+        ) from None
     return Pool(
         chip=chip, precision_name=precision_name, precision=Precision.named(precision_name), calibration=calibration_for(chip, engine),
         count=number, role=role,
     )  # fmt: skip
-
-
 
 
 MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to

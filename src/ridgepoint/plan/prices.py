@@ -99,8 +99,12 @@ def infer_from_price(
     if storage:
         results += storage
     else:
-        missing.append("cached-token storage: no price that depends on time (needs a one-hour cache write or an hourly storage price)")
-    return PriceInferences(price=price, inferences=tuple(results), not_inferred=tuple(missing), disagreements=_disagreements(results))
+        missing.append(
+            "cached-token storage: no price that depends on time (needs a one-hour cache write or an hourly storage price)"
+        )
+    return PriceInferences(
+        price=price, inferences=tuple(results), not_inferred=tuple(missing), disagreements=_disagreements(results)
+    )
 
 
 def _use(table: dict[str, Assumption], *names: str) -> list[Assumption]:
@@ -113,7 +117,9 @@ def _known_or_priced(
     """Assumptions that give active parameters: the stated figure, or those of the input-price argument."""
     if stated is not None:
         return [replace(stated, name="active_params")], ""
-    return _use(table, "usd_per_flop", "margin", "load_frac", "prefill_flops_frac"), "; active parameters as inferred from the input price"
+    return _use(
+        table, "usd_per_flop", "margin", "load_frac", "prefill_flops_frac"
+    ), "; active parameters as inferred from the input price"
 
 
 def _params_of(price: ListPrice, drawn: dict[str, Samples]) -> Samples:
@@ -138,7 +144,12 @@ def _margin(price: ListPrice, table: dict[str, Assumption], stated: Assumption) 
     usd = price.input_usd_per_mtok / TOKENS
 
     def margin(**drawn: Samples) -> Samples:
-        return usd * drawn["load_frac"] * drawn["prefill_flops_frac"] / (2 * drawn["active_params"] * drawn["usd_per_flop"])
+        return (
+            usd
+            * drawn["load_frac"]
+            * drawn["prefill_flops_frac"]
+            / (2 * drawn["active_params"] * drawn["usd_per_flop"])
+        )
 
     return infer(
         "input price over its accelerator cost",
@@ -175,10 +186,16 @@ def _bytes_moved(price: ListPrice, table: dict[str, Assumption], stated: Assumpt
     ratio = price.output_over_input
     base, note = _known_or_priced(price, table, stated)
     names = {item.name for item in base}
-    more = [item for item in _use(table, "ridge", "prefill_flops_frac", "decode_bytes_frac", "phase_margin_ratio") if item.name not in names]
+    more = [
+        item
+        for item in _use(table, "ridge", "prefill_flops_frac", "decode_bytes_frac", "phase_margin_ratio")
+        if item.name not in names
+    ]
 
     def moved(**drawn: Samples) -> Samples:
-        seconds_in_flops = 2 * _params_of(price, drawn) / drawn["prefill_flops_frac"] * ratio / drawn["phase_margin_ratio"]
+        seconds_in_flops = (
+            2 * _params_of(price, drawn) / drawn["prefill_flops_frac"] * ratio / drawn["phase_margin_ratio"]
+        )
         return seconds_in_flops / drawn["ridge"] * drawn["decode_bytes_frac"]
 
     return infer(
@@ -239,7 +256,9 @@ def _kv_from_output_step(price: ListPrice, table: dict[str, Assumption]) -> Infe
     )
 
 
-def _attention_from_input_step(price: ListPrice, table: dict[str, Assumption], stated: Assumption | None) -> Inference | None:
+def _attention_from_input_step(
+    price: ListPrice, table: dict[str, Assumption], stated: Assumption | None
+) -> Inference | None:
     if not price.long_threshold_tokens or not price.long_input_usd_per_mtok:
         return None
     premium = price.long_input_usd_per_mtok / price.input_usd_per_mtok
@@ -250,7 +269,10 @@ def _attention_from_input_step(price: ListPrice, table: dict[str, Assumption], s
     more = _use(table, "long_context_over_threshold", "short_context_over_threshold")
 
     def width(**drawn: Samples) -> Samples:
-        long, short = threshold * drawn["long_context_over_threshold"], threshold * drawn["short_context_over_threshold"]
+        long, short = (
+            threshold * drawn["long_context_over_threshold"],
+            threshold * drawn["short_context_over_threshold"],
+        )
         # (N + A long) = premium (N + A short), A = heads x head width summed over layers. A long request's tokens see on
         # average half its length: 4 A x length/2 FLOPs beside 2 N.
         return _params_of(price, drawn) * (premium - 1) / np.maximum(long - premium * short, 0.05 * long)
@@ -260,7 +282,9 @@ def _attention_from_input_step(price: ListPrice, table: dict[str, Assumption], s
         "elements",
         "N_active (p - 1) / (long - p x short), p the input premium",
         f"Input is {premium:.3g} times dearer above {threshold:,.0f} tokens because each new token's scores against the context cost "
-        "4 H P L FLOPs per cached token" + note + ". Sparse or windowed attention makes the true width larger than this.",
+        "4 H P L FLOPs per cached token"
+        + note
+        + ". Sparse or windowed attention makes the true width larger than this.",
         base + more,
         width,
     )
@@ -315,7 +339,9 @@ def _storage(price: ListPrice, table: dict[str, Assumption], tiers: Sequence[Tie
                 f"The price would pay for at most this many bytes per token of {tier.name}; a tier whose limit lies below the crossover's "
                 "estimate is ruled out.",
                 [margin, cost, table["tier_overhead"]],
-                lambda margin, tier_overhead, **c: usd_per_token_hour / margin / (next(iter(c.values())) * tier_overhead),
+                lambda margin, tier_overhead, **c: (
+                    usd_per_token_hour / margin / (next(iter(c.values())) * tier_overhead)
+                ),
                 bound="upper",
             )
         )
@@ -337,7 +363,9 @@ def _disagreements(results: Sequence[Inference]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def relative_sizes(rows: Sequence[ListPrice], table: dict[str, Assumption]) -> list[tuple[ListPrice, float, float, float]]:
+def relative_sizes(
+    rows: Sequence[ListPrice], table: dict[str, Assumption]
+) -> list[tuple[ListPrice, float, float, float]]:
     """Active parameters of each model over the cheapest one's, (low, middle, high): input-price ratios within one vendor,
     widened by how unlike the margins of two models of one vendor may be."""
     floor = min(rows, key=lambda row: row.input_usd_per_mtok)

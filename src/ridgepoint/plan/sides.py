@@ -87,13 +87,25 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
     cached = workload.cached_input_tokens + 0.5 * (prompt - piece)
     work = StepBatch(groups=(Group(count=ranks * 1.0, new=piece, cached=cached, logits=1.0 / steps),))
     calibration = side.pool.calibration
-    amounts = step_amounts(side.spec, layout, side.pool.precision, work, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows)
+    amounts = step_amounts(
+        side.spec,
+        layout,
+        side.pool.precision,
+        work,
+        routing_skew=calibration.routing_skew,
+        small_tile=calibration.small_tile_rows,
+    )
     step = price_step(amounts, side.pool.chip, calibration, graph=False)
     seconds = np.asarray(step.estimate_s)
     host_s = amounts.launches * calibration.prefill_host_kernel_s + calibration.request_overhead_s
     latency = np.broadcast_to(calibration.prefill_slowdown * seconds * steps + host_s, seconds.shape)
     parts = memory_per_chip(
-        side.spec, side.pool.precision, layout, sequences=ranks * 1.0, context=float(workload.input_tokens), step_tokens=ranks * piece
+        side.spec,
+        side.pool.precision,
+        layout,
+        sequences=ranks * 1.0,
+        context=float(workload.input_tokens),
+        step_tokens=ranks * piece,
     )
     used = np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
     joules = np.asarray(step.estimate_j) if side.pool.chip.spec_tdp_w is not None else np.full_like(seconds, np.nan)
@@ -110,4 +122,6 @@ def kv_handoff_bytes_per_chip(side_spec: ModelSpec, pool: Pool, degrees: Degrees
     """KV of one prompt on each chip that holds a share of it."""
     layout = degrees.layout()
     one_rank = np.asarray(kv_bytes_per_chip(side_spec, pool.precision, layout, 1.0, tokens))
-    return one_rank * degrees.dp_attention  # kv_bytes_per_chip spreads sequences over ranks; this sequence lies on one of them
+    return (
+        one_rank * degrees.dp_attention
+    )  # kv_bytes_per_chip spreads sequences over ranks; this sequence lies on one of them

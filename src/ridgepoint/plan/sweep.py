@@ -59,10 +59,15 @@ def lay_out(spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role
     degrees = enumerate_layouts(spec, pool.chip, instance_limit(pool, goal))
     context = float(workload.decode_context if role != "prefill" else workload.input_tokens)
     layout = degrees.layout()
-    room = np.asarray(max_sequences(spec, pool.precision, layout, pool.chip, context=context, step_tokens=min(CHUNKS)), dtype=np.float64)
+    room = np.asarray(
+        max_sequences(spec, pool.precision, layout, pool.chip, context=context, step_tokens=min(CHUNKS)),
+        dtype=np.float64,
+    )
     fits = room >= 1
     if goal.context is not None:
-        longest = max_sequences(spec, pool.precision, layout, pool.chip, context=float(goal.context), step_tokens=min(CHUNKS))
+        longest = max_sequences(
+            spec, pool.precision, layout, pool.chip, context=float(goal.context), step_tokens=min(CHUNKS)
+        )
         fits &= np.asarray(longest) >= 1
     return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]))
 
@@ -151,6 +156,11 @@ def _watts_together(loop: Loop, workload: Workload, batch: Array, pool: Pool) ->
 
 def memory_frac(side: Side, layout: Layout, sequences: Array, step_tokens: Array, workload: Workload) -> Array:
     parts = memory_per_chip(
-        side.spec, side.pool.precision, layout, sequences=sequences, context=float(workload.decode_context), step_tokens=step_tokens
+        side.spec,
+        side.pool.precision,
+        layout,
+        sequences=sequences,
+        context=float(workload.decode_context),
+        step_tokens=step_tokens,
     )
     return np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
