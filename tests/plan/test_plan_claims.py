@@ -20,7 +20,9 @@ from ridgepoint.plan.workload import Goal, Workload
 
 def priced(model: str, chip: str, precision: str = "fp8", users: int = 5000) -> Points:
     work = Workload(input_tokens=2000, output_tokens=500, users=users)
-    return price_all(Question(model=named_model(model), pools=(parse_pool(chip, precision),), workload=work, goal=Goal()))
+    return price_all(
+        Question(model=named_model(model), pools=(parse_pool(chip, precision),), workload=work, goal=Goal())
+    )
 
 
 def cheapest(points: Points, tpot_s: float) -> int:
@@ -57,7 +59,9 @@ def test_experts_stay_inside_the_rack_and_pipelines_cross_it() -> None:
     """At the ridge batch: all-to-all over scale-out costs many times what a pipeline's hop does, and the pipeline wins."""
     for model in ("deepseek-v3", "minimax-m2.5"):
         pool = parse_pool("gb200", "fp8")
-        crossing = rack_boundary(model_spec(model), pool, batch=ridge_batch_formula(model_spec(model), pool), context=4000.0)
+        crossing = rack_boundary(
+            model_spec(model), pool, batch=ridge_batch_formula(model_spec(model), pool), context=4000.0
+        )
         assert crossing is not None
         assert crossing.ep_link_s > 4 * crossing.pp_link_s
         assert crossing.winner == "PP"
@@ -70,7 +74,9 @@ def test_the_planner_itself_keeps_experts_inside() -> None:
     assert row["d_ep"] > 8  # and uses more of the rack than a node has
 
 
-@pytest.mark.parametrize("layout", [Layout(dp_attention=8, ep=8), Layout(tp=8, ep=1), Layout(tp=2, dp_attention=4, ep=8)])
+@pytest.mark.parametrize(
+    "layout", [Layout(dp_attention=8, ep=8), Layout(tp=8, ep=1), Layout(tp=2, dp_attention=4, ep=8)]
+)
 def test_more_pipeline_stages_do_not_shrink_kv(layout: Layout) -> None:
     rows = pipeline_kv(model_spec("deepseek-v3"), parse_pool("h200", "fp8"), layout, stage_batch=64.0, context=4000.0)
     assert [row.pp for row in rows] == [1, 2, 4, 8]
