@@ -8,8 +8,8 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "server"), str(Path(__file__).parent)]
 
-from serving import ServerProcess, echo_server
-from tiny_tokenizer import write_tokenizer
+from serving import ServerProcess, echo_server  # noqa: E402
+from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,15 @@ def build() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line and exit."""
+    code = 0
     try:
-        code = build()(args=arguments, prog_name="ridgepoint", standalone_mode=False)
+        command = typer.main.get_command(build())
+        # Not `command()`, which would turn Ctrl-C and closed pipes into exit codes of its own.
+        with command.make_context("ridgepoint", sys.argv[1:] if arguments is None else arguments) as context:
+            command.invoke(context)
         sys.stdout.flush()
+    except typer.Exit as leave:
+        code = leave.exit_code
     except BrokenPipeError:
         _leave_broken_pipe()
     except (KeyboardInterrupt, typer.Abort):
@@ -79,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)"
         )
         sys.exit(EXIT_BUG)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 def _help_of(error: Exception) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.amounts import StepAmounts, step_amounts
+from ridgepoint.cost.amounts import SMALL_TILE, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
@@ -100,14 +100,17 @@ def serving_amounts(
     precision: Precision,
     workload: ClosedLoop,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
+    small_tile: float = SMALL_TILE,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
     cached = workload.input_tokens - prompt
     context = workload.input_tokens + 0.5 * workload.output_tokens
-    seats = max_sequences(spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt))
+    seats = max_sequences(
+        spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt)
+    )
     if all_true(seats < 1):
         raise PlanError(
             f"the model leaves no room for one sequence of {_one(context):.0f} tokens on {layout.describe()} of {hardware.id}",
@@ -125,11 +128,11 @@ def serving_amounts(
     return ServingAmounts(
         workload=workload,
         running=running,
-        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew),
+        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, small_tile=small_tile),
         mixed=step_amounts(
-            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew
+            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew, small_tile=small_tile
         ),
-        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew),
+        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew, small_tile=small_tile),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,
@@ -148,16 +151,20 @@ def price_serving(
     mixed = price_step(amounts.mixed, hardware, calibration, energy=energy, graph=False)
     chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
     first = calibration.prefill_first_frac
-    prompt_s = largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed  # a prompt's cost to the others
+    prompt_s = (
+        largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed
+    )  # a prompt's cost to the others
     queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
     pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
     prompts_per_token = load.prompts_per_request / load.output_tokens
     tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
     own_s = mixed.estimate_s * amounts.steps_per_prompt
-    bunch = largest(first, load.turnover_frac)
+    bunch = largest(first * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale)
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
-    ttft = own_s + 0.5 * decode.estimate_s + calibration.request_overhead_s + queue_s + seat_s
+    host_s = amounts.mixed.launches * calibration.prefill_host_kernel_s
+    waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
+    ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
 
 
@@ -169,11 +176,12 @@ def closed_loop(
     workload: ClosedLoop,
     calibration: Calibration,
     *,
-    chunk_tokens: float = 8192.0,
+    chunk_tokens: Num = 8192.0,
     energy: EnergyModel = DEFAULT_ENERGY,
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""
     amounts = serving_amounts(
-        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew
+        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew,
+        small_tile=calibration.small_tile_rows,
     )
     return price_serving(amounts, hardware, calibration, energy=energy)

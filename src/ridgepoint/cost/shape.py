@@ -99,7 +99,8 @@ def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int]:
     q = d * heads * query if mla.q_rank is None else d * mla.q_rank + mla.q_rank + mla.q_rank * heads * query
     down = d * (mla.kv_rank + mla.rope_dim) + mla.kv_rank
     up = mla.kv_rank * heads * (mla.nope_dim + mla.v_dim)
-    return q + down + up + heads * mla.v_dim * d, up
+    bias = (mla.q_rank or 0) + mla.kv_rank + mla.rope_dim + d if mla.bias else 0
+    return q + down + up + heads * mla.v_dim * d + bias, up
 
 
 def _indexer_params(indexer: IndexerSpec, mla: MlaSpec | None, d: int) -> int:

@@ -49,7 +49,10 @@ class Degrees:
         """All rows as one array Layout, with trailing axes of length 1 to broadcast over batches."""
         shape = (-1,) + (1,) * extra_axes
         return Layout(
-            tp=self.tp.reshape(shape), dp_attention=self.dp_attention.reshape(shape), ep=self.ep.reshape(shape), pp=self.pp.reshape(shape)
+            tp=self.tp.reshape(shape),
+            dp_attention=self.dp_attention.reshape(shape),
+            ep=self.ep.reshape(shape),
+            pp=self.pp.reshape(shape),
         )
 
 
@@ -97,7 +100,9 @@ def _stage_sizes(limit: int, domain: int, experts: int) -> list[int]:
 
 def _pipeline_depths(num_layers: int, limit: int) -> list[int]:
     depths = [pp for pp in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if pp <= min(limit, num_layers)]
-    return [pp for pp in depths if math.ceil(num_layers / pp) * pp <= 1.12 * num_layers]  # the longest stage sets the pace
+    return [
+        pp for pp in depths if math.ceil(num_layers / pp) * pp <= 1.12 * num_layers
+    ]  # the longest stage sets the pace
 
 
 def _expert_degrees(stage: int, dp: int, experts: int) -> list[int]:
@@ -118,5 +123,6 @@ def smallest_layout(spec: ModelSpec, chip: Accelerator, precision: Precision, *,
         if weight_bytes_per_chip(spec, precision, layout) <= weights_frac * usable_bytes(chip, layout):
             return layout
     raise PlanError(
-        f"the weights do not fit on any sensible number of {chip.id} chips", hint="a narrower precision, or chips with more memory"
+        f"the weights do not fit on any sensible number of {chip.id} chips",
+        hint="a narrower precision, or chips with more memory",
     )

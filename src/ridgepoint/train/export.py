@@ -124,7 +124,7 @@ def quantise_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stored_tensors(tensors: dict[str, Tensor], storage: Storage) -> dict[str, Tensor]:
-    """Correction biases and routers stay float32 in every storage: they decide a choice, and cost nothing."""
+    """Correction biases stay float32 in every storage, as `transformers` keeps them: they decide a choice."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if storage == "int8" and _is_linear(name):
@@ -158,6 +158,7 @@ def export(
     weights = folder / "model.safetensors"
     tensors = stored_tensors(hugging_face_tensors(model, params, biases), storage)
     write_atomically({name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"}, weights)
+    weights.chmod(0o644)  # the writer leaves it readable by its owner alone
     return weights.stat().st_size
 
 

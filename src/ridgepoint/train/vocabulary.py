@@ -50,7 +50,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    return int(tokenizer.token_to_id(END_OF_TEXT))
+    found = tokenizer.token_to_id(END_OF_TEXT)
+    assert found is not None, "not a tokenizer of ours"
+    return int(found)
 
 
 def tokenizer_config(max_context: int) -> dict[str, object]:
