@@ -15,7 +15,9 @@ pytestmark = needs_native
 SHAPES = [(1, 64, 64), (2, 1, 3), (3, 100, 37), (7, 65, 128), (13, 130, 257), (29, 200, 96)]  # rows, outputs, inputs
 
 
-def _inputs(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _inputs(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     made = torch.Generator().manual_seed(rows * 1000 + outputs)
     x = torch.randn(rows, inputs, generator=made).to(dtype)
     w = torch.randn(outputs, inputs, generator=made).to(dtype) / inputs**0.5

@@ -33,7 +33,9 @@ class Case:
     def truth(self, activation: Activation) -> torch.Tensor:
         wide = [t.double() for t in (self.x, self.weights)]
         rest = [t.double() for t in (self.gate_up, self.down)]
-        return reference.moe_experts(*wide, self.ids, *rest, activation, self.bias_gate_up.double(), self.bias_down.double())
+        return reference.moe_experts(
+            *wide, self.ids, *rest, activation, self.bias_gate_up.double(), self.bias_down.double()
+        )
 
     def unfused(self, activation: Activation) -> torch.Tensor:
         return cpu.moe_experts(
@@ -41,7 +43,9 @@ class Case:
         )
 
 
-def _case(tokens: int, d: int, f: int, experts: int, k: int, dtype: torch.dtype = torch.bfloat16, one: int | None = None) -> Case:
+def _case(
+    tokens: int, d: int, f: int, experts: int, k: int, dtype: torch.dtype = torch.bfloat16, one: int | None = None
+) -> Case:
     made = torch.Generator().manual_seed(tokens + d + f)
     ids = torch.stack([torch.randperm(experts, generator=made)[:k] for _ in range(tokens)])
     if one is not None:
@@ -73,9 +77,7 @@ CASES = {
 def test_as_exact_as_an_unfused_computation(isa: str, name: str, activation: Activation) -> None:
     case = CASES[name]
     with native.forced_isa(isa):
-        got = moe_experts(
-            case.x, case.weights, case.ids, *case.packed(), activation, case.bias_gate_up, case.bias_down
-        )
+        got = moe_experts(case.x, case.weights, case.ids, *case.packed(), activation, case.bias_gate_up, case.bias_down)
     truth = case.truth(activation)
     assert rms(got.double() - truth) <= SLACK * rms(case.unfused(activation).double() - truth)
 
@@ -109,7 +111,9 @@ def test_bits_of_long_and_short_batches() -> None:
     whole = same_bits_whoever_computes(lambda: moe_experts(case.x, case.weights, case.ids, gate_up, down, SwiGlu()))
     for t in (0, 255, 256, 599):
         rows = slice(t, t + 1)
-        assert torch.equal(moe_experts(case.x[rows], case.weights[rows], case.ids[rows], gate_up, down, SwiGlu()), whole[rows])
+        assert torch.equal(
+            moe_experts(case.x[rows], case.weights[rows], case.ids[rows], gate_up, down, SwiGlu()), whole[rows]
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)

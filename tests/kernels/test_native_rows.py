@@ -104,7 +104,9 @@ def test_embedding_activation_and_shared_expert(isa: str, dtype: torch.dtype) ->
     routed, shared, gate = _randn(4, 37).to(dtype), _randn(4, 37, seed=1).to(dtype), _randn(4, 1, seed=2).to(dtype)
     for logit in (None, gate):
         wide = None if logit is None else logit.double()
-        _close(add_shared(routed, shared, logit), add_shared_reference.add_shared(routed.double(), shared.double(), wide))
+        _close(
+            add_shared(routed, shared, logit), add_shared_reference.add_shared(routed.double(), shared.double(), wide)
+        )
 
 
 def test_glu_far_from_zero(isa: str) -> None:

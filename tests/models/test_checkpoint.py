@@ -343,7 +343,7 @@ def test_mxfp4_experts_are_decoded(tmp_path: Path) -> None:
     loaded = weights(load(tmp_path, torch.float32))
     assert len(plain) == 4 and all(torch.equal(loaded[name], plain[name]) for name in plain)
     edit(tmp_path, lambda t: t.pop("model.layers.1.mlp.experts.down_proj_scales"))
-    with pytest.raises(CheckpointError, match="'model.layers.1.mlp.experts.down_proj_scales' is missing"):
+    with pytest.raises(CheckpointError, match=r"experts\.down_proj_scales' is missing"):
         load(tmp_path)
 
 

@@ -36,11 +36,11 @@ def kv_hold(
 ) -> None:
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.catalog.tiers import tiers_of
-    from ridgepoint.cost.calibration import SERVING
     from ridgepoint.cost.formats import Precision
     from ridgepoint.plan.hold import plan_hold
     from ridgepoint.plan.layouts import smallest_layout
     from ridgepoint.plan.named import named_model
+    from ridgepoint.plan.pools import calibration_for
 
     named, chip, recipe = named_model(model), accelerator(hardware), Precision.named(precision)
     layout = smallest_layout(named.spec, chip, recipe)
@@ -49,7 +49,7 @@ def kv_hold(
         chip,
         layout,
         recipe,
-        SERVING,
+        calibration_for(chip, "serving"),
         tiers_of(chip),
         context_tokens=context,
         reuse_prob=reuse_prob,

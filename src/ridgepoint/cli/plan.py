@@ -67,6 +67,9 @@ def plan(
     confidence: Annotated[
         float, typer.Option(help="Probability with which limits must hold; 0.5 compares middle estimates.")
     ] = 0.9,
+    engine: Annotated[
+        str, typer.Option(help="Calibration of the serving engine: serving, before-fit, roofline, ...")
+    ] = "serving",
     disaggregate: Annotated[bool, typer.Option(help="Also consider separate prefill and decode pools.")] = True,
     explain: Annotated[
         bool,
@@ -93,7 +96,7 @@ def plan(
 
     question = Question(
         model=named_model(model),
-        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model),
+        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
             requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=draft_tokens, acceptance=acceptance,
@@ -113,7 +116,13 @@ def _ms(value: float | None) -> float | None:
 
 
 def _pools(
-    both: list[str], prefill: list[str], decode: list[str], precision: list[str], rent: list[str], model: str
+    both: list[str],
+    prefill: list[str],
+    decode: list[str],
+    precision: list[str],
+    rent: list[str],
+    model: str,
+    engine: str,
 ) -> tuple[Pool, ...]:
     from ridgepoint.plan.pools import default_precision, parse_pool
 
@@ -130,7 +139,7 @@ def _pools(
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
             recipes = formats.get(name) or formats.get("") or [default_precision(model, name)]
-            pools += [parse_pool(text, recipe, role, rents=rents) for recipe in dict.fromkeys(recipes)]
+            pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
     unused = (
         (set(rents) | set(formats))
         - {""}

@@ -97,18 +97,11 @@ def prices(
         _compare(vendor, relative_sizes(rows, table), json_)
         return
     else:
-        from dataclasses import replace
-
-        price = pricelist.list_price(vendor, model, moment)
-        stated = {
-            "cached_input_usd_per_mtok": cached_input_usd, "cache_write_usd_per_mtok": cache_write_usd,
-            "cache_write_1h_usd_per_mtok": cache_write_1h_usd, "cache_storage_usd_per_mtok_hour": cache_storage_usd,
-            "long_threshold_tokens": long_threshold, "long_input_usd_per_mtok": long_input_usd, "long_output_usd_per_mtok": long_output_usd,
-        }  # fmt: skip
-        changes = {name: value for name, value in stated.items() if value is not None}
-        price = replace(
-            price, **changes, **({"source": price.source + "; some prices stated by the user"} if changes else {})
-        )
+        price = pricelist.list_price(vendor, model, moment).stating(
+            cached_input_usd_per_mtok=cached_input_usd, cache_write_usd_per_mtok=cache_write_usd, cache_write_1h_usd_per_mtok=cache_write_1h_usd,
+            cache_storage_usd_per_mtok_hour=cache_storage_usd, long_threshold_tokens=long_threshold, long_input_usd_per_mtok=long_input_usd,
+            long_output_usd_per_mtok=long_output_usd,
+        )  # fmt: skip
     known = parse_range("active_params", active_params, "params") if active_params else None
     result = infer_from_price(price, table, tiers_of(chips[0]), active_params=known)
     if json_:

@@ -8,17 +8,17 @@ import torch
 
 from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.sampler import Sampler, score
-from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.paged import KVCache, PagedContext
+from ridgepoint.models.paged import KVCache
+from ridgepoint.models.step import Step
 from ridgepoint.sched.step import Batch, StepResult
 
 
 class TorchExecutor:
-    """A decoder with its cache. `device` is where both live."""
+    """A step (a decoder over its cache) with what turns batches into its inputs and its logits into tokens."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, max_num_seqs: int, max_context: int) -> None:
+    def __init__(self, step: Step, cache: KVCache, *, max_num_seqs: int, max_context: int) -> None:
         device = cache.layers[0].device
-        self.decoder = decoder
+        self._step = step
         self.cache = cache
         self._inputs = InputBuilder(max_num_seqs, -(-max_context // cache.block_tokens), cache.block_tokens, device)
         self._sampler = Sampler()
@@ -27,11 +27,10 @@ class TorchExecutor:
     def run(self, batch: Batch) -> StepResult:
         started_s = time.perf_counter()
         inputs, scored = self._inputs.build(batch)
-        x_TD = self.decoder.hidden(inputs.token_ids_T, PagedContext(self.cache, inputs))
+        logits_RV = self._step.run(inputs)
         samplers = [segment.request for segment in batch.segments if segment.wants_sample]
         result = StepResult(token_ids=[], seconds=0.0)
         if len(inputs.logit_rows_R):
-            logits_RV = self.decoder.logits(x_TD[inputs.logit_rows_R])
             for rows in scored:
                 entries = [score(logits_RV[rows.first_row + i], token, batch.segments[rows.place].request.params.prompt_logprobs or 0)
                            for i, token in enumerate(rows.token_ids)]  # fmt: skip

@@ -47,6 +47,7 @@ class EngineOptions:
     max_context      tokens of prompt and output together; None is the model's own, or what the KV memory holds
     max_waiting      requests that may queue; one more is refused with status 429
     prefix_cache     reuse KV blocks of equal prefixes
+    weight_format    how the CPU kernels keep matrices: bf16, f32, int8, ...; None keeps `dtype`
     threads          cores the engine process computes on; None is every core it may use
     """
 
@@ -62,6 +63,7 @@ class EngineOptions:
     max_context: int | None = None
     max_waiting: int = 256
     prefix_cache: bool = True
+    weight_format: str | None = None
     threads: int | None = None
     echo: EchoOptions | None = None
 

@@ -16,10 +16,12 @@ from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.errors import CheckpointError, ConfigError
+from ridgepoint.kernels import native
 from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
+from ridgepoint.models.step import RecordedOrEager, make_step, pack_for_serving
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
@@ -42,6 +44,9 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
         if not keep_freed_memory():
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
     decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
+    if device.type == "cpu" and native.available():
+        native.set_num_threads(threads)
+    announce(pack_for_serving(decoder, options.weight_format))
     return engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids)
     )
@@ -62,7 +67,18 @@ def engine_around(
     resolved = resolve_memory(options, decoder, device, announce)
     assert resolved.num_blocks and resolved.max_context
     cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
-    executor = TorchExecutor(decoder, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+    assert resolved.max_step_tokens
+    step, why = make_step(
+        decoder,
+        cache,
+        max_tokens=resolved.max_step_tokens,
+        max_seqs=resolved.max_num_seqs,
+        max_context=resolved.max_context,
+    )
+    announce(why)
+    if isinstance(step, RecordedOrEager):
+        torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
+    executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
     layout = f"{resolved.block_tokens} tokens, {cache.block_bytes} bytes"
     facts = ModelFacts(
         name=name,
@@ -131,11 +147,11 @@ def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> t
 
 def _choose_dtype(options: EngineOptions, config: dict, announce: Callable[[str], None]) -> torch.dtype:
     if options.dtype is not None:
-        return getattr(torch, options.dtype)  # type: ignore[no-any-return]
+        return getattr(torch, options.dtype)
     stored = config.get("dtype", config.get("torch_dtype"))
     if stored in DTYPES:
         announce(f"dtype {stored}: the checkpoint's")
-        return getattr(torch, stored)  # type: ignore[no-any-return]
+        return getattr(torch, stored)
     announce("dtype bfloat16: the checkpoint names none")
     return torch.bfloat16
 

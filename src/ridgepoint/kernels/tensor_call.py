@@ -93,7 +93,9 @@ class Recording:
 
     def add(self, operator: ctypes.Structure, keep: tuple[Any, ...]) -> None:
         if operator.rows != self.capacity[self.rows_from]:
-            raise NotRecordableError(f"an operator on {operator.rows} rows in a step of {self.capacity[self.rows_from]}")
+            raise NotRecordableError(
+                f"an operator on {operator.rows} rows in a step of {self.capacity[self.rows_from]}"
+            )
         operator.rows_from = self.rows_from
         self._ops.append(operator)
         self._kept += keep
@@ -114,7 +116,10 @@ class Recording:
 
     def replay(self, tokens: int, logit_rows: int) -> None:
         """Run every operator, in one native call, on the first `tokens` and `logit_rows` rows."""
-        if not 0 <= tokens <= self.capacity[native.TOKEN_ROWS] or not 0 <= logit_rows <= self.capacity[native.LOGIT_ROWS]:
+        if (
+            not 0 <= tokens <= self.capacity[native.TOKEN_ROWS]
+            or not 0 <= logit_rows <= self.capacity[native.LOGIT_ROWS]
+        ):
             raise ValueError(f"recorded for {self.capacity}, asked for {tokens} tokens and {logit_rows} logit rows")
         native.run_list(self._pointer_list(), len(self._ops), tokens, logit_rows)
 

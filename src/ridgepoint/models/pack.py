@@ -22,7 +22,9 @@ from ridgepoint.nn.linear import Linear, replace_weight
 def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
     """Pack every matrix of `decoder` in place (default: in the type it has) and return it. Inference only."""
     if decoder.dtype not in (torch.bfloat16, torch.float32) or decoder.compute_dtype != decoder.dtype:
-        raise ConfigError(f"cannot pack a decoder of {decoder.dtype} computing in {decoder.compute_dtype}; allowed: bf16, f32")
+        raise ConfigError(
+            f"cannot pack a decoder of {decoder.dtype} computing in {decoder.compute_dtype}; allowed: bf16, f32"
+        )
     if decoder.embed.weight.device.type != "cpu":
         raise ConfigError(f"cannot pack a decoder on {decoder.embed.weight.device}; allowed: cpu")
     if decoder.dtype == torch.float32 and fmt not in (None, "f32"):

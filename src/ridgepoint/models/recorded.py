@@ -21,12 +21,14 @@ class RecordedStep:
     """Replays steps of up to `max_tokens` tokens of up to `max_seqs` sequences. Raises `NotRecordableError` for a decoder
     with work outside the native operators (unpacked weights, MLA, a clipped projection, a scaled head)."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, max_tokens: int, max_seqs: int, max_blocks_per_seq: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, max_tokens: int, max_seqs: int, max_blocks_per_seq: int
+    ) -> None:
         self.max_tokens, self.max_seqs = max_tokens, max_seqs
         self._inputs = StepInputs(
             token_ids_T=_zeros(max_tokens),
             positions_T=_zeros(max_tokens),
-            slots_T=_zeros(max_tokens),
+            slots_T=_zeros(max_tokens) - 1,
             query_starts_B1=_zeros(max_seqs + 1),
             context_lens_B=_zeros(max_seqs),
             block_tables_BN=torch.zeros(max_seqs, max_blocks_per_seq, dtype=torch.int64),
@@ -67,7 +69,9 @@ class RecordedStep:
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """`logits_RV` float32 of the wanted rows, valid until the next call."""
         if not self.fits(inputs):
-            raise ValueError(f"a step of {inputs.token_ids_T.shape[0]} tokens does not fit one recorded for {self.max_tokens}")
+            raise ValueError(
+                f"a step of {inputs.token_ids_T.shape[0]} tokens does not fit one recorded for {self.max_tokens}"
+            )
         self.load(inputs)
         rows = inputs.logit_rows_R.shape[0]
         self._recording.replay(inputs.token_ids_T.shape[0], rows)

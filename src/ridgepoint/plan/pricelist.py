@@ -6,7 +6,7 @@ tokens, as vendors print them. A model whose price has no input or no output par
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +44,16 @@ class ListPrice:
             if value is not None and not value >= 0:
                 raise ConfigError(f"{self.model}: {name} must not be negative, got {value:g}")
         if self.long_threshold_tokens is None and (self.long_input_usd_per_mtok or self.long_output_usd_per_mtok):
-            raise ConfigError(f"{self.model}: a long-context price needs its threshold", hint="give --long-threshold TOKENS")
+            raise ConfigError(
+                f"{self.model}: a long-context price needs its threshold", hint="give --long-threshold TOKENS"
+            )
+
+    def stating(self, **prices: float | None) -> ListPrice:
+        """The same list with the prices that are not None replaced, and the source saying so."""
+        given: dict[str, Any] = {name: value for name, value in prices.items() if value is not None}
+        if not given:
+            return self
+        return replace(self, source=self.source + "; stated by the user: " + ", ".join(given), **given)
 
     @property
     def output_over_input(self) -> float:

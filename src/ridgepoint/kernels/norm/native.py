@@ -23,7 +23,12 @@ def norm(
     fields: dict[str, object] = {}
     if delta is not None:
         delta, total = rows(delta), empty(*x.shape, dtype=x.dtype)
-        fields = {"delta": address(delta), "delta_stride": delta.stride(0), "sum": address(total), "sum_stride": total.stride(0)}
+        fields = {
+            "delta": address(delta),
+            "delta_stride": delta.stride(0),
+            "sum": address(total),
+            "sum_stride": total.stride(0),
+        }
     width = x.shape[-1]
     call(
         native.NormOp, x.shape[0], x=address(x), y=address(y), weight=address(weight), bias=address(bias),

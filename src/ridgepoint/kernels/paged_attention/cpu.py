@@ -102,14 +102,22 @@ def attend(
     if native.is_native(kv):
         assert plan.num_seqs is not None
         return native.attend(
-            q_THP, kv, plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN, plan.num_seqs, scale, window, sinks_H
+            q_THP,
+            kv,
+            plan.query_starts_B1,
+            plan.context_lens_B,
+            plan.block_tables_BN,
+            plan.num_seqs,
+            scale,
+            window,
+            sinks_H,
         )
     batches, segments = plan.parts(window)
     if len(batches) == 1 and not segments and batches[0].every_row:
         return _decode(q_THP, kv, batches[0], scale, sinks_H)
     out_THP = torch.empty_like(q_THP, memory_format=torch.contiguous_format)
     for batch in batches:
-        out_THP[batch.rows_B] = _decode(q_THP[batch.rows_B], kv, batch, scale, sinks_H)
+        out_THP[batch.rows_B] = _decode(q_THP.index_select(0, batch.rows_B), kv, batch, scale, sinks_H)
     for segment in segments:
         out_THP[segment.start : segment.stop] = _segment(
             q_THP[segment.start : segment.stop], kv, segment, scale, sinks_H

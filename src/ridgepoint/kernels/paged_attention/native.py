@@ -17,7 +17,13 @@ SUB_TOKENS = 16
 def fits(block_tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether blocks of this kind can be kept in the native layout."""
     on_cpu = torch.device(device).type == "cpu"
-    return on_cpu and dtype == torch.bfloat16 and block_tokens % SUB_TOKENS == 0 and head_dim % 2 == 0 and native.available()
+    return (
+        on_cpu
+        and dtype == torch.bfloat16
+        and block_tokens % SUB_TOKENS == 0
+        and head_dim % 2 == 0
+        and native.available()
+    )
 
 
 def allocate(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> torch.Tensor:

@@ -19,7 +19,9 @@ def rope(x_THP: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, interl
     return y_THP
 
 
-def rope_tables(positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (positions_T.shape[0], inv_freq_F.shape[0])
     cos_TF, sin_TF = empty(*shape, dtype=torch.float32), empty(*shape, dtype=torch.float32)
     call(

@@ -1,0 +1,79 @@
+"""How a decoder runs a step: recorded where every operator is native, else layer by layer. Decides once, and says why."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ridgepoint.kernels import native
+from ridgepoint.kernels.tensor_call import NotRecordableError
+from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.pack import pack_decoder
+from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
+from ridgepoint.models.recorded import RecordedStep
+
+
+class Step(Protocol):
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        """`logits_RV` float32 of the wanted rows, valid until the next call."""
+        ...
+
+
+class EagerStep:
+    """Layer by layer."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder, self._cache = decoder, cache
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        x_TD = self._decoder.hidden(inputs.token_ids_T, PagedContext(self._cache, inputs))
+        if len(inputs.logit_rows_R) == 0:
+            return x_TD.new_empty(0, self._decoder.spec.vocab_size, dtype=torch.float32)
+        return self._decoder.logits(x_TD[inputs.logit_rows_R])
+
+
+class RecordedOrEager:
+    """The recording for every step that fits it, layers for the rest (a prompt scored token by token, say)."""
+
+    def __init__(self, recorded: RecordedStep, eager: EagerStep) -> None:
+        self.recorded, self._eager = recorded, eager
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        return self.recorded.run(inputs) if self.recorded.fits(inputs) else self._eager.run(inputs)
+
+
+def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
+    """Pack `decoder` if the native kernels can serve it (in `fmt`, or in the type it has); returns what was done and why.
+
+    An explicit `fmt` that cannot be had is an error, an absent library is only reported.
+    """
+    on_cpu = decoder.embed.weight.device.type == "cpu"
+    plain = decoder.dtype in (torch.bfloat16, torch.float32) and decoder.compute_dtype == decoder.dtype
+    if fmt is None and not (on_cpu and plain and native.available()):
+        reason = (
+            native.load_error()
+            if on_cpu and plain
+            else f"not for {decoder.dtype} on {decoder.embed.weight.device.type}"
+        )
+        return f"kernels torch: native kernels {reason}"
+    pack_decoder(decoder, fmt)
+    return f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {fmt or _name(decoder.dtype)}"
+
+
+def make_step(
+    decoder: Decoder, cache: KVCache, *, max_tokens: int, max_seqs: int, max_context: int
+) -> tuple[Step, str]:
+    """The fastest way `decoder` can run steps over `cache`, and one line that says which and why."""
+    eager = EagerStep(decoder, cache)
+    if cache.layers[0].device.type != "cpu" or not native.available():
+        return eager, "step eager: recording needs the native kernels"
+    try:
+        recorded = RecordedStep(decoder, cache, max_tokens, max_seqs, -(-max_context // cache.block_tokens))
+    except NotRecordableError as error:
+        return eager, f"step eager: {error.message}"
+    return RecordedOrEager(recorded, eager), f"step recorded: {len(recorded.recording)} operators in one native call"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return "f32" if dtype == torch.float32 else "bf16"

@@ -1,0 +1,32 @@
+"""Which path runs: by device, by force, and never silently another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.dispatch import explain, forced, implementation
+
+HERE = torch.empty(0)
+
+
+def test_the_device_decides() -> None:
+    assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.cpu"
+    assert implementation("norm", torch.empty(0, device="meta")).__name__ == "ridgepoint.kernels.norm.cpu"
+    assert explain("norm", "cpu").startswith("norm: cpu (")
+
+
+def test_a_forced_path_ends_with_its_block() -> None:
+    with forced("reference"):
+        assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.reference"
+        assert explain("norm", "cpu") == "norm: reference (forced)"
+    assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.cpu"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("fast", "'fast' is unknown; allowed: reference"), ("triton", "no path 'triton'")]
+)
+def test_an_absent_path_is_an_error(path: str, message: str) -> None:
+    with forced(path), pytest.raises(ConfigError, match=message):
+        implementation("clip", HERE)
