@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_pieces_fill_every_parameter_exactly_once(name: str) -> None:
             regions[key] = []
     for key, rows in regions.items():
         edges = sorted(rows)
-        for (_, stop), (start, _) in zip(edges, edges[1:], strict=False):
+        for (_, stop), (start, _) in pairwise(edges):
             assert stop == start, key
         assert not edges or edges[0][0] == 0
 

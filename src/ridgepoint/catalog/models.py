@@ -63,7 +63,7 @@ def _attention(name: str, row: dict[str, Any], *, windowed: bool) -> GqaSpec | M
         query = row["mla_nope"] + row["mla_rope"]
         return MlaSpec(
             num_heads=row["heads"], q_rank=row["mla_q_rank"] or None, kv_rank=row["mla_kv_rank"], nope_dim=row["mla_nope"],
-            rope_dim=row["mla_rope"], v_dim=row["mla_v"], scale=query**-0.5,
+            rope_dim=row["mla_rope"], v_dim=row["mla_v"], scale=query**-0.5, bias=False,
             rope=RopeSpec(theta=row["rope_theta"], rotary_dim=row["mla_rope"], interleaved=True, scaling=None),
         )  # fmt: skip
     for key in ("kv_heads", "head_dim"):

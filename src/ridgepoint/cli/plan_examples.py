@@ -39,7 +39,7 @@ EXAMPLES = {
         title="DeepSeek-V3: H200 decodes, eight-year-old V100 and A100 prefill",
         asks="Prefill is compute and cares little for memory bandwidth. Are the V100s of 2017 and the A100s of 2020 still worth their power "
         "as prefill chips beside H200s that decode, and for how many more years?",
-        command="plan deepseek-v3 --decode-hardware h200 --prefill-hardware v100:512 --prefill-hardware a100 --hardware h200 --users 2000 "
+        command="plan deepseek-v3 --hardware h200 --prefill-hardware v100:512 --prefill-hardware a100 --users 2000 "
         "--input-tokens 4000 --output-tokens 1000 --prefix-hit 0.5 --tpot-ms 50 --ttft-ms 6000 --rent v100=0.14 --explain",
     ),
     "qwen3-30b-a3b-cpu": Example(

@@ -6,7 +6,10 @@ generation at most. `uncertainty` is the log-scale residual left after fitting, 
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
 
 from ridgepoint.errors import ConfigError
 
@@ -23,6 +26,7 @@ class Calibration:
     provenance: str
     memory_efficiency: float = 1.0
     matmul_efficiency: float = 1.0
+    grouped_efficiency: float = 1.0
     attention_efficiency: float = 1.0
     kv_efficiency: float = 1.0
     unpack_efficiency: float = 1.0
@@ -35,8 +39,14 @@ class Calibration:
     sequence_overhead_s: float = 0.0
     eager_kernel_s: float = 0.0
     request_overhead_s: float = 0.0
+    prefill_host_kernel_s: float = 0.0
+    boarding_steps: float = 0.5
+    prefill_slowdown: float = 1.0
+    turnover_scale: float = 1.0
+    bunching_frac: float = 1.0
     prefill_first_frac: float = 0.0
     routing_skew: float = 1.0
+    small_tile_rows: float = 8.0  # rows a kernel of one expert computes at least (1: a matrix-vector kernel)
     uncertainty: float = 0.0
     ttft_uncertainty: float = 0.0
 
@@ -54,7 +64,8 @@ class Calibration:
                 )
         for name in (
             "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
-            "request_overhead_s", "uncertainty", "ttft_uncertainty",
+            "request_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
+            "prefill_first_frac", "uncertainty", "ttft_uncertainty",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"calibration {name} must not be negative, got {getattr(self, name):g}")
@@ -65,21 +76,53 @@ class Calibration:
 
 ROOFLINE = Calibration(name="roofline", provenance="spec_ peaks, no overheads: a floor, not a forecast")
 
-# Typical of a serving engine on datacentre GPUs, before the fit against the measured tables.
-SERVING = Calibration(
-    name="serving-2025",
-    provenance="estimate_: typical figures, unfitted",
+# Where a fit starts and what its prior is centred on: round figures for datacentre GPU kernels, written before any fit to a table.
+BEFORE_FIT = Calibration(
+    name="before-fit",
+    provenance="estimate_: published efficiencies of serving kernels on datacentre GPUs, unfitted",
     memory_efficiency=0.80,
-    matmul_efficiency=0.65,
-    attention_efficiency=0.45,
+    matmul_efficiency=0.60,
+    grouped_efficiency=0.55,
+    attention_efficiency=0.40,
     kv_efficiency=0.70,
-    link_efficiency=0.70,
+    unpack_efficiency=0.85,
+    link_efficiency=0.60,
     overlap_power=4.0,
-    step_overhead_s=1.0e-3,
-    kernel_overhead_s=3.5e-6,
+    step_overhead_s=5e-4,
+    kernel_overhead_s=3e-6,
     collective_overhead_s=8e-6,
     hop_latency_s=10e-6,
     sequence_overhead_s=10e-6,
-    routing_skew=2.0,
+    eager_kernel_s=10e-6,
+    request_overhead_s=0.005,
+    prefill_host_kernel_s=1e-5,
+    boarding_steps=1.5,
+    prefill_slowdown=1.1,
+    turnover_scale=1.0,
+    bunching_frac=0.5,
+    prefill_first_frac=0.1,
+    routing_skew=1.0,  # measured distinct experts of DeepSeek-V3 and Qwen3 follow uniform routing within 3 %
     uncertainty=0.25,
+    ttft_uncertainty=0.45,
 )
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Calibration]:
+    data = tomllib.loads(resources.files("ridgepoint.cost").joinpath("calibrations.toml").read_text())
+    return {name: Calibration(name=name, **table) for name, table in data.items()}
+
+
+def calibrations() -> dict[str, Calibration]:
+    """Every calibration by name: `roofline`, `before-fit`, and the fitted `serving`, `serving-<engine>`."""
+    return {"roofline": ROOFLINE, "before-fit": BEFORE_FIT, **_shipped()}
+
+
+def calibration(name: str) -> Calibration:
+    known = calibrations()
+    if name not in known:
+        raise ConfigError(f"unknown calibration {name!r}", hint="allowed: " + ", ".join(known))
+    return known[name]
+
+
+SERVING = calibration("serving")

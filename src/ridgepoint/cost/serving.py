@@ -11,15 +11,16 @@ wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.amounts import StepAmounts, step_amounts
+from ridgepoint.cost.amounts import SMALL_TILE, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
-from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel
+from ridgepoint.cost.energy import DEFAULT_ENERGY, ENERGY_TYPES, EnergyModel, mean_power_w
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import max_sequences
@@ -64,7 +65,9 @@ class ServingAmounts:
     chunk: StepAmounts
     prompts_per_mixed: Num
     prompts_per_chunk: Num
-    steps_per_prompt: Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
+    steps_per_prompt: (
+        Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,42 @@ class ServingCost:
         request_s = self.estimate_ttft_s + self.workload.output_tokens * self.estimate_tpot_s
         return self.workload.concurrency * self.workload.output_tokens / request_s
 
+    def busy_amounts(self) -> dict[str, Num]:
+        """Whole-instance amounts of one mean token interval: a decode step and its share of prompt steps.
+
+        `bf16_flops` counts FLOPs as bf16's energy equivalents; `seconds` is the interval those amounts take.
+        """
+        per_interval = (
+            largest(self.running - 1.0, 0.0) / self.workload.output_tokens
+        )  # prompts that board during one interval
+        chips = self.decode.layout.chips
+        scale = {
+            kind: self.decode.energy.flop_joules(kind) / self.decode.energy.bf16_j_per_flop for kind in ENERGY_TYPES
+        }
+
+        def flops(step: StepCost) -> Num:
+            return sum((term.flops * scale[term.flop_type] for term in step.terms if term.flop_type), 0.0)
+
+        def blend(read: Callable[[StepCost], Num]) -> Num:
+            alone, extra = read(self.decode), read(self.mixed) - read(self.decode)
+            return chips * (alone + largest(per_interval * extra, 0.0))
+
+        return {
+            "bf16_flops": blend(flops), "memory_bytes": blend(lambda step: step.memory_bytes),
+            "link_bytes": blend(lambda step: step.link_bytes), "seconds": self.estimate_tpot_s, "chips": chips,
+        }  # fmt: skip
+
+    def estimate_w(self, energy: EnergyModel | None = None, *, seconds: Num | None = None) -> Num:
+        """Mean power of all chips while serving this load; `seconds` replaces the estimated interval by a known one."""
+        amounts = self.busy_amounts()
+        if seconds is not None:
+            amounts["seconds"] = seconds
+        return mean_power_w(self.decode.hardware, energy or self.decode.energy, **amounts)
+
+    def estimate_j_per_token(self, energy: EnergyModel | None = None) -> Num:
+        """Joules per output token, prompts included."""
+        return self.estimate_w(energy) * self.estimate_tpot_s / self.running
+
     def interval(self, name: str) -> tuple[Num, Num]:
         """(low, high) of `estimate_<name>` with 80 % probability."""
         value = getattr(self, "estimate_" + name)
@@ -102,12 +141,15 @@ def serving_amounts(
     *,
     chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
+    small_tile: float = SMALL_TILE,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
     cached = workload.input_tokens - prompt
     context = workload.input_tokens + 0.5 * workload.output_tokens
-    seats = max_sequences(spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt))
+    seats = max_sequences(
+        spec, precision, layout, hardware, context=context, step_tokens=smallest(chunk_tokens, prompt)
+    )
     if all_true(seats < 1):
         raise PlanError(
             f"the model leaves no room for one sequence of {_one(context):.0f} tokens on {layout.describe()} of {hardware.id}",
@@ -125,11 +167,11 @@ def serving_amounts(
     return ServingAmounts(
         workload=workload,
         running=running,
-        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew),
+        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, small_tile=small_tile),
         mixed=step_amounts(
-            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew
+            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew, small_tile=small_tile
         ),
-        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew),
+        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew, small_tile=small_tile),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,
@@ -148,16 +190,20 @@ def price_serving(
     mixed = price_step(amounts.mixed, hardware, calibration, energy=energy, graph=False)
     chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
     first = calibration.prefill_first_frac
-    prompt_s = largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed  # a prompt's cost to the others
+    prompt_s = (
+        largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed
+    )  # a prompt's cost to the others
     queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
     pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
     prompts_per_token = load.prompts_per_request / load.output_tokens
     tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
     own_s = mixed.estimate_s * amounts.steps_per_prompt
-    bunch = largest(first, load.turnover_frac)
+    bunch = largest(first * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale)
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
-    ttft = own_s + 0.5 * decode.estimate_s + calibration.request_overhead_s + queue_s + seat_s
+    host_s = amounts.mixed.launches * calibration.prefill_host_kernel_s
+    waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
+    ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
 
 
@@ -174,6 +220,7 @@ def closed_loop(
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""
     amounts = serving_amounts(
-        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew
+        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew,
+        small_tile=calibration.small_tile_rows,
     )
     return price_serving(amounts, hardware, calibration, energy=energy)

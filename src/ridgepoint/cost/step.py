@@ -150,7 +150,7 @@ def step_cost(
     energy: EnergyModel = DEFAULT_ENERGY,
 ) -> StepCost:
     """Estimate one step of `batch` (counts of the whole instance) on one instance laid out as `layout`."""
-    amounts = step_amounts(spec, layout, precision, batch, routing_skew=calibration.routing_skew)
+    amounts = step_amounts(spec, layout, precision, batch, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows)
     return price_step(amounts, hardware, calibration, energy=energy)
 
 
@@ -191,7 +191,9 @@ def price_step(
         collectives = collectives + collective.repeats
     launch_s = launches * calibration.kernel_overhead_s
     if not graph:
-        launch_s = largest(launch_s, launches * calibration.eager_kernel_s - sum((term.seconds for term in merged.values()), 0.0))
+        launch_s = largest(
+            launch_s, launches * calibration.eager_kernel_s - sum((term.seconds for term in merged.values()), 0.0)
+        )
     for name, overhead in (
         ("step", calibration.step_overhead_s),
         ("launches", launch_s),
@@ -221,13 +223,18 @@ def _unpacks(part: str, kind: str, precision: Precision) -> bool:
     """Weights stored narrower than the type they are multiplied in are unpacked on the way, which costs bandwidth."""
     if part not in ("weights", "experts"):
         return False
-    return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value("bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4")
+    return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value(
+        "bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4"
+    )
 
 
 def _price_kernel(
     kernel: Kernel, kind: str, unpacks: bool, hardware: Accelerator, bandwidth: float, calibration: Calibration
 ) -> Term:
-    efficiency = calibration.attention_efficiency if kernel.part == "attention" else calibration.matmul_efficiency
+    if kernel.part == "attention":
+        efficiency = calibration.attention_efficiency
+    else:
+        efficiency = calibration.grouped_efficiency if kernel.name == "experts" else calibration.matmul_efficiency
     compute = kernel.padded_flops / (hardware.spec_flops_per_s[kind] * efficiency)
     of_peak = calibration.kv_efficiency if kernel.part == "attention" else calibration.memory_efficiency
     if unpacks:

@@ -5,12 +5,11 @@ Reads config.json and file sizes only. The verdict is the families' own: what th
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ridgepoint.catalog.families import FAMILIES, read_checkpoint_config
-from ridgepoint.engine.source import EMBEDDED, cached_models, embedded_folder
+from ridgepoint.engine.source import EMBEDDED, cached_models, embedded_folder, read_config
 from ridgepoint.errors import CheckpointError, MissingExtraError
 
 
@@ -32,11 +31,9 @@ def describe(name: str, kind: str, folder: Path) -> dict[str, Any]:
     reason: str | None = None
     model_type: str | None = None
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = config.get("model_type") if isinstance(config, dict) else None
+        config = read_config(folder)
+        model_type = config.get("model_type")
         read_checkpoint_config(config)
-    except (OSError, ValueError) as error:
-        reason = f"config.json cannot be read: {error}"
     except CheckpointError as error:
         reason = str(error)
     weights = list(folder.glob("*.safetensors"))

@@ -5,12 +5,14 @@ Decides that from the name alone and says which. Reads no weights. Only data fil
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ridgepoint.catalog.families import read_checkpoint_config
 from ridgepoint.errors import CheckpointError, ConfigError, MissingExtraError
 
 EMBEDDED = "stdlib-moe"
@@ -35,7 +37,27 @@ def embedded_folder() -> Path | None:
 
 
 def find_model(model: str | None, *, revision: str | None = None) -> ModelSource:
-    """Resolve what the user typed; None and the embedded model's name mean the embedded one."""
+    """Resolve what the user typed; None and the embedded model's name mean the embedded one.
+
+    The architecture is read here too, so that a model nobody can run is refused before anything is started.
+    """
+    source = _locate(model, revision)
+    read_checkpoint_config(read_config(source.folder))
+    return source
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} must hold an object, got {type(config).__name__}")
+    return config
+
+
+def _locate(model: str | None, revision: str | None) -> ModelSource:
     if revision is not None and (model is None or not _HUB_ID.match(model) or Path(model).is_dir()):
         raise ConfigError("a revision can only be asked of a hub id", hint="for example Qwen/Qwen3-30B-A3B")
     if model is None or (model == EMBEDDED and not Path(model).exists()):

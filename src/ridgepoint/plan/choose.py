@@ -45,11 +45,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """`feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
+    """`alternatives` is the best feasible row of each use of the hardware (together, or which pool prefills for which), best
+    first. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
     chosen: dict[str, float]
     runner_up: dict[str, float] | None
+    alternatives: tuple[dict[str, float], ...]
     frontier: Points
     failures: tuple[Failure, ...]
     num_priced: int
@@ -62,13 +64,16 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
     if metric not in _TIMED:
         return values
     z = NormalDist().inv_cdf(confidence)
-    return values * np.exp(z * points["sigma"])
+    return values * np.exp(z * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
 
 
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
     """Per limit, the rows that keep it. An unknown value (power of a chip without TDP) keeps no limit on it."""
     with np.errstate(invalid="ignore"):
-        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in limits(points, goal).items()}
+        return {
+            metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9)
+            for metric, limit in limits(points, goal).items()
+        }
 
 
 def limits(points: Points, goal: Goal) -> dict[str, float]:
@@ -76,7 +81,7 @@ def limits(points: Points, goal: Goal) -> dict[str, float]:
     return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
 
 
-FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp")
+FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool")  # rows alike in these are one answer in two sizes
 
 
 def choose(points: Points, goal: Goal) -> Choice:
@@ -86,11 +91,12 @@ def choose(points: Points, goal: Goal) -> Choice:
     if not len(rows):
         return _closest(points, goal, kept)
     best = _least(points, objective, rows)
-    # A runner-up differs in more than batch, chunk and number of instances.
+    # A runner-up differs in hardware, in how it is used or in the decode layout: not in batch, chunk, counts or prefill layout.
     others = rows[np.logical_or.reduce([points[name][rows] != points[name][best] for name in FAMILY])]
     runner_up = points.row(_least(points, objective, others)) if len(others) else None
     return Choice(
-        feasible=True, chosen=points.row(best), runner_up=runner_up, frontier=_frontier(points.pick(rows), goal), failures=(),
+        feasible=True, chosen=points.row(best), runner_up=runner_up, alternatives=_alternatives(points, objective, rows),
+        frontier=_frontier(points.pick(rows), goal), failures=(),
         num_priced=len(points), num_feasible=len(rows),
     )  # fmt: skip
 
@@ -110,9 +116,20 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
     values = points[OBJECTIVE[goal.minimise]]
     if np.isnan(values).any():
         if np.isnan(values).all():
-            raise PlanError(f"cannot minimise {goal.minimise}: it is unknown for all this hardware", hint="state tdp_w in a hardware TOML file")
+            raise PlanError(
+                f"cannot minimise {goal.minimise}: it is unknown for all this hardware",
+                hint="state tdp_w in a hardware TOML file",
+            )
         values = np.where(np.isnan(values), np.inf, values)
     return values
+
+
+def _alternatives(
+    points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]
+) -> tuple[dict[str, float], ...]:
+    keys = points["kind"][rows] * 1e6 + points["d_pool"][rows] * 1e3 + points["p_pool"][rows]
+    best = [_least(points, objective, rows[keys == key]) for key in np.unique(keys)]
+    return tuple(points.row(index) for index in sorted(best, key=lambda index: float(objective[index])))
 
 
 DEAR = 20.0  # beyond this many times the least cost a row is no longer an offer
@@ -136,12 +153,17 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
     return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.intp))]
 
 
+STOCK_WEIGHT = 4.0  # a limit may be talked about; chips that are not there cannot be rented from oneself
+
+
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
-    """The row whose worst relative excess over a limit is least, and the limits it breaks."""
+    """The row whose relative excesses over the limits, multiplied together, are least; and the limits it breaks."""
     excess = np.zeros(len(points))
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
-        excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
+        excess += (STOCK_WEIGHT if metric == "supply" else 1.0) * np.where(
+            np.isnan(values), np.inf, np.maximum(0.0, np.log(np.maximum(values, 1e-30) / limit))
+        )
     best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
     for metric, limit in limits(points, goal).items():
@@ -151,18 +173,23 @@ def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
         least = float(np.nanmin(values)) if not np.isnan(values).all() else math.nan
         failures.append(Failure(metric=metric, limit=limit, best=least, alone=not kept[metric].any()))
     return Choice(
-        feasible=False, chosen=points.row(best), runner_up=None, frontier=cost_latency_frontier(points), failures=tuple(failures),
+        feasible=False, chosen=points.row(best), runner_up=None, alternatives=(), frontier=cost_latency_frontier(points), failures=tuple(failures),
         num_priced=len(points), num_feasible=0,
     )  # fmt: skip
 
 
-def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pools: Sequence[Pool]) -> tuple[Change, ...]:
+def what_would_change(
+    points: Points, goal: Goal, chosen: dict[str, float], pools: Sequence[Pool]
+) -> tuple[Change, ...]:
     """Changed limits, rents and confidence under which another family of deployment wins; only those that change it."""
     trials: list[tuple[str, Points, Goal]] = []
     for name in ("ttft_s", "tpot_s"):
         limit = getattr(goal, name)
         if limit is not None:
-            trials += [(f"{name.removesuffix('_s').upper()} limit x {k:g}", points, replace(goal, **{name: limit * k})) for k in (0.5, 2.0, 4.0)]
+            trials += [
+                (f"{name.removesuffix('_s').upper()} limit x {k:g}", points, replace(goal, **{name: limit * k}))
+                for k in (0.5, 2.0, 4.0)
+            ]
     if goal.confidence > 0.5:
         trials.append(("trusting the middle estimate (confidence 0.5)", points, replace(goal, confidence=0.5)))
     for objective in ("usd", "watts", "chips"):
@@ -173,7 +200,13 @@ def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pool
             low, middle, high = pool.usd_per_hour
             for name, rent in (("low", low), ("high", high)):
                 if abs(rent / middle - 1) > 0.02:
-                    trials.append((f"{pool.chip.id} at its {name} rent of {rent:.3g} USD/h", _reprice(points, index, rent / middle, pools), goal))
+                    trials.append(
+                        (
+                            f"{pool.chip.id} at its {name} rent of {rent:.3g} USD/h",
+                            _reprice(points, index, rent / middle, pools),
+                            goal,
+                        )
+                    )
     changes = []
     for what, table, asked in trials:
         rows = feasible_rows(table, keeps(table, asked))
@@ -190,7 +223,9 @@ def _reprice(points: Points, pool: int, factor: float, pools: Sequence[Pool]) ->
     rents = np.array([p.usd_per_hour[1] for p in pools])
     d_usd = points["d_chips"] * rents[points["d_pool"].astype(int)]
     p_usd = points["p_chips"] * rents[points["p_pool"].astype(int)]
-    new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(points["p_pool"] == pool, factor, 1.0)
+    new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(
+        points["p_pool"] == pool, factor, 1.0
+    )
     scale = new / (d_usd + p_usd)
     return points.replaced(
         usd_per_hour=points["usd_per_hour"] * scale,

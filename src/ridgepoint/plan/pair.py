@@ -15,7 +15,7 @@ from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.points import Points, flatten, pareto
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.queue import MAX_UTILISATION, mean_wait, wait_quantile
-from ridgepoint.plan.sweep import DecodeSide, PrefillSide, kv_handoff_bytes_per_chip
+from ridgepoint.plan.sides import DecodeSide, PrefillSide, kv_handoff_bytes_per_chip
 from ridgepoint.plan.workload import Goal, Workload
 
 Array = NDArray[np.float64]
@@ -26,7 +26,7 @@ MAX_SIDE = 160  # rows of a side that take part in pairing
 
 def _thin_decode(side: DecodeSide, pool: Pool, workload: Workload, goal: Goal, slack: float) -> NDArray[np.intp]:
     chips = side.degrees.chips * side.instances
-    rate = side.batch * side.instances / side.step_s
+    rate = side.requests_per_s
     values = [side.step_s, chips / rate * pool.usd_per_hour[1], chips]
     if not np.isnan(side.joules).any():
         values.append(side.joules * side.instances / side.step_s / rate)
@@ -76,7 +76,8 @@ def pair_sides(
 ) -> Points:
     """Rows of kind 1 for every kept (prefill, decode, target utilisation)."""
     p_pool, d_pool = pools[prefill.pool], pools[decode.pool]
-    sigma = max(p_pool.calibration.uncertainty, d_pool.calibration.uncertainty)
+    sigma = d_pool.calibration.uncertainty  # of time per token and, decode being most of them, of dollars
+    sigma_ttft = max(p_pool.calibration.ttft_uncertainty, d_pool.calibration.ttft_uncertainty)
     d_rows, p_rows = _thin_decode(decode, d_pool, workload, goal, 1.0), _thin_prefill(prefill, goal)
     d, p = decode.degrees.pick(d_rows), prefill.degrees.pick(p_rows)
 
@@ -88,7 +89,7 @@ def pair_sides(
 
     written, per_token = float(workload.written_tokens), workload.tokens_per_step
     step, batch, d_count = on_d(decode.step_s), on_d(decode.batch), on_d(decode.instances)
-    rate = d_count * batch * per_token / (written * step)
+    rate = on_d(decode.requests_per_s)
     prompts = rate / workload.rollouts
     service, ranks = on_p(prefill.service_s), on_p(prefill.ranks)
     target = np.array(UTILISATIONS)[None, None, :]
@@ -96,8 +97,9 @@ def pair_sides(
     rho = prompts * service / (ranks * p_count)
     handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
     wait = mean_wait(rho, service)
-    ttft = wait + service + handoff + 0.5 * step
-    ttft_p90 = wait_quantile(rho, service, 0.9) + service + handoff + step
+    unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
+    ttft = wait + unhurried
+    ttft_p90 = wait_quantile(rho, service, 0.9) + unhurried + 0.5 * step
     p_chips, d_chips = p_count * p.chips[None, :, None], d_count * d.chips[:, None, None]
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     dollars = [p_chips * p_rent[i] + d_chips * d_rent[i] for i in range(3)]
@@ -119,13 +121,11 @@ def pair_sides(
         usd_high_frac=dollars[2] / dollars[1], usd_per_mtok=dollars[1] / 3600 / rate / written * 1e6,
         usd_in_per_mtok=p_chips * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=d_chips * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
-        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma,
+        prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma, sigma_ttft=sigma_ttft,
     )  # fmt: skip
 
 
-def _handoff(
-    spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload
-) -> Array:
+def _handoff(spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload) -> Array:
     """Seconds to move one prompt's new KV: the larger per-chip share of the two sides sets the pace."""
     tokens = float(workload.input_tokens)
     efficiency = min(p_pool.calibration.link_efficiency, d_pool.calibration.link_efficiency)
@@ -133,4 +133,3 @@ def _handoff(
     sent = kv_handoff_bytes_per_chip(spec, d_pool, p, tokens)[None, :, None]
     received = kv_handoff_bytes_per_chip(spec, d_pool, d, tokens)[:, None, None]
     return np.maximum(sent, received) / speed
-

@@ -2,7 +2,7 @@
 
 A row is a whole deployment under load: how many instances of which layout, and what it then costs and how fast it is.
 `kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. Latencies and costs
-are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` is the log-scale uncertainty of the slower side. Knows nothing of how rows came to be.
+are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG = (
 METRICS = (
     "chips", "d_chips", "p_chips", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
     "usd_high_frac", "usd_per_mtok", "usd_in_per_mtok", "usd_out_per_mtok", "watts", "joules_per_token", "prefill_util", "memory_frac",
-    "handoff_s", "supply", "sigma",
+    "handoff_s", "supply", "sigma", "sigma_ttft",
 )  # fmt: skip
 COLUMNS = CONFIG + METRICS
 
@@ -57,14 +57,20 @@ class Points:
 def concat(parts: Sequence[Points]) -> Points:
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise PlanError("no deployment fits the memory of these chips", hint="more chips, chips with more memory, or a narrower precision")
+        raise PlanError(
+            "no deployment fits the memory of these chips",
+            hint="more chips, chips with more memory, or a narrower precision",
+        )
     return Points({name: np.concatenate([part[name] for part in parts]) for name in COLUMNS})
 
 
 def flatten(shape: tuple[int, ...], keep: NDArray[np.bool_], **columns: Column | float) -> Points:
     """Broadcast every column to `shape` and keep the rows where `keep` holds."""
     mask = np.broadcast_to(keep, shape).ravel()
-    filled = {name: np.broadcast_to(np.asarray(column, dtype=np.float64), shape).ravel()[mask] for name, column in columns.items()}
+    filled = {
+        name: np.broadcast_to(np.asarray(column, dtype=np.float64), shape).ravel()[mask]
+        for name, column in columns.items()
+    }
     for name in COLUMNS:
         if name not in filled:
             filled[name] = np.zeros(int(mask.sum()))

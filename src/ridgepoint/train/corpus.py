@@ -86,7 +86,7 @@ def read_corpus(*, one_in: int, exclude: tuple[str, ...], root: Path | None = No
             found.append((relative, path.read_bytes().decode("utf-8")))
         except UnicodeDecodeError:
             continue
-    modules = {_module_of(relative) for relative, _ in found}
+    modules = {_module_of(relative) for relative, _ in found} - _TEST_FOLDERS
     held_out = tuple(sorted(module for module in modules if is_held_out(module, one_in)))
     files = []
     digest = hashlib.sha256()

@@ -129,33 +129,35 @@ class RunResult:
 
 def run(recipe: Recipe, folder: Path, *, stop_after: int | None = None, root: Path | None = None) -> RunResult:
     """Train in `folder`, going on from its newest checkpoint if it has one. `stop_after` ends early (as Ctrl-C does)."""
+    if recipe.run.compile:
+        check_compiler()
     torch.set_num_threads(1)
     keep_freed_memory()
     prepared = prepare(recipe, folder, root)
     identity = {"recipe_sha256": recipe_hash(recipe), "corpus_sha256": prepared.corpus.sha256}
     trainer = Trainer(recipe, prepared.mixture, prepared.tokenizer.get_vocab_size())
-    done_s = 0.0
-    path = _resume(trainer, folder, identity)
-    if path is not None:
-        done_s = path[1]
+    facts = {
+        **identity,
+        "python": prepared.corpus.python_version,
+        "held_out": list(prepared.corpus.held_out_modules),
+    }
+    done_s = _resume(trainer, folder, identity)
     log_path = folder / "log.jsonl"
     try:
         with RunLog(log_path, total_steps=recipe.run.steps, done_steps=trainer.step) as log, _StopSignal() as stop:
-            facts = {"python": prepared.corpus.python_version, "held_out": list(prepared.corpus.held_out_modules), **identity}
             log.event("resume" if trainer.step else "start", step=trainer.step, **facts)
-            checkpoint = _loop(trainer, prepared, folder, identity, log, stop, done_s, stop_after)
+            checkpoint = _loop(trainer, prepared, folder, facts, log, stop, done_s, stop_after)
             return RunResult(finished=trainer.step >= recipe.run.steps, step=trainer.step, checkpoint=checkpoint)
     finally:
         trainer.close()
 
 
-def _resume(trainer: Trainer, folder: Path, identity: dict[str, str]) -> tuple[Path, float] | None:
+def _resume(trainer: Trainer, folder: Path, identity: dict[str, str]) -> float:
+    """Restore the newest checkpoint, if there is one; returns the seconds the run has taken so far."""
     paths = checkpoint_paths(folder)
     if not paths:
-        return None
-    state = load_checkpoint(
-        paths[-1], masters=trainer.masters, biases=trainer.biases, optimizer=trainer.optimizer
-    )
+        return 0.0
+    state = load_checkpoint(paths[-1], masters=trainer.masters, biases=trainer.biases, optimizer=trainer.optimizer)
     for key, value in identity.items():
         if state[key] != value:
             raise TrainingError(
@@ -165,14 +167,14 @@ def _resume(trainer: Trainer, folder: Path, identity: dict[str, str]) -> tuple[P
     trainer.refresh()
     trainer.mixture.restore(state["data"])
     trainer.step = state["step"]
-    return paths[-1], float(state["elapsed_s"])
+    return float(state["elapsed_s"])
 
 
 def _loop(
     trainer: Trainer,
     prepared: Prepared,
     folder: Path,
-    identity: dict[str, str],
+    facts: dict[str, Any],
     log: RunLog,
     stop: _StopSignal,
     done_s: float,
@@ -210,7 +212,7 @@ def _loop(
             since_s += time.monotonic() - now
         ending = last or stop.asked or (stop_after is not None and trainer.step >= stop_after)
         if ending or time.monotonic() - saved_at >= settings.checkpoint_every_s:
-            state = {**identity, "data": trainer.mixture.state(), "elapsed_s": done_s + time.monotonic() - began}
+            state = {**facts, "data": trainer.mixture.state(), "elapsed_s": done_s + time.monotonic() - began}
             path = save_checkpoint(
                 folder,
                 step=trainer.step,
@@ -246,5 +248,6 @@ def check_compiler() -> None:
         get_cpp_compiler()
     except Exception as error:
         raise ConfigError(
-            f"run.compile = true needs a C++ compiler ({type(error).__name__})", hint="install g++, or set run.compile = false"
+            f"run.compile = true needs a C++ compiler ({type(error).__name__})",
+            hint="install g++, or set run.compile = false",
         ) from None

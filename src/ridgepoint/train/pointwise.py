@@ -36,9 +36,7 @@ def weighted_swiglu(gate_up_N2F: Tensor, weight_N: Tensor) -> Tensor:
     return (torch.nn.functional.silu(gate) * up * weight_N[:, None]).to(gate_up_N2F.dtype)
 
 
-def weighted_swiglu_grad(
-    grad_NF: Tensor, gate_up_N2F: Tensor, weight_N: Tensor
-) -> tuple[Tensor, Tensor]:
+def weighted_swiglu_grad(grad_NF: Tensor, gate_up_N2F: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `weighted_swiglu` with respect to both inputs."""
     gate, up = gate_up_N2F.float().chunk(2, dim=-1)
     grad = grad_NF.float()
@@ -127,7 +125,7 @@ class Pointwise:
 
         if compiled:
             # a shape per sequence length and per row count, each compiled once
-            torch._dynamo.config.cache_size_limit = 64  # type: ignore[attr-defined]
+            torch._dynamo.config.cache_size_limit = 64
         self.compiled = compiled
         self.rms_norm = prepare(rms_norm)
         self.add_rms_norm = prepare(add_rms_norm)

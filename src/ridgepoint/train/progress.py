@@ -30,13 +30,19 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if sys.stderr.isatty():
-            columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}"))
+            columns = (
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}"),
+            )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=self._total, completed=self._done, numbers="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._file.close()
@@ -59,7 +65,9 @@ class RunLog:
 
     def event(self, what: str, **facts: Any) -> None:
         self._write({"event": what, **facts})
-        text = "  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items())
+        text = "  ".join(
+            f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+        )
         if self._bar is not None:
             self._bar.console.print(f"{what}: {text}", highlight=False)
         else:

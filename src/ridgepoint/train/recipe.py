@@ -14,23 +14,19 @@ import msgspec
 from ridgepoint.errors import ConfigError
 
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML table: every key required, none unknown."""
-
-
-class CorpusTable(_Table):
+class CorpusTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hold_out_one_in: int
     exclude: tuple[str, ...]
 
 
-class TokenizerTable(_Table):
+class TokenizerTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vocab_size: int
     # a training text is cut at random places this many characters apart (mean) before it is tokenised, so that the
     # model also knows prompts that end inside what would have been one token
     cut_every_chars: int
 
 
-class ModelTable(_Table):
+class ModelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """GLM-4.5-MoE's facts (Hugging Face names where they exist). `num_dense_layers == num_layers` is a dense model."""
 
     d_model: int
@@ -52,7 +48,7 @@ class ModelTable(_Table):
     tied_embeddings: bool
 
 
-class OptimizerTable(_Table):
+class OptimizerTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """AdamW with a linear warmup and a cosine to `final_lr_frac`; `balance_rate` moves the routers' correction bias."""
 
     lr: float
@@ -66,7 +62,7 @@ class OptimizerTable(_Table):
     balance_rate: float
 
 
-class PhaseTable(_Table):
+class PhaseTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Until `until_frac` of the steps: sequences of `seq_len`, a share of them from the test suite."""
 
     until_frac: float
@@ -74,7 +70,7 @@ class PhaseTable(_Table):
     tests_frac: float
 
 
-class RunTable(_Table):
+class RunTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int
     steps: int
     tokens_per_step: int
@@ -87,7 +83,7 @@ class RunTable(_Table):
     checkpoint_every_s: float
 
 
-class Recipe(_Table):
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     corpus: CorpusTable
     tokenizer: TokenizerTable
@@ -114,9 +110,13 @@ def _validate(recipe: Recipe) -> None:
     _require(0 <= model.num_dense_layers <= model.num_layers, "model.num_dense_layers must be 0..num_layers")
     _require(1 <= model.top_k <= model.num_experts, "model.top_k must be 1..num_experts")
     rotary = model.head_dim * model.rotary_frac
-    _require(rotary == int(rotary) and int(rotary) % 2 == 0, "model.head_dim * model.rotary_frac must be an even number")
+    _require(
+        rotary == int(rotary) and int(rotary) % 2 == 0, "model.head_dim * model.rotary_frac must be an even number"
+    )
     _require(recipe.tokenizer.vocab_size > 257, "tokenizer.vocab_size must exceed 257 (256 bytes and the end token)")
-    _require(len(recipe.phases) > 0 and recipe.phases[-1].until_frac == 1.0, "the last phase must have until_frac = 1.0")
+    _require(
+        len(recipe.phases) > 0 and recipe.phases[-1].until_frac == 1.0, "the last phase must have until_frac = 1.0"
+    )
     fracs = [phase.until_frac for phase in recipe.phases]
     _require(fracs == sorted(fracs), "phases must be in order of until_frac")
     for phase in recipe.phases:
@@ -131,7 +131,9 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     try:
         recipe = msgspec.convert(data, Recipe)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"recipe: {error}", hint="every key of recipes/stdlib.toml is required and no other") from None
+        raise ConfigError(
+            f"recipe: {error}", hint="every key of recipes/stdlib.toml is required and no other"
+        ) from None
     _validate(recipe)
     return recipe
 

@@ -43,7 +43,9 @@ class StepRecord:
 
 
 class Trainer:
-    def __init__(self, recipe: Recipe, mixture: Mixture, vocab_size: int, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, recipe: Recipe, mixture: Mixture, vocab_size: int, *, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.recipe, self.mixture = recipe, mixture
         self.network = Network(recipe.model, Pointwise(compiled=recipe.run.compile))
         self.masters: Parameters = {
@@ -140,6 +142,8 @@ class Trainer:
         def nll(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
             x_TD = network.hidden(ids_BS, self.compute, self.biases, {})
             logits_TV = (x_TD @ head_VD.t()).float()
-            return torch.nn.functional.cross_entropy(logits_TV, targets_BS.reshape(-1), reduction="none").view_as(ids_BS)
+            return torch.nn.functional.cross_entropy(logits_TV, targets_BS.reshape(-1), reduction="none").view_as(
+                ids_BS
+            )
 
         return nll

@@ -1,0 +1,170 @@
+"""Fit calibration constants to measurements: a few parameters, a prior, robust residuals, numpy only.
+
+Constants are moved in a space where they cannot leave their domain (efficiencies by logit, overheads by log). Every fit is a
+maximum a posteriori estimate: residuals in log time against a prior in that space, so that five points bend a calibration
+only as far as they carry evidence, and constants no point touches stay where they were. Groups of measurements may carry
+labels (engine, hardware generation); each label then has its own small offset, pooled towards zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ridgepoint.cost.calibration import Calibration
+from ridgepoint.errors import ConfigError
+
+Vector = NDArray[np.float64]
+
+FRACTIONS = (
+    "memory_efficiency", "matmul_efficiency", "grouped_efficiency", "attention_efficiency", "kv_efficiency", "unpack_efficiency",
+    "link_efficiency", "prefill_first_frac",
+)  # fmt: skip
+
+
+def encode(name: str, value: float) -> float:
+    if name in FRACTIONS:
+        clipped = min(max(value, 1e-4), 1 - 1e-4)
+        return float(np.log(clipped / (1 - clipped)))
+    return float(np.log(max(value, 1e-9)))
+
+
+def decode(name: str, coordinate: float) -> float:
+    if name in FRACTIONS:
+        return float(1 / (1 + np.exp(-coordinate)))
+    return float(np.exp(coordinate))
+
+
+def with_coordinates(calibration: Calibration, names: Sequence[str], coordinates: Vector) -> Calibration:
+    return calibration.adjusted(**{name: decode(name, float(z)) for name, z in zip(names, coordinates, strict=True)})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Measurements that share labels. `predict(calibration)` gives log seconds, one per measurement."""
+
+    predict: Callable[[Calibration], Vector]
+    log_measured: Vector
+    labels: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass
+class Fit:
+    """Fitted coordinates of the shared constants and of each label's offset, with the posterior covariance of the former."""
+
+    base: Calibration
+    names: tuple[str, ...]
+    shared: Vector
+    offsets: dict[str, Vector] = field(default_factory=dict)
+    covariance: Any = None
+
+    def coordinates(self, labels: Sequence[str] = ()) -> Vector:
+        total = self.shared.copy()
+        for label in labels:
+            if label in self.offsets:
+                total = total + self.offsets[label]
+        return total
+
+    def calibration(self, labels: Sequence[str] = ()) -> Calibration:
+        """The constants for these labels; a label never seen adds nothing."""
+        return with_coordinates(self.base, self.names, self.coordinates(labels))
+
+
+def jacobian(
+    group: Group, base: Calibration, names: Sequence[str], coordinates: Vector
+) -> tuple[Vector, NDArray[np.float64]]:
+    """(log predictions, their derivatives by coordinate) by forward differences."""
+    at = group.predict(with_coordinates(base, names, coordinates))
+    columns = []
+    step = 1e-3
+    for index in range(len(names)):
+        moved = coordinates.copy()
+        moved[index] += step
+        columns.append((group.predict(with_coordinates(base, names, moved)) - at) / step)
+    return at, np.stack(columns, axis=-1)
+
+
+def fit(
+    groups: Sequence[Group],
+    base: Calibration,
+    names: Sequence[str],
+    *,
+    prior_sd: float | Vector = 1.0,
+    offset_sd: float | Vector = 0.3,
+    noise: float = 0.15,
+    iterations: int = 25,
+) -> Fit:
+    """Robust MAP fit by damped Gauss-Newton. `noise` is the log-scale spread beyond which a residual counts less.
+
+    `base` is both the start and the prior's centre; `prior_sd` is in encoded units (1.0 is a factor e in an overhead).
+    """
+    if not groups:
+        raise ConfigError("nothing to fit: no measurements given")
+    labels = sorted({label for group in groups for label in group.labels})
+    k = len(names)
+    centre = np.array([encode(name, getattr(base, name)) for name in names])
+    size = k * (1 + len(labels))
+    place = {label: k * (1 + index) for index, label in enumerate(labels)}
+    deviation = np.concatenate(
+        [
+            np.broadcast_to(np.asarray(prior_sd, float), (k,)),
+            np.tile(np.broadcast_to(np.asarray(offset_sd, float), (k,)), len(labels)),
+        ]
+    )
+    state = np.zeros(size)
+    damping = 1e-2
+
+    def coordinates_of(vector: Vector, group: Group) -> Vector:
+        z = centre + vector[:k]
+        for label in group.labels:
+            z = z + vector[place[label] : place[label] + k]
+        return z
+
+    def objective(vector: Vector) -> float:
+        total = 0.5 * float(np.sum((vector / deviation) ** 2))
+        for group in groups:
+            residual = (
+                group.predict(with_coordinates(base, names, coordinates_of(vector, group))) - group.log_measured
+            ) / noise
+            total += group.weight * float(np.sum(np.sqrt(1 + residual**2) - 1))
+        return total
+
+    best = objective(state)
+    hessian = np.eye(size)
+    for _ in range(iterations):
+        gradient = state / deviation**2
+        hessian = np.diag(1 / deviation**2)
+        for group in groups:
+            at, slope = jacobian(group, base, names, coordinates_of(state, group))
+            residual = (at - group.log_measured) / noise
+            weight = group.weight / np.sqrt(1 + residual**2) / noise**2
+            blocks = [slice(0, k)] + [slice(place[label], place[label] + k) for label in group.labels]
+            local_gradient = slope.T @ (weight * residual * noise)
+            local_hessian = slope.T @ (weight[:, None] * slope)
+            for rows in blocks:
+                gradient[rows] += local_gradient
+                for columns in blocks:
+                    hessian[rows, columns] += local_hessian
+        improved = False
+        for _ in range(6):
+            move = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            move = np.clip(move, -1.5, 1.5)
+            value = objective(state + move)
+            if value < best:
+                improved, damping = True, damping / 4
+                converged = best - value < 1e-4 * max(best, 1.0)
+                state, best = state + move, value
+                break
+            damping *= 6
+        if not improved or converged:
+            break
+    covariance = np.linalg.inv(hessian)[:k, :k]
+    return Fit(
+        base=base, names=tuple(names), shared=centre + state[:k],
+        offsets={label: state[start : start + k] for label, start in place.items()}, covariance=covariance,
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Recipes: the shipped ones are valid, and a mistake is named."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from tiny_recipe import TINY, tiny
+
+from ridgepoint.errors import ConfigError
+from ridgepoint.train.flops import parameter_counts
+from ridgepoint.train.network import initial_parameters
+from ridgepoint.train.optimizer import balance, learning_rate, make_adamw
+from ridgepoint.train.recipe import load_recipe, parse_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("run", {"stepz": 3}, "stepz"),
+        ("model", {"num_kv_heads": 3}, "multiple of model.num_kv_heads"),
+        ("model", {"top_k": 5}, "top_k"),
+        ("run", {"tokens_per_microbatch": 96}, "whole sequences"),
+        ("optimizer", {"lr": "fast"}, "lr"),
+        ("tokenizer", {"vocab_size": 100}, "257"),
+    ],
+)
+def test_mistakes_are_named(table: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**{table: change})
+
+
+def test_a_missing_key_is_named() -> None:
+    data = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+    del data["run"]["seed"]
+    with pytest.raises(ConfigError, match="seed"):
+        parse_recipe(data)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_recipe(tmp_path / "bad.toml")
+
+
+def test_the_shipped_pair_differs_in_sparsity_alone() -> None:
+    moe, dense = load_recipe(RECIPES / "stdlib.toml"), load_recipe(RECIPES / "stdlib-dense.toml")
+    assert parameter_counts(moe)[1] == pytest.approx(parameter_counts(dense)[1], rel=0.01)
+    assert parameter_counts(moe)[0] <= 22e6
+    same = msgspec.structs.replace(moe.model, num_dense_layers=6, dense_width=dense.model.dense_width)
+    assert dense.model == same
+    assert (dense.corpus, dense.tokenizer, dense.optimizer, dense.phases) == (
+        moe.corpus, moe.tokenizer, moe.optimizer, moe.phases,
+    )  # fmt: skip
+    assert msgspec.structs.replace(dense.run, workers=moe.run.workers) == moe.run
+
+
+def test_counts_are_those_of_the_tensors() -> None:
+    recipe = tiny()
+    params = initial_parameters(recipe.model, recipe.tokenizer.vocab_size, 0)
+    total = sum(tensor.numel() for name, tensor in params.items() if tensor.ndim >= 2)
+    assert parameter_counts(recipe)[0] == total
+
+
+def test_the_schedule_warms_up_and_ends_where_it_says() -> None:
+    table = tiny().optimizer
+    rates = [learning_rate(table, step, 50) for step in range(50)]
+    assert rates[0] == table.lr / 2
+    assert max(rates) == rates[1] == rates[2] == table.lr
+    assert rates[-1] == pytest.approx(table.lr * table.final_lr_frac)
+    assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
+
+
+def test_norm_scales_are_not_decayed() -> None:
+    recipe = tiny()
+    params = initial_parameters(recipe.model, 300, 0)
+    plain = make_adamw(params, recipe.optimizer).param_groups[1]
+    norms = {id(tensor) for name, tensor in params.items() if "norm" in name}
+    assert plain["weight_decay"] == 0.0
+    assert {id(tensor) for tensor in plain["params"]} == norms
+
+
+def test_balancing_pulls_a_skewed_router_level() -> None:
+    """A router whose logits favour expert 0: after updates by load alone, every expert has its share."""
+    draw = torch.Generator().manual_seed(0)
+    scores = (torch.randn(512, 8, generator=draw) + torch.tensor([3.0] + [0.0] * 7)).sigmoid()
+    bias = torch.zeros(8)
+
+    def load() -> torch.Tensor:
+        return torch.bincount((scores + bias).topk(2).indices.flatten(), minlength=8)
+
+    before = load().max() / load().float().mean()
+    for _ in range(300):
+        balance(bias, load(), 0.005)
+    assert before > 3
+    assert load().max() / load().float().mean() < 1.15

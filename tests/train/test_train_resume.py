@@ -1,0 +1,107 @@
+"""Runs: stopped and resumed ones make the same bytes, whatever the number of workers; signals save; folders are guarded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import tiny, write_library
+
+from ridgepoint.errors import TrainingError
+from ridgepoint.train import checkpoint
+from ridgepoint.train.checkpoint import checkpoint_paths, write_atomically
+from ridgepoint.train.loop import run
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    root = tmp_path / "lib"
+    root.mkdir()
+    return write_library(root)
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    tensors = load_file(checkpoint_paths(folder)[-1])
+    return {
+        name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items() if tensor.ndim
+    }
+
+
+def test_three_and_three_steps_are_six(tmp_path: Path, library: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(tiny(run={"workers": 1}), whole, root=library).finished
+    assert not run(tiny(), halves, root=library, stop_after=3).finished
+    assert run(tiny(), halves, root=library).finished
+    assert _bytes(whole) == _bytes(halves)
+
+
+def test_the_log_is_readable_and_the_loss_falls(tmp_path: Path, library: Path) -> None:
+    run(tiny(run={"steps": 30, "log_every_steps": 5, "evaluate_every_steps": 30}), tmp_path / "run", root=library)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "nats_per_token" in line]
+    assert [line["step"] for line in steps] == [5, 10, 15, 20, 25, 30]
+    assert steps[-1]["nats_per_token"] < steps[0]["nats_per_token"] - 0.5
+    assert [line["event"] for line in lines if "event" in line] == ["start", "held_out", "finished"]
+
+
+def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path: Path, library: Path) -> None:
+    """SIGTERM in the middle of a long run: it saves, says so, and the run goes on to the same bytes."""
+    script = (
+        "import sys; from pathlib import Path; from tiny_recipe import tiny; from ridgepoint.train.loop import run;"
+        "print(run(tiny(run={'steps': 400, 'log_every_steps': 1}), Path(sys.argv[1]), root=Path(sys.argv[2])).step)"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run"), str(library)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, talk = process.communicate(timeout=60)
+    assert process.returncode == 0, talk
+    stopped = int(out)
+    assert 3 <= stopped < 400
+    assert "stopped" in talk
+    recipe = tiny(run={"steps": 400, "log_every_steps": 1})
+    assert run(recipe, tmp_path / "run", root=library, stop_after=stopped + 2).step == stopped + 2
+    assert run(recipe, tmp_path / "whole", root=library, stop_after=stopped + 2).step == stopped + 2
+    assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
+
+
+def test_a_folder_belongs_to_one_recipe_and_one_corpus(tmp_path: Path, library: Path) -> None:
+    run(tiny(), tmp_path / "run", root=library, stop_after=1)
+    with pytest.raises(TrainingError, match="recipe_sha256"):
+        run(tiny(optimizer={"lr": 1e-3}), tmp_path / "run", root=library)
+    (library / "abc.py").write_text("# another\n")
+    with pytest.raises(TrainingError, match="corpus_sha256"):
+        run(tiny(), tmp_path / "run", root=library)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step-00000001.safetensors"
+    write_atomically({"x": torch.ones(3)}, {}, path)
+
+    def full(*arguments: object) -> None:
+        Path(str(arguments[1])).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically({"x": torch.zeros(3)}, {}, path)
+    assert torch.equal(load_file(path)["x"], torch.ones(3))
+    assert checkpoint_paths(tmp_path) == [path]
+
+
+def test_divergence_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, library: Path) -> None:
+    with pytest.raises(TrainingError, match="diverged"):
+        run(tiny(run={"steps": 40}, optimizer={"lr": 1e30, "warmup_steps": 1}), tmp_path / "run", root=library)
