@@ -65,9 +65,11 @@ def test_transformers_and_the_decoder_agree_with_training(tmp_path: Path) -> Non
     with torch.no_grad():
         _close(decoder(ids.flatten(), CausalContext(2, 40)), want)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert words.decode(words("def f(self):\n    return")["input_ids"]) == "def f(self):\n    return"
-    assert words.eos_token_id == 0
-    assert words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False) == "def f"
+    prompt = words("def f(self):\n    return")["input_ids"]
+    assert prompt[0] == words.bos_token_id == words.eos_token_id == 0  # a prompt is the beginning of a file
+    assert words.decode(prompt, skip_special_tokens=True) == "def f(self):\n    return"
+    chat = words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False)
+    assert chat == "<|endoftext|>def f"
 
 
 def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
