@@ -73,9 +73,9 @@ class Piece:
 
 @dataclass(kw_only=True)
 class Timing:
-    """Seconds on the monotonic clock, for metrics."""
+    """Seconds on the monotonic clock, for metrics. `arrived_s` is when the request's body was read."""
 
-    submitted_s: float
+    arrived_s: float
     first_s: float | None = None
     last_s: float | None = None
     token_gaps_s: list[float] = field(default_factory=list)
@@ -85,13 +85,13 @@ class Timing:
 class Generation:
     """A submitted sequence: iterate its pieces, or `aclose` it. Counts are those of the engine so far."""
 
-    def __init__(self, engine: Engine, tokens: TokenBytes, wanted: Wanted) -> None:
+    def __init__(self, engine: Engine, tokens: TokenBytes, wanted: Wanted, arrived_s: float) -> None:
         """Submits at once; raises what `engine.submit` raises."""
         self.wanted = wanted
         self.num_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: str | None = None
-        self.timing = Timing(submitted_s=time.monotonic())
+        self.timing = Timing(arrived_s=arrived_s)
         params = wanted.params
         self._scores_only = params.max_tokens == 0
         if self._scores_only:  # the engine always samples once; that token is not shown

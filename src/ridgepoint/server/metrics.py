@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Metrics:
 
     def __init__(self, model_name: str) -> None:
         self._model = model_name
+        disable_created_metrics()  # a second series per counter that no dashboard reads
         self._registry = CollectorRegistry()
         self._finish_times_s: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", _SECONDS)
@@ -59,8 +60,8 @@ class Metrics:
         self._finish_times_s.append(now_s)
         if timing.first_s is None or timing.last_s is None:
             return
-        self._ttft.observe(timing.first_s - timing.submitted_s)
-        self._e2e.observe(timing.last_s - timing.submitted_s)
+        self._ttft.observe(timing.first_s - timing.arrived_s)
+        self._e2e.observe(timing.last_s - timing.arrived_s)
         if timing.queue_s is not None:
             self._queue.observe(timing.queue_s)
         for gap_s in timing.token_gaps_s:

@@ -59,6 +59,10 @@ def model_card(
         f"- Corpus SHA-256 `{provenance.corpus_sha256}`; recipe SHA-256 `{provenance.recipe_sha256}`.",
         f"- Made by `ridgepoint train recipes/{recipe.name.removesuffix('-moe')}.toml`.",
     ]
+    if storage == "int8":
+        lines += [
+            "- For `transformers`: `python -m ridgepoint.train.plain THIS_FOLDER OUT` writes it in plain bfloat16."
+        ]
     if evaluation:
         lines += ["", "| bits per byte, held-out modules | |", "| --- | --- |"]
         lines += [f"| {what} | {value:.3f} |" for what, value in evaluation.items()]
