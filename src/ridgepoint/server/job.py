@@ -94,7 +94,7 @@ class Job:
         self._closed = True
         for generation in self.generations:
             await generation.aclose()
-            self.service.metrics.observe(generation)
+            self.service.metrics.ended(generation)
 
 
 def event(reply: msgspec.Struct) -> bytes:

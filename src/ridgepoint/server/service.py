@@ -85,7 +85,7 @@ class Service:
                 " asked for",
                 self.metrics.retry_after_s(num_ahead),
             )
-        return [Generation(self.engine, self.tokenizer.tokens, one, arrived_s) for one in wanted]
+        return [Generation(self.engine, self.tokenizer.tokens, one, arrived_s, self.metrics) for one in wanted]
 
 
 class Keyring:
