@@ -23,12 +23,26 @@ LAYOUT = Layout(tp=8, ep=8)
 
 
 def hold(prob: float = 0.5, context: int = 16_000, mean: float | None = 60.0, layout: Layout = LAYOUT) -> HoldPlan:
-    return plan_hold(SPEC, CHIP, layout, Precision.named("fp8"), SERVING, tiers_of(CHIP), context_tokens=context, reuse_prob=prob, mean_pause_s=mean)
+    return plan_hold(
+        SPEC,
+        CHIP,
+        layout,
+        Precision.named("fp8"),
+        SERVING,
+        tiers_of(CHIP),
+        context_tokens=context,
+        reuse_prob=prob,
+        mean_pause_s=mean,
+    )
 
 
 def cost(plan: HoldPlan, way_id: str, pause_s: float) -> float:
     way = next(way for way in plan.ways if way.id == way_id)
-    return way.estimate_write_usd.middle + plan.reuse_prob * way.estimate_resume_usd.middle + way.estimate_rate_usd_per_s.middle * pause_s
+    return (
+        way.estimate_write_usd.middle
+        + plan.reuse_prob * way.estimate_resume_usd.middle
+        + way.estimate_rate_usd_per_s.middle * pause_s
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,7 +73,11 @@ def test_breakeven_grows_with_reuse_and_falls_with_the_price_of_holding() -> Non
         assert a.breakeven_vs_recompute_s is not None and b.breakeven_vs_recompute_s is not None
         assert a.breakeven_vs_recompute_s.middle <= b.breakeven_vs_recompute_s.middle
     by_id = {way.id: way for way in high.ways}
-    assert by_id["hbm"].breakeven_vs_recompute_s.high < by_id["ddr"].breakeven_vs_recompute_s.high < by_id["flash"].breakeven_vs_recompute_s.high  # type: ignore[union-attr]
+    assert (
+        by_id["hbm"].breakeven_vs_recompute_s.high
+        < by_id["ddr"].breakeven_vs_recompute_s.high
+        < by_id["flash"].breakeven_vs_recompute_s.high
+    )  # type: ignore[union-attr]
 
 
 def test_hbm_breakeven_is_the_formula() -> None:

@@ -23,11 +23,34 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("plan", "gpt-oss-120b", "--hardware", "h200:2", "--precision", "mxfp4", "--users", "64", "--tpot-ms", "50", "--json"),
+        (
+            "plan",
+            "gpt-oss-120b",
+            "--hardware",
+            "h200:2",
+            "--precision",
+            "mxfp4",
+            "--users",
+            "64",
+            "--tpot-ms",
+            "50",
+            "--json",
+        ),
         ("plan", "gpt-oss-120b", "--hardware", "h200:1", "--users", "9999", "--json", "--explain"),
         ("numbers", "--json"),
         ("kv-hold", "deepseek-v3", "--hardware", "h200", "--mean-pause-s", "30", "--json"),
-        ("prices", "--input-usd", "2", "--output-usd", "12", "--long-threshold", "200000", "--long-output-usd", "18", "--json"),
+        (
+            "prices",
+            "--input-usd",
+            "2",
+            "--output-usd",
+            "12",
+            "--long-threshold",
+            "200000",
+            "--long-output-usd",
+            "18",
+            "--json",
+        ),
     ],
 )
 def test_json_is_data_on_stdout_alone(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
@@ -78,10 +101,12 @@ def test_custom_hardware_with_no_bandwidth_is_refused(capsys: pytest.CaptureFixt
 
 def test_custom_hardware_is_planned_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text("[mine]\nmemory_bytes = 2e11\nmemory_bytes_per_s = 4e12\nflops_per_s_bf16 = 1e15\nusd_per_hour_low = 1\nusd_per_hour_high = 2\n")
-    code, out, _ = run(capsys, "plan", "gpt-oss-120b", "--hardware", f"{file}:1", "--users", "16", "--json")
+    file.write_text(
+        "[mine]\nmemory_bytes = 2e11\nmemory_bytes_per_s = 4e12\nflops_per_s_bf16 = 1e15\nusd_per_hour_low = 1\nusd_per_hour_high = 2\n"
+    )
+    code, out, _ = run(capsys, "plan", "gpt-oss-120b", "--hardware", f"{file}:1", "--users", "16", "--rent", "mine=1.5", "--json")
     found = json.loads(out)
-    assert code == 0 and found["choice"]["decode"]["hardware"] == "mine"
+    assert code == 0 and found["choice"]["decode"]["hardware"] == "mine" and found["choice"]["figures"]["usd_per_hour"]["high"] == 1.5
     assert found["choice"]["figures"]["watts"]["middle"] is None  # unknown stays unknown
 
 

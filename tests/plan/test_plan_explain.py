@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,7 +31,14 @@ def test_roofs_and_terms_add_up(answered: Plan) -> None:
     found = explain(answered.question, row)
     assert sum(found.roof_frac.values()) == pytest.approx(1.0)
     pool = answered.question.pools[int(row["d_pool"])]
-    step = step_cost(answered.question.model.spec, pool.chip, decode_layout(row), pool.precision, StepBatch.decode(row["batch"], 2200.0), pool.calibration)
+    step = step_cost(
+        answered.question.model.spec,
+        pool.chip,
+        decode_layout(row),
+        pool.precision,
+        StepBatch.decode(row["batch"], 2200.0),
+        pool.calibration,
+    )
     assert sum(found.term_s.values()) == pytest.approx(float(step.estimate_s))
     assert found.binds == max(found.roof_frac, key=lambda name: found.roof_frac[name])
     for point in found.curve:
@@ -40,7 +48,7 @@ def test_roofs_and_terms_add_up(answered: Plan) -> None:
 def test_cost_falls_with_batch_and_compute_takes_over_at_the_ridge(answered: Plan) -> None:
     found = explain(answered.question, answered.choice.chosen)
     cost = [point.estimate_usd_per_mtok for point in found.curve]
-    assert all(b < a * 1.02 for a, b in zip(cost, cost[1:], strict=False))
+    assert all(b < a * 1.02 for a, b in pairwise(cost))
     assert found.ridge_batch is not None
     for point in found.curve:
         weights_lead = point.roof_s["weights"] > point.roof_s["compute"]
@@ -59,7 +67,8 @@ def test_elasticities_are_what_a_better_chip_does(answered: Plan) -> None:
     faster = replace(pool.chip, spec_memory_bytes_per_s=1.1 * (pool.chip.spec_memory_bytes_per_s or 0))
     batch = StepBatch.decode(row["batch"], 2200.0)
     before, after = (
-        float(step_cost(asked.model.spec, chip, decode_layout(row), pool.precision, batch, pool.calibration).estimate_s) for chip in (pool.chip, faster)
+        float(step_cost(asked.model.spec, chip, decode_layout(row), pool.precision, batch, pool.calibration).estimate_s)
+        for chip in (pool.chip, faster)
     )
     assert found["memory bandwidth"] == pytest.approx(np.log(before / after) / np.log(1.1))
     assert all(-1e-9 <= value <= 1 for value in found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from ridgepoint.plan.workload import Goal, Workload
 
 def answer(goal: Goal, *pools: str, work: Workload | None = None) -> Plan:
     found = tuple(parse_pool(name, "fp8") for name in pools)
-    return plan(Question(model=named_model("deepseek-v3"), pools=found, workload=work or Workload(users=400), goal=goal))
+    return plan(
+        Question(model=named_model("deepseek-v3"), pools=found, workload=work or Workload(users=400), goal=goal)
+    )
 
 
 PLANS = {
@@ -59,7 +62,17 @@ def test_schema_is_plain_json_with_ordered_intervals(made: tuple[Plan, dict[str,
 
 def test_a_server_can_read_its_settings(made: tuple[Plan, dict[str, Any]]) -> None:
     serve = made[1]["choice"]["serve"]
-    assert set(serve) == {"tp", "dp_attention", "ep", "pp", "precision", "max_sequences", "chunk_tokens", "step_interval_s", "draft_tokens"}
+    assert set(serve) == {
+        "tp",
+        "dp_attention",
+        "ep",
+        "pp",
+        "precision",
+        "max_sequences",
+        "chunk_tokens",
+        "step_interval_s",
+        "draft_tokens",
+    }
     assert serve["max_sequences"] >= 1 and serve["chunk_tokens"] >= 1 and serve["step_interval_s"] > 0
 
 
@@ -67,7 +80,15 @@ def test_tables_say_what_failed(made: tuple[Plan, dict[str, Any]]) -> None:
     out = io.StringIO()
     render(made[1], Console(file=out, width=160), wide=True)
     text = out.getvalue()
-    for part in ("deepseek-v3", "what binds a decode step", "ridge batch B*", "next dollar", "KV of a pause", "more stages do not shrink KV", "Assumptions"):
+    for part in (
+        "deepseek-v3",
+        "what binds a decode step",
+        "ridge batch B*",
+        "next dollar",
+        "KV of a pause",
+        "more stages do not shrink KV",
+        "Assumptions",
+    ):
         assert part in text
     assert ("fails:" in text) == (not made[1]["feasible"])
     if not made[1]["feasible"]:
@@ -97,6 +118,17 @@ def test_pool_chart_says_when_there_is_nothing_to_choose() -> None:
     from ridgepoint.plan.charts import charts
 
     pools = (parse_pool("h200:1", "mxfp4"),)
-    found = plan(Question(model=named_model("gpt-oss-120b"), pools=pools, workload=Workload(users=8), goal=Goal(), disaggregate=False))
+    found = plan(
+        Question(
+            model=named_model("gpt-oss-120b"), pools=pools, workload=Workload(users=8), goal=Goal(), disaggregate=False
+        )
+    )
     last = charts(found, report(found))[-1]
     assert last.figure is None and "share" in last.empty
+
+
+def test_every_field_of_the_schema_is_documented(made: tuple[Plan, dict[str, Any]]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
+    for name in [*made[1], *made[1]["choice"]["serve"], *made[1]["explain"]]:
+        if name not in ("memory_bytes", "memory_usable_bytes", "prefill_memory_bytes", "prefill_memory_usable_bytes"):
+            assert f"`{name}`" in text, name

@@ -46,7 +46,9 @@ def test_crossover_at_200k_means_about_two_kilobytes_a_token() -> None:
 
 def test_crossover_formula_is_exact_when_nothing_is_unknown() -> None:
     fixed = {name: Assumption(name=name, low=1.0, high=1.0, unit=a.unit, why="test") for name, a in TABLE.items()}
-    fixed["long_context_over_threshold"] = Assumption(name="long_context_over_threshold", low=2.0, high=2.0, unit="", why="test")
+    fixed["long_context_over_threshold"] = Assumption(
+        name="long_context_over_threshold", low=2.0, high=2.0, unit="", why="test"
+    )
     fixed["ridge"] = Assumption(name="ridge", low=600.0, high=600.0, unit="FLOP/B", why="test")
     found = named(infer_from_price(price(), fixed, (), active_params=HUNDRED_BILLION), "KV bytes per token (crossover)")
     assert found.low == pytest.approx(2e11 / 600 / 200_000) == pytest.approx(found.high)
@@ -55,7 +57,13 @@ def test_crossover_formula_is_exact_when_nothing_is_unknown() -> None:
 
 def test_the_margin_cancels_from_ratios_but_not_from_sizes() -> None:
     once = infer_from_price(price(), TABLE, ())
-    doubled = price(input_usd_per_mtok=4.0, output_usd_per_mtok=24.0, cached_input_usd_per_mtok=0.4, long_input_usd_per_mtok=8.0, long_output_usd_per_mtok=36.0)
+    doubled = price(
+        input_usd_per_mtok=4.0,
+        output_usd_per_mtok=24.0,
+        cached_input_usd_per_mtok=0.4,
+        long_input_usd_per_mtok=8.0,
+        long_output_usd_per_mtok=36.0,
+    )
     twice = infer_from_price(doubled, TABLE, ())
     assert named(twice, "chip-seconds").middle == pytest.approx(named(once, "chip-seconds").middle)
     assert named(twice, "cost of a cache hit").middle == pytest.approx(named(once, "cost of a cache hit").middle)
@@ -63,8 +71,15 @@ def test_the_margin_cancels_from_ratios_but_not_from_sizes() -> None:
 
 
 def test_output_over_input_bounds_decode_utilisation() -> None:
-    found = named(infer_from_price(price(output_usd_per_mtok=10.0, long_output_usd_per_mtok=15.0), TABLE, ()), "FLOP utilisation")
-    assert TABLE["prefill_flops_frac"].low / 5 * 0.7 <= found.low < found.high <= TABLE["prefill_flops_frac"].high / 5 * 1.4
+    found = named(
+        infer_from_price(price(output_usd_per_mtok=10.0, long_output_usd_per_mtok=15.0), TABLE, ()), "FLOP utilisation"
+    )
+    assert (
+        TABLE["prefill_flops_frac"].low / 5 * 0.7
+        <= found.low
+        < found.high
+        <= TABLE["prefill_flops_frac"].high / 5 * 1.4
+    )
 
 
 def test_stated_parameters_turn_the_first_argument_into_a_margin() -> None:
@@ -88,7 +103,10 @@ def test_storage_comes_from_the_hour_minus_five_minutes() -> None:
     one = Assumption(name="margin", low=1.0, high=1.0, unit="x", why="test")
     result = infer_from_price(written, TABLE | {"margin": one}, tiers_of(CHIPS[0]))
     assert named(result, "keeping one million").middle == pytest.approx(2.25 / (55 / 60))
-    hbm, flash = named(result, "KV bytes per token if held in memory"), named(result, "KV bytes per token if held in local")
+    hbm, flash = (
+        named(result, "KV bytes per token if held in memory"),
+        named(result, "KV bytes per token if held in local"),
+    )
     assert hbm.middle < flash.middle  # a cheaper tier's price would pay for more bytes
     assert {hbm.bound, flash.bound} == {"upper"}
     hourly = infer_from_price(price(cache_storage_usd_per_mtok_hour=4.5), TABLE | {"margin": one}, tiers_of(CHIPS[0]))
@@ -98,7 +116,11 @@ def test_storage_comes_from_the_hour_minus_five_minutes() -> None:
 def test_what_cannot_be_inferred_is_said() -> None:
     plain = ListPrice(vendor="v", model="m", input_usd_per_mtok=1.0, output_usd_per_mtok=5.0)
     result = infer_from_price(plain, TABLE, ())
-    assert [line.split(":")[0] for line in result.not_inferred] == ["KV bytes per token from the crossover", "cache-hit cost share", "cached-token storage"]
+    assert [line.split(":")[0] for line in result.not_inferred] == [
+        "KV bytes per token from the crossover",
+        "cache-hit cost share",
+        "cached-token storage",
+    ]
 
 
 def test_a_tier_that_cannot_pay_for_the_crossover_is_named() -> None:
@@ -116,7 +138,10 @@ def test_relative_sizes_within_a_vendor() -> None:
 
 
 def test_intervals_are_deterministic_and_hold_their_share() -> None:
-    table = [Assumption(name="a", low=1.0, high=4.0, unit="", why=""), Assumption(name="b", low=1.0, high=2.0, unit="", why="")]
+    table = [
+        Assumption(name="a", low=1.0, high=4.0, unit="", why=""),
+        Assumption(name="b", low=1.0, high=2.0, unit="", why=""),
+    ]
     one = infer("x", "", "", "", table, lambda a, b: a * b)
     assert one == infer("x", "", "", "", table, lambda a, b: a * b)
     drawn = sample(table)
@@ -131,7 +156,15 @@ def test_bad_ranges_are_refused(text: str) -> None:
         parse_range("margin", text, "x")
 
 
-@pytest.mark.parametrize("changes", [{"input_usd_per_mtok": 0.0}, {"output_usd_per_mtok": -1.0}, {"long_threshold_tokens": None}, {"cached_input_usd_per_mtok": -0.1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_usd_per_mtok": 0.0},
+        {"output_usd_per_mtok": -1.0},
+        {"long_threshold_tokens": None},
+        {"cached_input_usd_per_mtok": -0.1},
+    ],
+)
 def test_bad_prices_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         price(**changes)

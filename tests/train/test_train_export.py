@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from tiny_recipe import tiny, toml_text, write_library
 from typer.testing import CliRunner
 
+from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.export import export, quantise_rows
 from ridgepoint.train.network import Network, initial_biases, initial_parameters
+from ridgepoint.train.plain import write_plain
 from ridgepoint.train.pointwise import Pointwise
 from ridgepoint.train.vocabulary import train_tokenizer
 
@@ -63,9 +65,11 @@ def test_transformers_and_the_decoder_agree_with_training(tmp_path: Path) -> Non
     with torch.no_grad():
         _close(decoder(ids.flatten(), CausalContext(2, 40)), want)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert words.decode(words("def f(self):\n    return")["input_ids"]) == "def f(self):\n    return"
-    assert words.eos_token_id == 0
-    assert words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False) == "def f"
+    prompt = words("def f(self):\n    return")["input_ids"]
+    assert prompt[0] == words.bos_token_id == words.eos_token_id == 0  # a prompt is the beginning of a file
+    assert words.decode(prompt, skip_special_tokens=True) == "def f(self):\n    return"
+    chat = words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False)
+    assert chat == "<|endoftext|>def f"
 
 
 def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
@@ -90,9 +94,22 @@ def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
     assert float((want.exp() * (want - got)).sum(-1).mean()) < 0.01  # nats of KL; routing may flip near ties
 
 
+def test_a_plain_copy_of_int8_reads_the_same(tmp_path: Path) -> None:
+    params, biases = _weights()
+    small, plain = tmp_path / "small", tmp_path / "plain"
+    export(small, model=MODEL, params=params, biases=biases, tokenizer=TOKENIZER, storage="int8", card="# tiny\n")
+    write_plain(small, plain)
+    one, two = (load(folder, torch.bfloat16).state_dict() for folder in (small, plain))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(CheckpointError, match="not quantised"):
+        write_plain(plain, tmp_path / "again")
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     weight, scale = quantise_rows(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
-    assert torch.equal(weight, torch.tensor([[0, 0], [64, -127]], dtype=torch.int8)) or weight[1, 1] == -127
+    assert torch.equal(weight[0], torch.zeros(2, dtype=torch.int8))
+    assert weight[1, 1] == -127
     assert torch.isfinite(scale.float()).all()
 
 
@@ -122,4 +139,10 @@ def test_the_command_trains_exports_and_says_where(tmp_path: Path, monkeypatch: 
         folder = Path(facts["exported"][name])
         assert load(folder, torch.bfloat16).spec.vocab_size == 300
         assert "Held out" in (folder / "README.md").read_text()
-    assert CliRunner().invoke(app, [*common, "--export-only"]).exit_code == 0
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"rows": {"shipped int8": {"bits_per_byte": 1.25}}}))
+    assert CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)]).exit_code == 0
+    assert "| shipped int8 | 1.250 |" in (tmp_path / "run" / "int8" / "README.md").read_text()
+    figures.write_text("{}")
+    broken = CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)])
+    assert isinstance(broken.exception, ConfigError)

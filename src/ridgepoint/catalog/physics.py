@@ -34,5 +34,7 @@ def constants() -> dict[str, Constant]:
         low, high = row[key]
         if not 0 < low <= high:
             raise CatalogError(f"physics.toml: {row['id']} needs 0 < low <= high, got {low:g} to {high:g}")
-        found[row["id"]] = Constant(id=row["id"], what=row["what"], low=low, high=high, unit=_UNITS[key], source=row["source"])
+        found[row["id"]] = Constant(
+            id=row["id"], what=row["what"], low=low, high=high, unit=_UNITS[key], source=row["source"]
+        )
     return found

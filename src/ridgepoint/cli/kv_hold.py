@@ -28,7 +28,8 @@ def kv_hold(
     context: Annotated[int, typer.Option(help="Tokens of the paused conversation.")] = 8192,
     reuse_prob: Annotated[float, typer.Option(help="Probability that the request ever comes back.")] = 0.5,
     mean_pause_s: Annotated[
-        float | None, typer.Option(help="Mean pause of those that come back, seconds; gives the best time-to-live per tier.")
+        float | None,
+        typer.Option(help="Mean pause of those that come back, seconds; gives the best time-to-live per tier."),
     ] = None,
     precision: Annotated[str, typer.Option(help="Number-format recipe.")] = "fp8",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.kv-hold/1).")] = False,
@@ -44,10 +45,24 @@ def kv_hold(
     named, chip, recipe = named_model(model), accelerator(hardware), Precision.named(precision)
     layout = smallest_layout(named.spec, chip, recipe)
     plan = plan_hold(
-        named.spec, chip, layout, recipe, calibration_for(chip, "serving"), tiers_of(chip), context_tokens=context, reuse_prob=reuse_prob, mean_pause_s=mean_pause_s
+        named.spec,
+        chip,
+        layout,
+        recipe,
+        calibration_for(chip, "serving"),
+        tiers_of(chip),
+        context_tokens=context,
+        reuse_prob=reuse_prob,
+        mean_pause_s=mean_pause_s,
     )
     if json_:
-        head = {"schema": SCHEMA, "model": named.name, "hardware": chip.id, "precision": precision, "layout": layout.describe()}
+        head = {
+            "schema": SCHEMA,
+            "model": named.name,
+            "hardware": chip.id,
+            "precision": precision,
+            "layout": layout.describe(),
+        }
         print(json.dumps({**head, **asdict(plan)}, indent=2))
     else:
         _show(f"{named.name} on {layout.chips} x {chip.name}, {precision}", plan)
@@ -92,7 +107,10 @@ def _show(title: str, plan: HoldPlan) -> None:
     parts = []
     for index, (start, ident) in enumerate(plan.cheapest):
         last = index + 1 == len(plan.cheapest)
-        parts.append(f"{names[ident]} " + (f"from {duration(start)} on" if last else f"up to {duration(plan.cheapest[index + 1][0])}"))
+        parts.append(
+            f"{names[ident]} "
+            + (f"from {duration(start)} on" if last else f"up to {duration(plan.cheapest[index + 1][0])}")
+        )
     out.print("Cheapest by length of pause: " + "; ".join(parts), highlight=False, soft_wrap=True)
     if plan.reuse_prob == 0:
         out.print("[yellow]With no chance of reuse every hold loses money: drop it.[/yellow]")

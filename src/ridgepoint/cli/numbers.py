@@ -10,6 +10,7 @@ import typer
 
 SCHEMA = "ridgepoint.numbers/1"
 CHIPS = ("v100", "a100", "h100", "h200", "b200", "gb200", "mi300x", "tpu-v6e")
+FLOOR_CHIPS = ("h100", "gb200")  # of the floors, unless hardware is named
 MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3")
 
 
@@ -33,7 +34,8 @@ def numbers(
     from ridgepoint.plan.named import named_model
     from ridgepoint.plan.numbers import numbers as table_of
 
-    rows = table_of([accelerator(name) for name in hardware or CHIPS], [named_model(name) for name in model or MODELS])
+    chips, models = [accelerator(name) for name in hardware or CHIPS], [named_model(name) for name in model or MODELS]
+    rows = table_of(chips, models, floor_chips=chips if hardware else [accelerator(name) for name in FLOOR_CHIPS])
     if section is not None:
         known = list(dict.fromkeys(row.section for row in rows))
         rows = [row for row in rows if section in row.section]

@@ -25,13 +25,24 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     model: Annotated[str | None, typer.Argument(help="Catalogue name, or the path of a config.json.")] = None,
-    hardware: Annotated[list[str] | None, typer.Option(help="NAME or NAME:COUNT or a .toml file, for prefill and decode. Repeatable.")] = None,
-    prefill_hardware: Annotated[list[str] | None, typer.Option(help="Hardware that may only prefill. Repeatable.")] = None,
-    decode_hardware: Annotated[list[str] | None, typer.Option(help="Hardware that may only decode. Repeatable.")] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="Formats to consider: bf16, fp8, fp8_kv8, int8, int4, mxfp4, nvfp4, ...; HARDWARE=FORMAT for one chip. Repeatable.")
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:COUNT or a .toml file, for prefill and decode. Repeatable.")
     ] = None,
-    rent: Annotated[list[str] | None, typer.Option(help="USD per chip-hour: NAME=2.5, instead of the catalogue's range.")] = None,
+    prefill_hardware: Annotated[
+        list[str] | None, typer.Option(help="Hardware that may only prefill. Repeatable.")
+    ] = None,
+    decode_hardware: Annotated[
+        list[str] | None, typer.Option(help="Hardware that may only decode. Repeatable.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Formats to consider: bf16, fp8, fp8_kv8, int8, int4, mxfp4, nvfp4, ...; HARDWARE=FORMAT for one chip. Repeatable."
+        ),
+    ] = None,
+    rent: Annotated[
+        list[str] | None, typer.Option(help="USD per chip-hour: NAME=2.5, instead of the catalogue's range.")
+    ] = None,
     users: Annotated[int | None, typer.Option(help="Requests in flight at once.")] = None,
     requests_per_s: Annotated[float | None, typer.Option(help="Arrival rate, instead of --users.")] = None,
     input_tokens: Annotated[int, typer.Option(help="Mean prompt.")] = 2000,
@@ -46,19 +57,30 @@ def plan(
     reuse_prob: Annotated[float, typer.Option(help="Probability that a conversation continues.")] = 0.5,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal: mean time to first token at most.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal: time per written token at most.")] = None,
-    usd_per_mtok: Annotated[float | None, typer.Option(help="Goal: USD per million written tokens, all in, at most.")] = None,
+    usd_per_mtok: Annotated[
+        float | None, typer.Option(help="Goal: USD per million written tokens, all in, at most.")
+    ] = None,
     watts: Annotated[float | None, typer.Option(help="Goal: accelerator power at most.")] = None,
     chips: Annotated[int | None, typer.Option(help="Goal: chips at most.")] = None,
     context: Annotated[int | None, typer.Option(help="Goal: longest request that must fit, tokens.")] = None,
     minimise: Annotated[str, typer.Option(help="usd, watts, chips, tpot or ttft.")] = "usd",
-    confidence: Annotated[float, typer.Option(help="Probability with which limits must hold; 0.5 compares middle estimates.")] = 0.9,
-    engine: Annotated[str, typer.Option(help="Calibration of the serving engine: serving, before-fit, roofline, ...")] = "serving",
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which limits must hold; 0.5 compares middle estimates.")
+    ] = 0.9,
+    engine: Annotated[
+        str, typer.Option(help="Calibration of the serving engine: serving, before-fit, roofline, ...")
+    ] = "serving",
     disaggregate: Annotated[bool, typer.Option(help="Also consider separate prefill and decode pools.")] = True,
-    explain: Annotated[bool, typer.Option("--explain", help="Also: roofs by batch, terms, rack boundary, old accelerators, assumptions.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also: roofs by batch, terms, rack boundary, old accelerators, assumptions."),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.plan/1).")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a self-contained page with charts.")] = None,
     example: Annotated[str | None, typer.Option(help="Run a worked example by name, or `all`.")] = None,
-    write: Annotated[Path | None, typer.Option(help="With --example: write the pages (Markdown) into this folder.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="With --example: write the pages (Markdown) into this folder.")
+    ] = None,
 ) -> None:
     from ridgepoint.plan.search import Question
     from ridgepoint.plan.workload import Goal, Workload
@@ -93,7 +115,16 @@ def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
 
 
-def _pools(both: list[str], prefill: list[str], decode: list[str], precision: list[str], rent: list[str], model: str, engine: str) -> tuple[Pool, ...]:
+def _pools(
+    both: list[str],
+    prefill: list[str],
+    decode: list[str],
+    precision: list[str],
+    rent: list[str],
+    model: str,
+    engine: str,
+) -> tuple[Pool, ...]:
+    from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.plan.pools import default_precision, parse_pool
 
     rents = {name: _number("--rent", name, value) for name, value in (_pair("--rent", text) for text in rent)}
@@ -108,9 +139,10 @@ def _pools(both: list[str], prefill: list[str], decode: list[str], precision: li
     for role, texts in (("any", both), ("prefill", prefill), ("decode", decode)):
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
-            recipes = formats.get(name) or formats.get("") or [default_precision(model, name)]
+            recipes = formats.get(name) or formats.get(accelerator(name).id) or formats.get("") or [default_precision(model, name)]
             pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
-    unused = (set(rents) | set(formats)) - {""} - {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
+    named = {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
+    unused = (set(rents) | set(formats)) - {""} - named - {pool.chip.id for pool in pools}
     if unused:
         raise ConfigError(f"{min(unused)!r} is named by --rent or --precision but is not among the hardware")
     return tuple(pools)

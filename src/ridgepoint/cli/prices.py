@@ -28,26 +28,42 @@ def register(app: typer.Typer) -> None:
 
 
 def prices(
-    vendor: Annotated[str | None, typer.Argument(help="Vendor in the genai-prices list; leave out with --input-usd.")] = None,
-    model: Annotated[str | None, typer.Argument(help="Model of that vendor; without it, all its models are compared.")] = None,
-    input_usd: Annotated[float | None, typer.Option(help="USD per million input tokens, instead of a listed model.")] = None,
+    vendor: Annotated[
+        str | None, typer.Argument(help="Vendor in the genai-prices list; leave out with --input-usd.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model of that vendor; without it, all its models are compared.")
+    ] = None,
+    input_usd: Annotated[
+        float | None, typer.Option(help="USD per million input tokens, instead of a listed model.")
+    ] = None,
     output_usd: Annotated[float | None, typer.Option(help="USD per million output tokens.")] = None,
     cached_input_usd: Annotated[float | None, typer.Option(help="USD per million cached input tokens.")] = None,
-    cache_write_usd: Annotated[float | None, typer.Option(help="USD per million tokens written to the short cache.")] = None,
-    cache_write_1h_usd: Annotated[float | None, typer.Option(help="USD per million tokens written to the one-hour cache.")] = None,
+    cache_write_usd: Annotated[
+        float | None, typer.Option(help="USD per million tokens written to the short cache.")
+    ] = None,
+    cache_write_1h_usd: Annotated[
+        float | None, typer.Option(help="USD per million tokens written to the one-hour cache.")
+    ] = None,
     cache_storage_usd: Annotated[
         float | None, typer.Option(help="USD per million cached tokens per hour; may also be added to a listed model.")
     ] = None,
     long_threshold: Annotated[int | None, typer.Option(help="Tokens above which long-context prices hold.")] = None,
-    long_input_usd: Annotated[float | None, typer.Option(help="USD per million input tokens above the threshold.")] = None,
-    long_output_usd: Annotated[float | None, typer.Option(help="USD per million output tokens above the threshold.")] = None,
+    long_input_usd: Annotated[
+        float | None, typer.Option(help="USD per million input tokens above the threshold.")
+    ] = None,
+    long_output_usd: Annotated[
+        float | None, typer.Option(help="USD per million output tokens above the threshold.")
+    ] = None,
     active_params: Annotated[
         str | None, typer.Option(help="Active parameters if known (1e11 or 5e10:2e11); then the margin is inferred.")
     ] = None,
     hardware: Annotated[
         list[str] | None, typer.Option(help="Accelerators the vendor may run on (default: H100, H200, B200, GB200).")
     ] = None,
-    assume: Annotated[list[str] | None, typer.Option(help="Override an assumption: NAME=VALUE or NAME=LOW:HIGH.")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="Override an assumption: NAME=VALUE or NAME=LOW:HIGH.")
+    ] = None,
     at: Annotated[datetime | None, typer.Option(help="Moment whose prices hold, UTC (default: now).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.prices/1).")] = False,
 ) -> None:
@@ -111,7 +127,8 @@ def _as_json(result: PriceInferences) -> dict[str, Any]:
         "schema": SCHEMA,
         "price": asdict(result.price),
         "inferences": [
-            {**asdict(item), "provenance": item.provenance, "width_shares": dict(item.width_shares)} for item in result.inferences
+            {**asdict(item), "provenance": item.provenance, "width_shares": dict(item.width_shares)}
+            for item in result.inferences
         ],
         "not_inferred": list(result.not_inferred),
         "disagreements": list(result.disagreements),
@@ -141,7 +158,11 @@ def _show(result: PriceInferences) -> None:
     out.print("\n[bold]Assumptions[/bold]")
     seen = {item.name: item for inference in result.inferences for item in inference.assumptions}
     for assumption in seen.values():
-        ends = f"{assumption.low:.3g}" if assumption.low == assumption.high else f"{assumption.low:.3g} to {assumption.high:.3g}"
+        ends = (
+            f"{assumption.low:.3g}"
+            if assumption.low == assumption.high
+            else f"{assumption.low:.3g} to {assumption.high:.3g}"
+        )
         out.print(f"  {assumption.name} = {ends} {assumption.unit}: {assumption.why}", highlight=False, soft_wrap=True)
     for line in result.disagreements:
         out.print(f"[yellow]disagreement:[/yellow] {line}", highlight=False, soft_wrap=True)
@@ -165,7 +186,9 @@ def _price_line(price: ListPrice) -> str:
     if price.cached_input_usd_per_mtok is not None:
         parts.append(f"cached ${price.cached_input_usd_per_mtok:g}")
     if price.long_threshold_tokens:
-        long = [f"${x:g}" if x is not None else "-" for x in (price.long_input_usd_per_mtok, price.long_output_usd_per_mtok)]
+        long = [
+            f"${x:g}" if x is not None else "-" for x in (price.long_input_usd_per_mtok, price.long_output_usd_per_mtok)
+        ]
         parts.append(f"above {price.long_threshold_tokens:,} tokens {long[0]} / {long[1]}")
     return ", ".join(parts) + " per Mtok"
 
@@ -173,7 +196,10 @@ def _price_line(price: ListPrice) -> str:
 def _compare(vendor: str, sizes: list[tuple[ListPrice, float, float, float]], json_: bool) -> None:
     if json_:
         rows = [
-            {"price": asdict(row), "active_params_over_cheapest": {"low": low, "middle": middle, "high": high, "provenance": "estimate"}}
+            {
+                "price": asdict(row),
+                "active_params_over_cheapest": {"low": low, "middle": middle, "high": high, "provenance": "estimate"},
+            }
             for row, low, middle, high in sizes
         ]
         print(json.dumps({"schema": SCHEMA, "vendor": vendor, "models": rows}, indent=2))
@@ -181,14 +207,20 @@ def _compare(vendor: str, sizes: list[tuple[ListPrice, float, float, float]], js
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{vendor}: relative sizes from input prices", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title=f"{vendor}: relative sizes from input prices",
+        title_justify="left",
+    )
     for name in ("model", "in $/Mtok", "out", "out/in", "long above", "active params over the cheapest"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row, low, middle, high in sizes:
         long = f"{row.long_threshold_tokens:,}" if row.long_threshold_tokens else ""
         table.add_row(
             row.model, f"{row.input_usd_per_mtok:g}", f"{row.output_usd_per_mtok:g}", f"{row.output_over_input:.1f}", long,
-            f"{middle:.3g} ({low:.2g} to {high:.2g})",
+            f"{middle:.3g} ({low:.3g} to {high:.3g})",
         )  # fmt: skip
     Console().print(table)
 

@@ -70,7 +70,7 @@ def _rows(tokens: Num, ranks: Num) -> Num:
 
 
 def step_amounts(
-    spec: ModelSpec, layout: Layout, precision: Precision, batch: StepBatch, *, routing_skew: float = 1.0
+    spec: ModelSpec, layout: Layout, precision: Precision, batch: StepBatch, *, routing_skew: float = 1.0, small_tile: float = SMALL_TILE
 ) -> StepAmounts:
     shape = shape_of(spec)
     tokens = batch.tokens
@@ -83,7 +83,7 @@ def step_amounts(
     d_model = shape.d_model
     for kind in shape.kinds:
         _mixer(kernels, kind, batch, rows, layout, precision, d_model)
-        _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew)
+        _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew, small_tile)
         _exchange(collectives, kind, rows, layout, precision, d_model)
     head_rows = _rows(batch.logit_rows, ranks)
     head_bytes = bytes_per_value(precision.head)
@@ -163,6 +163,7 @@ def _feed_forward(
     precision: Precision,
     d_model: int,
     skew: float,
+    small_tile: float,
 ) -> None:
     weights, experts = bytes_per_value(precision.weights), bytes_per_value(precision.experts)
     if kind.dense:
@@ -182,7 +183,7 @@ def _feed_forward(
     pairs = stage_tokens * moe.top_k / layout.ep * busy
     per_pair = 2.0 * kind.expert_params / layout.moe_tp
     # A hit expert with r rows computes whole tiles: half a tile more than r on average.
-    tile = smallest(largest(pairs / largest(hit_on_rank, 1e-12), SMALL_TILE), LARGE_TILE)
+    tile = smallest(largest(pairs / largest(hit_on_rank, 1e-12), small_tile), LARGE_TILE)
     padded_pairs = pairs + 0.5 * tile * hit_on_rank
     out.append(
         Kernel(

@@ -46,6 +46,7 @@ class Calibration:
     bunching_frac: float = 1.0
     prefill_first_frac: float = 0.0
     routing_skew: float = 1.0
+    small_tile_rows: float = 8.0  # rows a kernel of one expert computes at least (1: a matrix-vector kernel)
     uncertainty: float = 0.0
     ttft_uncertainty: float = 0.0
 

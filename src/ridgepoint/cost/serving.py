@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.amounts import StepAmounts, step_amounts
+from ridgepoint.cost.amounts import SMALL_TILE, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
@@ -141,6 +141,7 @@ def serving_amounts(
     *,
     chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
+    small_tile: float = SMALL_TILE,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
@@ -166,11 +167,11 @@ def serving_amounts(
     return ServingAmounts(
         workload=workload,
         running=running,
-        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew),
+        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, small_tile=small_tile),
         mixed=step_amounts(
-            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew
+            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew, small_tile=small_tile
         ),
-        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew),
+        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew, small_tile=small_tile),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,
@@ -219,6 +220,7 @@ def closed_loop(
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""
     amounts = serving_amounts(
-        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew
+        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew,
+        small_tile=calibration.small_tile_rows,
     )
     return price_serving(amounts, hardware, calibration, energy=energy)

@@ -62,7 +62,9 @@ def rack_boundary(spec: ModelSpec, pool: Pool, *, batch: float, context: float) 
     )  # fmt: skip
 
 
-def pipeline_kv(spec: ModelSpec, pool: Pool, layout: Layout, *, stage_batch: float, context: float) -> tuple[StageRow, ...]:
+def pipeline_kv(
+    spec: ModelSpec, pool: Pool, layout: Layout, *, stage_batch: float, context: float
+) -> tuple[StageRow, ...]:
     """Weights and KV per chip for 1, 2, 4 and 8 stages, every stage kept busy with `stage_batch` sequences."""
     rows = []
     for pp in (1, 2, 4, 8):

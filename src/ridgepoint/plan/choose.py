@@ -70,7 +70,10 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
     """Per limit, the rows that keep it. An unknown value (power of a chip without TDP) keeps no limit on it."""
     with np.errstate(invalid="ignore"):
-        return {metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9) for metric, limit in limits(points, goal).items()}
+        return {
+            metric: upper(points, metric, goal.confidence) <= limit * (1 + 1e-9)
+            for metric, limit in limits(points, goal).items()
+        }
 
 
 def limits(points: Points, goal: Goal) -> dict[str, float]:
@@ -113,12 +116,17 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
     values = points[OBJECTIVE[goal.minimise]]
     if np.isnan(values).any():
         if np.isnan(values).all():
-            raise PlanError(f"cannot minimise {goal.minimise}: it is unknown for all this hardware", hint="state tdp_w in a hardware TOML file")
+            raise PlanError(
+                f"cannot minimise {goal.minimise}: it is unknown for all this hardware",
+                hint="state tdp_w in a hardware TOML file",
+            )
         values = np.where(np.isnan(values), np.inf, values)
     return values
 
 
-def _alternatives(points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]) -> tuple[dict[str, float], ...]:
+def _alternatives(
+    points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]
+) -> tuple[dict[str, float], ...]:
     keys = points["kind"][rows] * 1e6 + points["d_pool"][rows] * 1e3 + points["p_pool"][rows]
     best = [_least(points, objective, rows[keys == key]) for key in np.unique(keys)]
     return tuple(points.row(index) for index in sorted(best, key=lambda index: float(objective[index])))
@@ -145,14 +153,18 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
     return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.intp))]
 
 
+STOCK_WEIGHT = 4.0  # a limit may be talked about; chips that are not there cannot be rented from oneself
+
+
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
-    """The row that breaks fewest limits, of those the one whose worst relative excess is least; and the limits it breaks."""
+    """The row whose relative excesses over the limits, multiplied together, are least; and the limits it breaks."""
     excess = np.zeros(len(points))
-    broken = np.sum([~mask for mask in kept.values()], axis=0)
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
-        excess = np.maximum(excess, np.where(np.isnan(values), np.inf, np.log(np.maximum(values, 1e-30) / limit)))
-    best = int(np.lexsort((_objective(points, goal), excess, broken))[0])
+        excess += (STOCK_WEIGHT if metric == "supply" else 1.0) * np.where(
+            np.isnan(values), np.inf, np.maximum(0.0, np.log(np.maximum(values, 1e-30) / limit))
+        )
+    best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
@@ -166,13 +178,18 @@ def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
     )  # fmt: skip
 
 
-def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pools: Sequence[Pool]) -> tuple[Change, ...]:
+def what_would_change(
+    points: Points, goal: Goal, chosen: dict[str, float], pools: Sequence[Pool]
+) -> tuple[Change, ...]:
     """Changed limits, rents and confidence under which another family of deployment wins; only those that change it."""
     trials: list[tuple[str, Points, Goal]] = []
     for name in ("ttft_s", "tpot_s"):
         limit = getattr(goal, name)
         if limit is not None:
-            trials += [(f"{name.removesuffix('_s').upper()} limit x {k:g}", points, replace(goal, **{name: limit * k})) for k in (0.5, 2.0, 4.0)]
+            trials += [
+                (f"{name.removesuffix('_s').upper()} limit x {k:g}", points, replace(goal, **{name: limit * k}))
+                for k in (0.5, 2.0, 4.0)
+            ]
     if goal.confidence > 0.5:
         trials.append(("trusting the middle estimate (confidence 0.5)", points, replace(goal, confidence=0.5)))
     for objective in ("usd", "watts", "chips"):
@@ -183,7 +200,13 @@ def what_would_change(points: Points, goal: Goal, chosen: dict[str, float], pool
             low, middle, high = pool.usd_per_hour
             for name, rent in (("low", low), ("high", high)):
                 if abs(rent / middle - 1) > 0.02:
-                    trials.append((f"{pool.chip.id} at its {name} rent of {rent:.3g} USD/h", _reprice(points, index, rent / middle, pools), goal))
+                    trials.append(
+                        (
+                            f"{pool.chip.id} at its {name} rent of {rent:.3g} USD/h",
+                            _reprice(points, index, rent / middle, pools),
+                            goal,
+                        )
+                    )
     changes = []
     for what, table, asked in trials:
         rows = feasible_rows(table, keeps(table, asked))
@@ -200,7 +223,9 @@ def _reprice(points: Points, pool: int, factor: float, pools: Sequence[Pool]) ->
     rents = np.array([p.usd_per_hour[1] for p in pools])
     d_usd = points["d_chips"] * rents[points["d_pool"].astype(int)]
     p_usd = points["p_chips"] * rents[points["p_pool"].astype(int)]
-    new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(points["p_pool"] == pool, factor, 1.0)
+    new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(
+        points["p_pool"] == pool, factor, 1.0
+    )
     scale = new / (d_usd + p_usd)
     return points.replaced(
         usd_per_hour=points["usd_per_hour"] * scale,

@@ -91,7 +91,13 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
     pool, layout = question.pools[int(row["d_pool"])], decode_layout(row)
     step = _decode(spec, pool, layout, workload, row["batch"])
     prefill_pool, p_layout = question.pools[int(row["p_pool"])], prefill_layout(row)
-    prefill = _prefill(spec, prefill_pool, p_layout, workload, row["chunk"] if row["kind"] else row["chunk"] / (p_layout.dp_attention * p_layout.pp))
+    prefill = _prefill(
+        spec,
+        prefill_pool,
+        p_layout,
+        workload,
+        row["chunk"] if row["kind"] else row["chunk"] / (p_layout.dp_attention * p_layout.pp),
+    )
     curve = _curve(spec, pool, layout, workload)
     seconds = float(step.estimate_s)
     return Explanation(
@@ -105,7 +111,11 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
         roofline=(_roof_point("decode", pool, step), _roof_point("prefill", prefill_pool, prefill)),
         memory_bytes=_memory(spec, pool, layout, workload, row["batch"], row["batch"]),
         memory_usable_bytes=usable_bytes(pool.chip, layout),
-        prefill_memory_bytes=_memory(spec, prefill_pool, p_layout, workload, p_layout.dp_attention * p_layout.pp, row["chunk"]) if row["kind"] else {},
+        prefill_memory_bytes=_memory(
+            spec, prefill_pool, p_layout, workload, p_layout.dp_attention * p_layout.pp, row["chunk"]
+        )
+        if row["kind"]
+        else {},
         prefill_memory_usable_bytes=usable_bytes(prefill_pool.chip, p_layout),
     )
 
@@ -168,7 +178,9 @@ def _crossing(curve: Sequence[BatchPoint]) -> float | None:
     return None
 
 
-def _elasticities(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float]) -> tuple[Elasticity, ...]:
+def _elasticities(
+    spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float]
+) -> tuple[Elasticity, ...]:
     """What one per cent more of each resource takes off a decode step; memory capacity counts through the larger batch."""
     base = float(_decode(spec, pool, layout, workload, row["batch"]).estimate_s)
     chip, up = pool.chip, 1.10
@@ -182,28 +194,49 @@ def _elasticities(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workloa
         Elasticity(resource="memory bandwidth", value=change(replace(pool, chip=replace(chip, spec_memory_bytes_per_s=(chip.spec_memory_bytes_per_s or 0) * up)))),
         Elasticity(resource="FLOP/s", value=change(flops)),
     ]  # fmt: skip
-    for name, field in (("scale-up links", "spec_scaleup_bytes_per_s"), ("scale-out links", "spec_scaleout_bytes_per_s")):
+    for name, field in (
+        ("scale-up links", "spec_scaleup_bytes_per_s"),
+        ("scale-out links", "spec_scaleout_bytes_per_s"),
+    ):
         value = getattr(chip, field)
         if value:
-            found.append(Elasticity(resource=name, value=change(replace(pool, chip=replace(chip, **{field: value * up})))))
-    found.append(Elasticity(resource="software (less fixed overhead per step, layer, kernel, collective)", value=_overhead_elasticity(spec, pool, layout, workload, row, base)))
-    found.append(Elasticity(resource="memory capacity (a larger batch)", value=_capacity_elasticity(spec, pool, layout, workload, row)))
+            found.append(
+                Elasticity(resource=name, value=change(replace(pool, chip=replace(chip, **{field: value * up}))))
+            )
+    found.append(
+        Elasticity(
+            resource="software (less fixed overhead per step, layer, kernel, collective)",
+            value=_overhead_elasticity(spec, pool, layout, workload, row, base),
+        )
+    )
+    found.append(
+        Elasticity(
+            resource="memory capacity (a larger batch)", value=_capacity_elasticity(spec, pool, layout, workload, row)
+        )
+    )
     return tuple(sorted(found, key=lambda item: -item.value))
 
 
-def _overhead_elasticity(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float], base: float) -> float:
+def _overhead_elasticity(
+    spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float], base: float
+) -> float:
     step = _decode(spec, pool, layout, workload, row["batch"])
     return float(step.roof_s["overhead"]) / base
 
 
-def _capacity_elasticity(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float]) -> float:
+def _capacity_elasticity(
+    spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, row: dict[str, float]
+) -> float:
     """Only where memory is what limits the batch; elsewhere more of it buys nothing."""
     if row["memory_frac"] < 0.9:
         return 0.0
     up = 1.10
     bigger = replace(pool.chip, spec_memory_bytes=(pool.chip.spec_memory_bytes or 0.0) * up)
     context = float(workload.decode_context)
-    room = [float(max_sequences(spec, pool.precision, layout, chip, context=context, step_tokens=1.0)) for chip in (pool.chip, bigger)]
+    room = [
+        float(max_sequences(spec, pool.precision, layout, chip, context=context, step_tokens=1.0))
+        for chip in (pool.chip, bigger)
+    ]
     batch = row["batch"] * room[1] / max(room[0], 1.0)
     cost = [float(_decode(spec, pool, layout, workload, b).estimate_s) / b for b in (row["batch"], batch)]
     return float(np.log(cost[0] / cost[1]) / np.log(up))
@@ -220,6 +253,15 @@ def _roof_point(phase: str, pool: Pool, step: StepCost) -> RoofPoint:
     )  # fmt: skip
 
 
-def _memory(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, sequences: float, step_tokens: float) -> dict[str, float]:
-    parts = memory_per_chip(spec, pool.precision, layout, sequences=sequences, context=float(workload.decode_context), step_tokens=step_tokens)
+def _memory(
+    spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, sequences: float, step_tokens: float
+) -> dict[str, float]:
+    parts = memory_per_chip(
+        spec,
+        pool.precision,
+        layout,
+        sequences=sequences,
+        context=float(workload.decode_context),
+        step_tokens=step_tokens,
+    )
     return {name: float(value) for name, value in parts.items()}

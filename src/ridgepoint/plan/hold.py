@@ -94,11 +94,15 @@ def plan_hold(
     for tier in tiers:
         write, resume, resume_s = (Range(low=0.0, high=0.0), Range(low=0.0, high=0.0), 0.0)
         if tier.id != "hbm":
-            bytes_per_chip = kv_bytes / (layout.tp * layout.pp)  # a sequence lies on one attention rank, not on all of them
+            bytes_per_chip = kv_bytes / (
+                layout.tp * layout.pp
+            )  # a sequence lies on one attention rank, not on all of them
             write_s = bytes_per_chip / tier.write_bytes_per_s + tier.latency_s
             resume_s = bytes_per_chip / tier.read_bytes_per_s + tier.latency_s
             wear = kv_bytes * tier.usd_per_byte_written
-            write = Range(low=wear + write_s * hbm_rate.low, high=wear + write_s * hbm_rate.high)  # the copy runs beside compute
+            write = Range(
+                low=wear + write_s * hbm_rate.low, high=wear + write_s * hbm_rate.high
+            )  # the copy runs beside compute
             # At best the read only reserves its slot; at worst the chips wait for it.
             resume = Range(low=resume_s * hbm_rate.low, high=resume_s * chip_usd_per_s.high)
         rate = _hold_rate(kv_bytes, tier)
@@ -126,18 +130,28 @@ def _rent(chip: Accelerator) -> Range:
 
 
 def _hold_rate(kv_bytes: float, tier: Tier) -> Range:
-    return Range(low=kv_bytes * tier.usd_per_byte_hour_low / HOUR_S, high=kv_bytes * tier.usd_per_byte_hour_high / HOUR_S)
+    return Range(
+        low=kv_bytes * tier.usd_per_byte_hour_low / HOUR_S, high=kv_bytes * tier.usd_per_byte_hour_high / HOUR_S
+    )
 
 
 def _recompute(
-    spec: ModelSpec, chip: Accelerator, layout: Layout, precision: Precision, calibration: Calibration, context: int, chunk: int
+    spec: ModelSpec,
+    chip: Accelerator,
+    layout: Layout,
+    precision: Precision,
+    calibration: Calibration,
+    context: int,
+    chunk: int,
 ) -> tuple[float, Range]:
     """(seconds, dollars) of prefilling the context again in chunks, every attention rank and stage having one such prompt."""
     low = middle = high = 0.0
     prompts = layout.dp_attention * layout.pp
     for start in range(0, context, chunk):
         new = min(chunk, context - start)
-        step = step_cost(spec, chip, layout, precision, StepBatch.prefill(float(prompts), float(new), float(start)), calibration)
+        step = step_cost(
+            spec, chip, layout, precision, StepBatch.prefill(float(prompts), float(new), float(start)), calibration
+        )
         low, middle, high = low + step.estimate_low_s, middle + step.estimate_s, high + step.estimate_high_s
     rent, share = _rent(chip), layout.chips / prompts
     return middle, Range(low=low * share * rent.low / HOUR_S, high=high * share * rent.high / HOUR_S)
@@ -177,14 +191,21 @@ def _best_ttl(prob: float, mean_s: float, recompute: Range, resume: Range, rate:
 def _envelope(ways: Sequence[Way], prob: float) -> tuple[tuple[float, str], ...]:
     """Lower envelope of cost(hold) = write + p resume + rate hold, at the middles: from which pause on each way is cheapest."""
     lines = [
-        (way.estimate_write_usd.middle + prob * way.estimate_resume_usd.middle, way.estimate_rate_usd_per_s.middle, way.id) for way in ways
+        (
+            way.estimate_write_usd.middle + prob * way.estimate_resume_usd.middle,
+            way.estimate_rate_usd_per_s.middle,
+            way.id,
+        )
+        for way in ways
     ]
     now, schedule = 0.0, []
     current = min(lines, key=lambda line: (line[0], line[1]))
     schedule.append((0.0, current[2]))
     while True:
         crossings = [
-            ((line[0] - current[0]) / (current[1] - line[1]), line) for line in lines if line[1] < current[1] and line is not current
+            ((line[0] - current[0]) / (current[1] - line[1]), line)
+            for line in lines
+            if line[1] < current[1] and line is not current
         ]
         later = [(max(at, now), line) for at, line in crossings]
         if not later:

@@ -1,8 +1,8 @@
 """Which layouts are worth pricing: every sensible (tp, dp_attention, ep, pp) of a model on a number of chips, as arrays.
 
-Sensible: degrees divide what they split (heads, experts; layers nearly), and a stage stays inside the scale-up domain
-unless that is asked for, because all-to-all and all-reduce over scale-out is what pipelining avoids. Whether a layout fits
-or pays is for `cost` to say; nothing here has a price.
+Sensible: degrees divide what they split (heads, experts; layers nearly), and tensor parallelism stays inside the scale-up
+domain. Experts may spread beyond it, as on nodes of eight they must to be read by enough tokens: whether that or a pipeline
+across the boundary pays, or a layout fits at all, is for `cost` to say; nothing here has a price.
 """
 
 from __future__ import annotations
@@ -49,19 +49,22 @@ class Degrees:
         """All rows as one array Layout, with trailing axes of length 1 to broadcast over batches."""
         shape = (-1,) + (1,) * extra_axes
         return Layout(
-            tp=self.tp.reshape(shape), dp_attention=self.dp_attention.reshape(shape), ep=self.ep.reshape(shape), pp=self.pp.reshape(shape)
+            tp=self.tp.reshape(shape),
+            dp_attention=self.dp_attention.reshape(shape),
+            ep=self.ep.reshape(shape),
+            pp=self.pp.reshape(shape),
         )
 
 
-def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int, *, cross_domain_ep: bool = False) -> Degrees:
+def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int) -> Degrees:
     """Every sensible layout on at most `max_chips` chips of an instance."""
     heads, experts = _heads(spec), _experts(spec)
     domain = chip.scaleup_domain_chips or 1
-    stage_limit = min(max_chips, MAX_STAGE_CHIPS if cross_domain_ep else domain)
+    stage_limit = min(max_chips, MAX_STAGE_CHIPS if experts else domain)
     rows: list[tuple[int, int, int, int]] = []
     for stage in _stage_sizes(stage_limit, domain, experts):
         for tp in _divisors(stage):
-            if tp > MAX_TP or any(count % tp for count in heads):
+            if tp > min(MAX_TP, domain) or any(count % tp for count in heads):
                 continue
             dp = stage // tp
             if dp > 1 and not experts:
@@ -97,7 +100,9 @@ def _stage_sizes(limit: int, domain: int, experts: int) -> list[int]:
 
 def _pipeline_depths(num_layers: int, limit: int) -> list[int]:
     depths = [pp for pp in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if pp <= min(limit, num_layers)]
-    return [pp for pp in depths if math.ceil(num_layers / pp) * pp <= 1.12 * num_layers]  # the longest stage sets the pace
+    return [
+        pp for pp in depths if math.ceil(num_layers / pp) * pp <= 1.12 * num_layers
+    ]  # the longest stage sets the pace
 
 
 def _expert_degrees(stage: int, dp: int, experts: int) -> list[int]:
@@ -118,5 +123,6 @@ def smallest_layout(spec: ModelSpec, chip: Accelerator, precision: Precision, *,
         if weight_bytes_per_chip(spec, precision, layout) <= weights_frac * usable_bytes(chip, layout):
             return layout
     raise PlanError(
-        f"the weights do not fit on any sensible number of {chip.id} chips", hint="a narrower precision, or chips with more memory"
+        f"the weights do not fit on any sensible number of {chip.id} chips",
+        hint="a narrower precision, or chips with more memory",
     )

@@ -35,7 +35,9 @@ def _from_config(file: Path) -> ModelSpec:
     from ridgepoint.catalog.families import spec_from_config
 
     if not file.is_file():
-        raise ConfigError(f"no model configuration at {file}", hint="give a config.json, a folder that holds one, or a catalogue name")
+        raise ConfigError(
+            f"no model configuration at {file}", hint="give a config.json, a folder that holds one, or a catalogue name"
+        )
     try:
         config = json.loads(file.read_text())
     except json.JSONDecodeError as error:

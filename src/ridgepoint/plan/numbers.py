@@ -30,10 +30,21 @@ class Number:
     how: str
 
 
-def numbers(chips: Sequence[Accelerator], models: Sequence[NamedModel]) -> list[Number]:
-    rows = [*_energy(), *_energy_ratios(), *_latency(), *_ridges(chips), *_links(chips), *_drains(chips), *_models(models)]
+def numbers(
+    chips: Sequence[Accelerator], models: Sequence[NamedModel], floor_chips: Sequence[Accelerator] | None = None
+) -> list[Number]:
+    """`floor_chips`: which chips the per-model floors are given for (default: all)."""
+    rows = [
+        *_energy(),
+        *_energy_ratios(),
+        *_latency(),
+        *_ridges(chips),
+        *_links(chips),
+        *_drains(chips),
+        *_models(models),
+    ]
     for model in models:
-        for chip in chips:
+        for chip in chips if floor_chips is None else floor_chips:
             rows += _floors(chip, model)
     return rows
 
@@ -57,7 +68,15 @@ def _energy_ratios() -> Iterator[Number]:
 def _latency() -> Iterator[Number]:
     for item in constants().values():
         if item.unit == "s":
-            yield Number(section="latency", what=item.what, low=item.low, high=item.high, unit="s", provenance="spec", how=item.source)
+            yield Number(
+                section="latency",
+                what=item.what,
+                low=item.low,
+                high=item.high,
+                unit="s",
+                provenance="spec",
+                how=item.source,
+            )
 
 
 def _ridges(chips: Sequence[Accelerator]) -> Iterator[Number]:
@@ -81,7 +100,9 @@ def _links(chips: Sequence[Accelerator]) -> Iterator[Number]:
 
 
 def _drains(chips: Sequence[Accelerator]) -> Iterator[Number]:
-    tiers = [hbm_tier(chip) for chip in chips if chip.usd_per_hour_low and chip.usd_per_hour_high and chip.spec_memory_bytes]
+    tiers = [
+        hbm_tier(chip) for chip in chips if chip.usd_per_hour_low and chip.usd_per_hour_high and chip.spec_memory_bytes
+    ]
     for tier in [*tiers, *lower_tiers()]:
         yield Number(section="memory tiers", what=f"{tier.name}: time to read it all", low=tier.drain_s, high=tier.drain_s, unit="s",
                      provenance="spec", how=f"{tier.capacity_bytes:.3g} B at {tier.read_bytes_per_s:.3g} B/s")  # fmt: skip

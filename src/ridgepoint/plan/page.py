@@ -13,7 +13,7 @@ from typing import Any
 
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
-from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, value
+from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, load_text, value
 from ridgepoint.plan.render import notes as notes_of
 from ridgepoint.plan.search import Plan
 from ridgepoint.units import si
@@ -33,7 +33,11 @@ def page(plan: Plan, report: dict[str, Any]) -> str:
     figures = charts(plan, report)
     sections = "\n".join(
         f'<section class="chart"><h2>{escape(item.title)}</h2><p class="note">{escape(item.note)}</p>'
-        + (f'<div id="chart{index}" class="plot"></div>' if item.figure else f'<p class="empty">{escape(item.empty)}</p>')
+        + (
+            f'<div id="chart{index}" class="plot"></div>'
+            if item.figure
+            else f'<p class="empty">{escape(item.empty)}</p>'
+        )
         + "</section>"
         for index, item in enumerate(figures)
     )
@@ -53,7 +57,9 @@ def page(plan: Plan, report: dict[str, Any]) -> str:
 
 
 def _notes(report: dict[str, Any]) -> str:
-    return "".join(f"<li{' class=sub' if line.startswith('  ') else ''}>{escape(line.strip())}</li>" for line in notes_of(report))
+    return "".join(
+        f"<li{' class=sub' if line.startswith('  ') else ''}>{escape(line.strip())}</li>" for line in notes_of(report)
+    )
 
 
 def _plotly_js() -> str:
@@ -71,10 +77,7 @@ def _script_json(value: Any) -> str:
 def _head(report: dict[str, Any]) -> str:
     question = report["question"]
     model, workload, goal = question["model"], question["workload"], question["goal"]
-    load = (
-        f"{workload['users']:,} users" if workload["users"]
-        else f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance"
-    )  # fmt: skip
+    load = load_text(workload)
     limits = [
         f"{LIMIT_NAMES[name]} ≤ {value(goal[name], LIMIT_UNITS[name])}"
         for name in LIMIT_NAMES if goal.get(name) is not None
@@ -90,23 +93,36 @@ def _head(report: dict[str, Any]) -> str:
     if report["feasible"]:
         parts.append(f'<p class="choice"><span>Choice</span> {escape(report["choice"]["name"])}</p>')
     else:
-        parts.append(f'<p class="choice bad"><span>No deployment keeps the goal. Closest</span> {escape(report["choice"]["name"])}</p>')
+        parts.append(
+            f'<p class="choice bad"><span>No deployment keeps the goal. Closest</span> {escape(report["choice"]["name"])}</p>'
+        )
         for failure in report["failures"]:
             unit = LIMIT_UNITS[failure["metric"]]
-            how = f"least reachable {value(failure['best'], unit)}" + ("" if failure["alone"] else ", but not with the other limits")
-            parts.append(f'<p class="fail">{escape(LIMIT_NAMES[failure["metric"]])} ≤ {value(failure["limit"], unit)} fails: {escape(how)}</p>')
+            how = f"least reachable {value(failure['best'], unit)}" + (
+                "" if failure["alone"] else ", but not with the other limits"
+            )
+            parts.append(
+                f'<p class="fail">{escape(LIMIT_NAMES[failure["metric"]])} ≤ {value(failure["limit"], unit)} fails: {escape(how)}</p>'
+            )
     return "".join(parts)
 
 
 def _tiles(report: dict[str, Any]) -> str:
     figures, explain = report["choice"]["figures"], report["explain"]
-    items = [("USD per Mtok written", figures["usd_per_mtok"]), ("Time per token", figures["tpot_s"]), ("Time to first token", figures["ttft_s"]), ("Chips", figures["chips"])]
+    items = [
+        ("USD per Mtok written", figures["usd_per_mtok"]),
+        ("Time per token", figures["tpot_s"]),
+        ("Time to first token", figures["ttft_s"]),
+        ("Chips", figures["chips"]),
+    ]
     tiles = [
         f'<div class="tile"><b>{escape(interval_short(figure))}</b><span>{escape(name)}</span><small>{escape(_ends(figure))}</small></div>'
         for name, figure in items
     ]
     share = explain["roof_frac"][explain["binds"]]
-    tiles.append(f'<div class="tile"><b>{escape(explain["binds"])}</b><span>binds a decode step</span><small>{share:.0%} of its time</small></div>')
+    tiles.append(
+        f'<div class="tile"><b>{escape(explain["binds"])}</b><span>binds a decode step</span><small>{share:.0%} of its time</small></div>'
+    )
     return "".join(tiles)
 
 
@@ -132,10 +148,18 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _frontier(report: dict[str, Any]) -> str:
-    names = (("TPOT", "tpot_s"), ("TTFT", "ttft_s"), ("USD/Mtok", "usd_per_mtok"), ("Chips", "chips"), ("Power", "watts"))
+    names = (
+        ("TPOT", "tpot_s"),
+        ("TTFT", "ttft_s"),
+        ("USD/Mtok", "usd_per_mtok"),
+        ("Chips", "chips"),
+        ("Power", "watts"),
+    )
     head = "".join(f"<th>{name}</th>" for name, _ in names) + "<th>Deployment</th>"
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(interval_short(row['figures'][name]))}</td>" for _, name in names) + f"<td>{escape(row['name'])}</td></tr>"
+        "<tr>"
+        + "".join(f"<td>{escape(interval_short(row['figures'][name]))}</td>" for _, name in names)
+        + f"<td>{escape(row['name'])}</td></tr>"
         for row in report["frontier"]
     )
     return f"<table class='left'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

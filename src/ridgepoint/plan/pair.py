@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.energy import DEFAULT_ENERGY
 from ridgepoint.errors import CatalogError
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.points import Points, flatten, pareto
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.queue import MAX_UTILISATION, mean_wait, wait_quantile
-from ridgepoint.plan.sweep import DecodeSide, PrefillSide, kv_handoff_bytes_per_chip
+from ridgepoint.plan.sides import DecodeSide, PrefillSide, kv_handoff_bytes_per_chip
 from ridgepoint.plan.workload import Goal, Workload
 
 Array = NDArray[np.float64]
@@ -26,7 +27,7 @@ MAX_SIDE = 160  # rows of a side that take part in pairing
 
 def _thin_decode(side: DecodeSide, pool: Pool, workload: Workload, goal: Goal, slack: float) -> NDArray[np.intp]:
     chips = side.degrees.chips * side.instances
-    rate = side.batch * side.instances / side.step_s
+    rate = side.requests_per_s
     values = [side.step_s, chips / rate * pool.usd_per_hour[1], chips]
     if not np.isnan(side.joules).any():
         values.append(side.joules * side.instances / side.step_s / rate)
@@ -76,7 +77,7 @@ def pair_sides(
 ) -> Points:
     """Rows of kind 1 for every kept (prefill, decode, target utilisation)."""
     p_pool, d_pool = pools[prefill.pool], pools[decode.pool]
-    sigma = max(p_pool.calibration.uncertainty, d_pool.calibration.uncertainty)
+    sigma = d_pool.calibration.uncertainty  # of time per token and, decode being most of them, of dollars
     sigma_ttft = max(p_pool.calibration.ttft_uncertainty, d_pool.calibration.ttft_uncertainty)
     d_rows, p_rows = _thin_decode(decode, d_pool, workload, goal, 1.0), _thin_prefill(prefill, goal)
     d, p = decode.degrees.pick(d_rows), prefill.degrees.pick(p_rows)
@@ -89,7 +90,7 @@ def pair_sides(
 
     written, per_token = float(workload.written_tokens), workload.tokens_per_step
     step, batch, d_count = on_d(decode.step_s), on_d(decode.batch), on_d(decode.instances)
-    rate = d_count * batch * per_token / (written * step)
+    rate = on_d(decode.requests_per_s)
     prompts = rate / workload.rollouts
     service, ranks = on_p(prefill.service_s), on_p(prefill.ranks)
     target = np.array(UTILISATIONS)[None, None, :]
@@ -104,7 +105,7 @@ def pair_sides(
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     dollars = [p_chips * p_rent[i] + d_chips * d_rent[i] for i in range(3)]
     d_watts = on_d(decode.joules) / step * d_count
-    p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * 0.3
+    p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * DEFAULT_ENERGY.static_frac
     p_watts = on_p(prefill.joules) * prompts + p_chips * p_idle * (1 - rho)
     watts = d_watts + p_watts
     one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats
@@ -125,9 +126,7 @@ def pair_sides(
     )  # fmt: skip
 
 
-def _handoff(
-    spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload
-) -> Array:
+def _handoff(spec: ModelSpec, p_pool: Pool, d_pool: Pool, d: Degrees, p: Degrees, workload: Workload) -> Array:
     """Seconds to move one prompt's new KV: the larger per-chip share of the two sides sets the pace."""
     tokens = float(workload.input_tokens)
     efficiency = min(p_pool.calibration.link_efficiency, d_pool.calibration.link_efficiency)
@@ -135,4 +134,3 @@ def _handoff(
     sent = kv_handoff_bytes_per_chip(spec, d_pool, p, tokens)[None, :, None]
     received = kv_handoff_bytes_per_chip(spec, d_pool, d, tokens)[:, None, None]
     return np.maximum(sent, received) / speed
-

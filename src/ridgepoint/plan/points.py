@@ -57,14 +57,20 @@ class Points:
 def concat(parts: Sequence[Points]) -> Points:
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise PlanError("no deployment fits the memory of these chips", hint="more chips, chips with more memory, or a narrower precision")
+        raise PlanError(
+            "no deployment fits the memory of these chips",
+            hint="more chips, chips with more memory, or a narrower precision",
+        )
     return Points({name: np.concatenate([part[name] for part in parts]) for name in COLUMNS})
 
 
 def flatten(shape: tuple[int, ...], keep: NDArray[np.bool_], **columns: Column | float) -> Points:
     """Broadcast every column to `shape` and keep the rows where `keep` holds."""
     mask = np.broadcast_to(keep, shape).ravel()
-    filled = {name: np.broadcast_to(np.asarray(column, dtype=np.float64), shape).ravel()[mask] for name, column in columns.items()}
+    filled = {
+        name: np.broadcast_to(np.asarray(column, dtype=np.float64), shape).ravel()[mask]
+        for name, column in columns.items()
+    }
     for name in COLUMNS:
         if name not in filled:
             filled[name] = np.zeros(int(mask.sum()))

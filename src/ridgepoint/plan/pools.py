@@ -54,13 +54,13 @@ def parse_pool(
     try:
         number = int(count) if count else None
     except ValueError:
-        raise ConfigError(f"hardware {text!r}: {count!r} is not a number of chips", hint="write NAME or NAME:COUNT") from None
+        raise ConfigError(
+            f"hardware {text!r}: {count!r} is not a number of chips", hint="write NAME or NAME:COUNT"
+        ) from None
     return Pool(
         chip=chip, precision_name=precision_name, precision=Precision.named(precision_name), calibration=calibration_for(chip, engine),
         count=number, role=role,
     )  # fmt: skip
-
-
 
 
 MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
@@ -101,6 +101,7 @@ def _single_machine(chip: Accelerator, base: Calibration) -> Calibration:
         memory_efficiency=memory, kv_efficiency=memory, matmul_efficiency=flops, grouped_efficiency=0.7 * flops, attention_efficiency=0.4 * flops,
         step_overhead_s=chip.measure_step_overhead_s if chip.measure_step_overhead_s is not None else 1e-3,
         kernel_overhead_s=8e-6, eager_kernel_s=8e-6, prefill_host_kernel_s=0.0, prefill_slowdown=1.0, boarding_steps=0.5, request_overhead_s=5e-3,
+        small_tile_rows=1.0,
         uncertainty=0.35, ttft_uncertainty=0.45,
     )  # fmt: skip
 

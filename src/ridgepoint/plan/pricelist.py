@@ -44,7 +44,9 @@ class ListPrice:
             if value is not None and not value >= 0:
                 raise ConfigError(f"{self.model}: {name} must not be negative, got {value:g}")
         if self.long_threshold_tokens is None and (self.long_input_usd_per_mtok or self.long_output_usd_per_mtok):
-            raise ConfigError(f"{self.model}: a long-context price needs its threshold", hint="give --long-threshold TOKENS")
+            raise ConfigError(
+                f"{self.model}: a long-context price needs its threshold", hint="give --long-threshold TOKENS"
+            )
 
     def stating(self, **prices: float | None) -> ListPrice:
         """The same list with the prices that are not None replaced, and the source saying so."""

@@ -1,6 +1,6 @@
-"""Waiting for a chunk of prefill: a queue with fixed service times and random arrivals (M/D/1), as arrays.
+"""Waiting for prefill, as arrays: `cost.queueing`'s law (Poisson arrivals, prompts of unlike lengths) over a whole table at once.
 
-Beyond `MAX_UTILISATION` the wait depends on the last percent of load and on luck; such points are refused, not priced.
+From the refusal threshold on, the wait depends on the last percent of load and on luck; such points are refused, not priced.
 """
 
 from __future__ import annotations
@@ -8,20 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from ridgepoint.cost.arrays import Num
+from ridgepoint.cost.queueing import SATURATION
 
-MAX_UTILISATION = 0.92
-
-
-def worst_wait(interval_s: Num) -> Num:
-    """The timetable: a step leaves every interval. Who just missed one waits for the next to leave and then for it to arrive."""
-    return 2.0 * interval_s
+MAX_UTILISATION = SATURATION
+SERVICE_CV2 = 1.0  # squared coefficient of variation of prompt lengths: as spread as an exponential (an estimate)
 
 
 def mean_wait(utilisation: Num, service_s: Num) -> Num:
-    """Pollaczek-Khinchine with constant service: rho S / (2 (1 - rho)); infinite from the refusal threshold on."""
+    """Pollaczek-Khinchine: rho / (1 - rho) x S (1 + cv2) / 2; infinite from the refusal threshold on."""
     refused = utilisation >= MAX_UTILISATION
     rho = np.where(refused, 0.0, utilisation)
-    return np.where(refused, np.inf, rho * service_s / (2.0 * (1.0 - rho)))
+    return np.where(refused, np.inf, rho / (1.0 - rho) * service_s * (1.0 + SERVICE_CV2) / 2.0)
 
 
 def wait_quantile(utilisation: Num, service_s: Num, quantile: float) -> Num:

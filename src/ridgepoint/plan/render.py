@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ridgepoint.plan.queue import worst_wait
+from ridgepoint.cost.queueing import worst_wait_s
+from ridgepoint.plan.render_wide import why, wide_lines
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
@@ -17,7 +18,14 @@ _ROWS = (
     ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("power", "watts"),
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
-LIMIT_NAMES = {"ttft_s": "time to first token", "tpot_s": "time per token", "usd_per_mtok": "USD per Mtok", "watts": "power", "chips": "chips", "supply": "chips needed / chips there are"}
+LIMIT_NAMES = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per token",
+    "usd_per_mtok": "USD per Mtok",
+    "watts": "power",
+    "chips": "chips",
+    "supply": "chips needed / chips there are",
+}
 LIMIT_UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
 
 
@@ -53,8 +61,8 @@ def render(report: dict[str, Any], console: Console, *, wide: bool) -> None:
         console.print(line, soft_wrap=True, highlight=False)
     console.print(_frontier(report))
     if wide:
-        console.print(_why(report))
-        for line in _wide_lines(report):
+        console.print(why(report))
+        for line in wide_lines(report):
             console.print(line, soft_wrap=True, highlight=False)
         console.print("[bold]Assumptions[/bold]")
         for line in report["assumptions"]:
@@ -64,7 +72,7 @@ def render(report: dict[str, Any], console: Console, *, wide: bool) -> None:
 def _headline(report: dict[str, Any]) -> Text:
     question = report["question"]
     model, workload = question["model"], question["workload"]
-    load = f"{workload['users']:,} users" if workload["users"] else (f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance")
+    load = load_text(workload)
     hit = f" ({workload['prefix_hit_frac']:.0%} cached)" if workload["prefix_hit_frac"] else ""
     thinking = f" + {workload['thinking_tokens']:,} thinking" if workload["thinking_tokens"] else ""
     text = Text()
@@ -74,10 +82,16 @@ def _headline(report: dict[str, Any]) -> Text:
         f"{load}, {workload['input_tokens']:,} tokens in{hit}, {workload['output_tokens']:,}{thinking} out\n"
     )
     goal = question["goal"]
-    limits = [f"{LIMIT_NAMES[name]} <= {value(goal[name], _unit(name))}" for name in LIMIT_NAMES if goal.get(name) is not None]
+    limits = [
+        f"{LIMIT_NAMES[name]} <= {value(goal[name], _unit(name))}" for name in LIMIT_NAMES if goal.get(name) is not None
+    ]
     if goal["context"]:
         limits.append(f"context {goal['context']:,}")
-    text.append(f"goal: least {goal['minimise']}" + (", " + ", ".join(limits) if limits else "") + f"; {report['num_priced']:,} deployments priced\n")
+    text.append(
+        f"goal: least {goal['minimise']}"
+        + (", " + ", ".join(limits) if limits else "")
+        + f"; {report['num_priced']:,} deployments priced\n"
+    )
     if report["feasible"]:
         text.append(f"choice: {report['choice']['name']}", style="bold green")
     else:
@@ -85,9 +99,24 @@ def _headline(report: dict[str, Any]) -> Text:
         for failure in report["failures"]:
             unit = _unit(failure["metric"])
             best = value(failure["best"], unit) + _sure(goal, failure["metric"])
-            how = f"the least any deployment reaches is {best}" if failure["alone"] else f"reachable alone ({best}) but not with the other limits"
-            text.append(f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow")
+            how = (
+                f"the least any deployment reaches is {best}"
+                if failure["alone"]
+                else f"reachable alone ({best}) but not with the other limits"
+            )
+            text.append(
+                f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow"
+            )
     return text
+
+
+def load_text(workload: dict[str, Any]) -> str:
+    if workload["users"]:
+        return f"{workload['users']:,} user{'s' if workload['users'] != 1 else ''}"
+    return f"{workload['requests_per_s']:g} requests/s" if workload["requests_per_s"] else "one full instance"
+
+
+WAYS = {"hbm": "chip memory", "ddr": "host DDR", "flash": "flash", "disk": "disk", "recompute": "recompute"}
 
 
 def _sure(goal: dict[str, Any], metric: str) -> str:
@@ -116,7 +145,9 @@ def _deployments(report: dict[str, Any]) -> Table:
             cells.append(interval(second) if second else "-")
         table.add_row(label, *cells)
     cached = report["kv_policy"]["usd_cached_per_mtok"]
-    table.add_row("  per Mtok of cached input", f"{interval(cached)} in {cached['way']}", *([""] if runner else []))
+    table.add_row(
+        "  per Mtok of cached input", f"{interval(cached)} by {WAYS[cached['way']]}", *([""] if runner else [])
+    )
     return table
 
 
@@ -125,27 +156,40 @@ def notes(report: dict[str, Any]) -> list[str]:
     serve = choice["serve"]
     lines = [
         f"serve each instance with up to {serve['max_sequences']:,} sequences, chunks of {serve['chunk_tokens']:,} prompt tokens, "
-        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait(serve['step_interval_s']))}"
+        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait_s(serve['step_interval_s']))}"
     ]
     shares = sorted(explain["roof_frac"].items(), key=lambda pair: -pair[1])
-    lines.append("what binds a decode step: " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005))
+    lines.append(
+        "what binds a decode step: " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+    )
     ridge = explain["ridge_batch"]
     crossing = f"{ridge:,.0f} with this layout and context" if ridge else "compute never overtakes weight reads here"
-    lines.append(f"ridge batch B*: {explain['ridge_formula']:,.0f} tokens by spec figures, {crossing}; this instance runs {serve['max_sequences']:,}")
+    lines.append(
+        f"ridge batch B*: {explain['ridge_formula']:,.0f} tokens by spec figures, {crossing}; this instance runs {serve['max_sequences']:,}"
+    )
     top = explain["elasticities"][0]
-    rest = ", ".join(f"{item['resource']} {item['value']:.2f}" for item in explain["elasticities"][1:4] if item["value"] > 0.005)
-    lines.append(f"next dollar: {top['resource']} (1 % more takes {top['value']:.2f} % off a token)" + (f"; then {rest}" if rest else ""))
+    rest = ", ".join(
+        f"{item['resource']} {item['value']:.2f}" for item in explain["elasticities"][1:4] if item["value"] > 0.005
+    )
+    lines.append(
+        f"next dollar: {top['resource']} (1 % more takes {top['value']:.2f} % off a token)"
+        + (f"; then {rest}" if rest else "")
+    )
     policy = report["kv_policy"]
     parts = []
     for index, item in enumerate(policy["cheapest"]):
         last = index + 1 == len(policy["cheapest"])
-        parts.append(f"{item['way']} " + ("beyond" if last else f"up to {_long(policy['cheapest'][index + 1]['from_s'])}"))
+        parts.append(
+            f"{WAYS[item['way']]} " + ("beyond" if last else f"up to {_long(policy['cheapest'][index + 1]['from_s'])}")
+        )
     lines.append(f"KV of a pause (comes back with probability {policy['reuse_prob']:g}): " + ", ".join(parts))
     if len(report["alternatives"]) > 1:
         lines.append("the best of each use of the hardware:")
         objective = _objective_name(report)
         for item in report["alternatives"]:
-            lines.append(f"  {item['name']}: {objective} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips")
+            lines.append(
+                f"  {item['name']}: {objective} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips"
+            )
     if report["changes"]:
         lines.append("what would change the choice:")
         objective = _objective_name(report)
@@ -155,12 +199,18 @@ def notes(report: dict[str, Any]) -> list[str]:
     if report["runner_up"] and report["feasible"]:
         objective = _objective_name(report)
         gap = report["runner_up"]["figures"][objective]["middle"] / choice["figures"][objective]["middle"] - 1
-        lines.append(f"the runner-up is {gap:.1%} worse by {objective}: a difference well inside the interval is not a reason" if gap < 0.1 else f"the runner-up is {gap:.0%} worse by {objective}")
+        lines.append(
+            f"the runner-up is {gap:.1%} worse by {objective}: well inside the interval, so choose between them by other things"
+            if gap < 0.1
+            else f"the runner-up is {gap:.0%} worse by {objective}"
+        )
     return lines
 
 
 def _objective_name(report: dict[str, Any]) -> str:
-    return {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}[report["question"]["goal"]["minimise"]]
+    return {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}[
+        report["question"]["goal"]["minimise"]
+    ]
 
 
 def interval_short(figure: dict[str, Any]) -> str:
@@ -170,78 +220,31 @@ def interval_short(figure: dict[str, Any]) -> str:
 def _long(value_s: Any) -> str:
     if value_s == "unbounded":
         return "for ever"
-    return seconds(value_s) if value_s < 7200 else (f"{value_s / 3600:.1f} h" if value_s < 172800 else f"{value_s / 86400:.3g} days")
+    return (
+        seconds(value_s)
+        if value_s < 7200
+        else (f"{value_s / 3600:.1f} h" if value_s < 172800 else f"{value_s / 86400:.3g} days")
+    )
 
 
 def _frontier(report: dict[str, Any]) -> Table:
     rows = report["frontier"]
     title = "frontier" if report["feasible"] else "cost-latency frontier (none keeps every limit)"
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{title}: {len(rows)} deployments", title_justify="left", title_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title=f"{title}: {len(rows)} deployments",
+        title_justify="left",
+        title_style="bold",
+    )
     for name in ("TPOT", "TTFT", "USD/Mtok", "chips", "power", "deployment"):
         table.add_column(name, justify="left" if name == "deployment" else "right", no_wrap=name != "deployment")
     shown = rows if len(rows) <= 12 else [rows[round(i * (len(rows) - 1) / 11)] for i in range(12)]
     for row in shown:
         figures = row["figures"]
-        table.add_row(*(interval_short(figures[name]) for name in ("tpot_s", "ttft_s", "usd_per_mtok", "chips", "watts")), row["name"])
+        table.add_row(
+            *(interval_short(figures[name]) for name in ("tpot_s", "ttft_s", "usd_per_mtok", "chips", "watts")),
+            row["name"],
+        )
     return table
-
-
-def _why(report: dict[str, Any]) -> Group:
-    explain = report["explain"]
-    terms = Table(box=None, pad_edge=False, header_style="bold", title="a decode step, term by term", title_justify="left", title_style="bold")
-    terms.add_column("term")
-    terms.add_column("seconds", justify="right")
-    terms.add_column("share", justify="right")
-    total = sum(explain["term_s"].values())
-    for name, spent in sorted(explain["term_s"].items(), key=lambda pair: -pair[1]):
-        if spent > 0:
-            terms.add_row(name, seconds(spent), f"{spent / total:.1%}")
-    curve = Table(box=None, pad_edge=False, header_style="bold", title="which roof binds at each batch (decode, this layout)", title_justify="left", title_style="bold")
-    for name in ("batch", "step", "binds", "USD/Mtok out", "compute", "weights", "kv", "links", "overhead", ""):
-        curve.add_column(name, justify="right")
-    for point in explain["curve"][::2]:
-        shares = [f"{point['roof_s'][name] / point['estimate_step_s']:.0%}" for name in ("compute", "weights", "kv", "links", "overhead")]
-        curve.add_row(
-            f"{point['batch']:,.0f}", seconds(point["estimate_step_s"]), point["binds"], usd(point["estimate_usd_per_mtok"]), *shares,
-            "" if point["fits"] else "beyond memory",
-        )  # fmt: skip
-    return Group(terms, Text(""), curve, Text(""))
-
-
-def _wide_lines(report: dict[str, Any]) -> list[str]:
-    wide = report.get("wide")
-    if not wide:
-        return []
-    lines = []
-    for item in wide["rack_boundary"]:
-        lines.append(
-            f"across the domain of {item['domain_chips']} chips at batch {item['batch']:,.0f}: EP over {item['ep_chips']} chips takes {seconds(item['ep_step_s'])} a step "
-            f"({seconds(item['ep_link_s'])} on links), EP inside and PP across {seconds(item['pp_step_s'])} ({seconds(item['pp_link_s'])} on links): {item['winner']} wins"
-        )
-    if wide["rack_boundary"]:
-        lines.append("  EP sends each token K times per layer over the slow wires; PP sends it once per boundary, but reads the experts once per micro-batch")
-    first = wide["pipeline_kv"][0]
-    for item in wide["pipeline_kv"]:
-        lines.append(
-            f"pp{item['pp']}: {si(item['weight_bytes_per_chip'], 'B')} of weights and {si(item['kv_bytes_per_chip'], 'B')} of KV per chip with {item['sequences']:,.0f} sequences in flight"
-        )
-    lines.append(
-        f"  more stages do not shrink KV: each holds 1/pp of the layers of pp times as many sequences ({si(first['kv_bytes_per_chip'], 'B')} throughout)"
-    )
-    for item in wide["retirement"]:
-        lines += _retirement_lines(item)
-    return lines
-
-
-def _retirement_lines(item: dict[str, Any]) -> list[str]:
-    years, old, new = item["years"], item["old_usd_per_mtok"], item["new_usd_per_mtok"]
-    lines = [
-        f"{item['old']['chip']} as a prefill chip stays worth its power for {years['middle']:.1f} years ({years['low']:.1f} to {years['high']:.1f}): "
-        f"${old['middle']:.3g} per Mtok of power and space against ${new['middle']:.3g} for {item['new']['chip']} in full"
-    ]
-    lines.append(f"  {years['reasoning']}")
-    for assumption in years["assumptions"]:
-        lines.append(f"  {assumption['name']} = {assumption['low']:.3g} to {assumption['high']:.3g} {assumption['unit']}: {assumption['why']}")
-    return lines
-
-

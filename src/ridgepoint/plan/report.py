@@ -131,7 +131,9 @@ def deployment_name(question: Question, row: dict[str, float]) -> str:
 
 def _side_name(chip: str, row: dict[str, float], side: str) -> str:
     tp, dp, ep, pp = (int(row[f"{side}_{name}"]) for name in ("tp", "dp", "ep", "pp"))
-    degrees = " ".join(f"{name}{value}" for name, value in (("tp", tp), ("dp", dp), ("ep", ep), ("pp", pp)) if value > 1)
+    degrees = " ".join(
+        f"{name}{value}" for name, value in (("tp", tp), ("dp", dp), ("ep", ep), ("pp", pp)) if value > 1
+    )
     return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if degrees else ''}{degrees}]"
 
 
@@ -194,10 +196,16 @@ def _wide(question: Question, row: dict[str, float]) -> dict[str, Any]:
     batch = max(1.0, row["batch"])
     crossings = [rack_boundary(spec, pool, batch=b, context=context) for b in (batch, 4 * batch, 16 * batch)]
     newest = max(question.pools, key=lambda p: p.chip.launch_year or 0)
-    old = [p for p in question.pools if p.role != "decode" and (p.chip.launch_year or 9999) <= (newest.chip.launch_year or 0) - 3]
+    old = [
+        p
+        for p in question.pools
+        if p.role != "decode" and (p.chip.launch_year or 9999) <= (newest.chip.launch_year or 0) - 3
+    ]
     return {
         "rack_boundary": [{**asdict(item), "winner": item.winner} for item in crossings if item is not None],
-        "pipeline_kv": [asdict(item) for item in pipeline_kv(spec, pool, decode_layout(row), stage_batch=batch, context=context)],
+        "pipeline_kv": [
+            asdict(item) for item in pipeline_kv(spec, pool, decode_layout(row), stage_batch=batch, context=context)
+        ],
         "retirement": [asdict(retirement(question, p, newest)) for p in old],
         "kv_bytes_per_sequence": float(kv_bytes_per_seq(spec, context, pool.precision.kv)),
     }
@@ -211,8 +219,12 @@ def assumptions(question: Question) -> list[str]:
         f"log-sd {pool.calibration.uncertainty:.2f}"
         for pool in question.pools
     ]
-    found.append("dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people")
-    found.append(f"every request is the mean one: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, service fixed (M/D/1)")
+    found.append(
+        "dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people"
+    )
+    found.append(
+        f"requests: in the mean: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, prompts of unlike lengths (M/G/1, cv2 1)"
+    )
     if goal.limits():
         found.append(f"limits on time and dollars are kept by the estimate with probability {goal.confidence:g}")
     if workload.draft_tokens:
@@ -221,8 +233,13 @@ def assumptions(question: Question) -> list[str]:
             f"= {workload.tokens_per_step:.2f} tokens a step; the drafter itself is free"
         )
     for pool in question.pools:
-        for links, spec in (("beyond one scale-up domain", pool.chip.spec_scaleout_bytes_per_s), ("over several chips", pool.chip.spec_scaleup_bytes_per_s)):
+        for links, spec in (
+            ("beyond one scale-up domain", pool.chip.spec_scaleout_bytes_per_s),
+            ("over several chips", pool.chip.spec_scaleup_bytes_per_s),
+        ):
             if spec is None:
-                found.append(f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown")
+                found.append(
+                    f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown"
+                )
     found.append("memory: every sequence at its mean context, 8 % of each chip kept for the runtime")
     return found

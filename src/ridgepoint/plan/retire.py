@@ -15,7 +15,8 @@ from ridgepoint.errors import PlanError
 from ridgepoint.plan.assume import Assumption, Inference, infer
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.search import Question
-from ridgepoint.plan.sweep import lay_out, sweep_prefill
+from ridgepoint.plan.sides import sweep_prefill
+from ridgepoint.plan.sweep import lay_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +55,31 @@ def best_prefill(question: Question, pool: Pool) -> PrefillRate:
     side = lay_out(question.model.spec, pool, question.workload, question.goal, role="prefill")
     rows = sweep_prefill(side, 0, question.workload) if len(side.degrees) else None
     if rows is None or not len(rows.service_s):
-        raise PlanError(f"{question.model.name} does not fit {pool.describe()} for prefill", hint="give the pool more chips")
+        raise PlanError(
+            f"{question.model.name} does not fit {pool.describe()} for prefill", hint="give the pool more chips"
+        )
     prompt = question.workload.new_input_tokens * question.workload.rollouts
     rate = prompt * rows.ranks / rows.service_s / rows.degrees.chips
     best = int(np.argmax(rate))
     watts = float(rows.joules[best] / prompt * rate[best])
-    return PrefillRate(chip=pool.chip.id, launch_year=pool.chip.launch_year, tokens_per_s=float(rate[best]), watts=watts)
+    return PrefillRate(
+        chip=pool.chip.id, launch_year=pool.chip.launch_year, tokens_per_s=float(rate[best]), watts=watts
+    )
 
 
 def retirement(question: Question, old_pool: Pool, new_pool: Pool) -> Retirement:
     old, new = best_prefill(question, old_pool), best_prefill(question, new_pool)
     if math.isnan(old.watts):
-        raise PlanError(f"{old.chip}: its power is unknown, so its worth is too", hint="state tdp_w in a hardware TOML file")
+        raise PlanError(
+            f"{old.chip}: its power is unknown, so its worth is too", hint="state tdp_w in a hardware TOML file"
+        )
     low, _, high = new_pool.usd_per_hour
     rent = Assumption(name="new_usd_per_hour", low=low, high=high, unit="USD/h", why=f"catalogue rent of {new.chip}")
     power = ASSUMPTIONS[:4]
 
-    def running(usd_per_kwh: np.ndarray, pue: np.ndarray, host_w_frac: np.ndarray, space_usd_per_kw_month: np.ndarray) -> np.ndarray:
+    def running(
+        usd_per_kwh: np.ndarray, pue: np.ndarray, host_w_frac: np.ndarray, space_usd_per_kw_month: np.ndarray
+    ) -> np.ndarray:
         kw = old.watts * host_w_frac / 1000
         usd_per_hour = kw * (usd_per_kwh * pue + space_usd_per_kw_month / 730)
         return np.asarray(usd_per_hour / 3600 / old.tokens_per_s * 1e6)

@@ -18,7 +18,8 @@ from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_decode, sweep_prefill, sweep_together
+from ridgepoint.plan.sides import sweep_decode, sweep_prefill
+from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_together
 from ridgepoint.plan.workload import Goal, Workload
 from ridgepoint.units import si
 
@@ -47,7 +48,9 @@ class Question:
             )
         for role in ("prefill", "decode"):
             if not any(pool.role in ("any", role) for pool in self.pools):
-                raise ConfigError(f"no hardware may {role}", hint=f"--{role}-hardware NAME, or --hardware NAME for both")
+                raise ConfigError(
+                    f"no hardware may {role}", hint=f"--{role}-hardware NAME, or --hardware NAME for both"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,10 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
             prefills[index] = sweep_prefill(side, index, workload)
     pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]
     for done, (p, d) in enumerate(pairs):
-        progress((len(jobs) + done / len(pairs)) / (len(jobs) + 1), f"pairing {question.pools[p].chip.id} with {question.pools[d].chip.id}")
+        progress(
+            (len(jobs) + done / len(pairs)) / (len(jobs) + 1),
+            f"pairing {question.pools[p].chip.id} with {question.pools[d].chip.id}",
+        )
         if len(prefills[p].service_s) and len(decodes[d].step_s):
             parts.append(pair_sides(spec, prefills[p], decodes[d], question.pools, workload, goal))
     progress(1.0, "ranking")

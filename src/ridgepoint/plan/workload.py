@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ridgepoint.cost.speculation import Acceptance
 from ridgepoint.errors import ConfigError
 
 MINIMISE = ("usd", "watts", "chips", "tpot", "ttft")
@@ -41,13 +42,18 @@ class Workload:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name):g}")
         for name in ("prefix_hit_frac", "reuse_prob"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, got {getattr(self, name):g}", hint="a fraction, not a percentage")
+                raise ConfigError(
+                    f"{name} must be between 0 and 1, got {getattr(self, name):g}", hint="a fraction, not a percentage"
+                )
         if not 0 <= self.acceptance < 1:
             raise ConfigError(f"acceptance must be in [0, 1), got {self.acceptance:g}")
         if not self.mean_pause_s > 0:
             raise ConfigError(f"mean_pause_s must be positive, got {self.mean_pause_s:g}")
         if self.users is not None and self.requests_per_s is not None:
-            raise ConfigError("users and requests_per_s contradict each other", hint="give one: the other follows from the answer's latency")
+            raise ConfigError(
+                "users and requests_per_s contradict each other",
+                hint="give one: the other follows from the answer's latency",
+            )
         if self.users is not None and self.users < 1:
             raise ConfigError(f"users must be at least 1, got {self.users}")
         if self.requests_per_s is not None and not self.requests_per_s > 0:
@@ -77,10 +83,7 @@ class Workload:
     @property
     def tokens_per_step(self) -> float:
         """Tokens a sequence gains per step: 1 + a + a^2 + ... + a^draft."""
-        if not self.draft_tokens:
-            return 1.0
-        a = self.acceptance
-        return (1 - a ** (self.draft_tokens + 1)) / (1 - a)
+        return Acceptance.constant(self.acceptance, self.draft_tokens).tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,17 @@ class Goal:
         if self.minimise not in MINIMISE:
             raise ConfigError(f"unknown objective {self.minimise!r}", hint="minimise one of " + ", ".join(MINIMISE))
         if not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"confidence must be in [0.5, 1), got {self.confidence:g}", hint="0.9 keeps a limit nine times in ten")
+            raise ConfigError(
+                f"confidence must be in [0.5, 1), got {self.confidence:g}", hint="0.9 keeps a limit nine times in ten"
+            )
 
     def limits(self) -> dict[str, float]:
         """Metric column -> limit, for those that are set."""
-        named = {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "usd_per_mtok": self.usd_per_mtok, "watts": self.watts, "chips": self.chips}
+        named = {
+            "ttft_s": self.ttft_s,
+            "tpot_s": self.tpot_s,
+            "usd_per_mtok": self.usd_per_mtok,
+            "watts": self.watts,
+            "chips": self.chips,
+        }
         return {name: float(value) for name, value in named.items() if value is not None}

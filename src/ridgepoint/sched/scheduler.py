@@ -14,7 +14,6 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -148,11 +147,10 @@ class Scheduler:
             elif request.row >= 0 and self._grow(request, request.num_computed + 1, budget):
                 budget.board(Segment(request, request.num_computed, 1, True))
 
-        in_flight: set[bytes] = set()  # keys of blocks that this very step will fill
+        in_flight: set[bytes] = set()  # keys of blocks that this very step works on
         oldest_behind = True
         for request in behind:
             if request.row >= 0:  # an earlier one may have taken its blocks
-                self._adopt(request)
                 self._board_chunk(request, budget, in_flight, at_least_a_block=oldest_behind)
                 oldest_behind = False
         if self.preemptions_total == preemptions_before:
@@ -175,8 +173,8 @@ class Scheduler:
         if count > 0 and self._grow(request, start + count, budget):
             budget.board(Segment(request, start, count, count == wanted))
             if self._caches(request):
-                keys = request.block_keys((start + count) // size, size)
-                in_flight.update(keys[start // size :])
+                touched = min(-(-(start + count) // size), len(request.tokens) // size)
+                in_flight.update(request.block_keys(touched, size)[start // size :])
 
     def _grow(self, request: Request, num_tokens: int, budget: StepBudget) -> bool:
         """Blocks for the first `num_tokens` tokens, taken from the latest arrivals if need be. False: it lost its own."""
@@ -203,7 +201,7 @@ class Scheduler:
             if found is None:
                 blocks: list[int] = []
             elif found[1] in in_flight:
-                continue  # someone is computing its next block right now: share it one step later
+                continue  # someone is computing its next block: wait and share it
             else:
                 blocks = found[0]
             missing = -(-len(request.tokens) // size) - len(blocks)
@@ -256,24 +254,6 @@ class Scheduler:
         keys = request.block_keys(count, self.limits.block_tokens)
         blocks = self.pool.index.match(keys)
         return blocks, keys[len(blocks)] if len(blocks) < count else None
-
-    def _adopt(self, request: Request) -> None:
-        """Skip what others have computed since: cached blocks that come next become this request's own."""
-        size = self.limits.block_tokens
-        start = len(request.blocks)
-        if request.num_computed != start * size or not self._caches(request):
-            return
-        keys = request.block_keys((len(request.tokens) - 1) // size, size)
-        for block in self.pool.index.match(list(islice(keys, start, None))):
-            self.pool.share(block)
-            request.blocks.append(block)
-        gained = (len(request.blocks) - start) * size
-        if gained:
-            request.num_computed += gained
-            request.num_keyed = len(request.blocks)
-            if request.num_preemptions == 0:
-                request.cached_tokens += gained
-                self.prefix_hit_tokens_total += gained
 
     def _offer(self, request: Request) -> None:
         """Give the blocks that became full their keys. A block whose content is already cached stays without."""

@@ -38,10 +38,33 @@ def moe_experts(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_TD, weights_TK, *tensors)):
         out: torch.Tensor = _Experts.apply(x_TD, weights_TK, expert_ids_TK, w_gu, w_dn, activation, b_gu, b_dn)
         return out
+    if x_TD.shape[0] == 1:
+        return _one_token(x_TD, weights_TK, expert_ids_TK, w_gu, w_dn, activation, b_gu, b_dn)
     rows = _Rows(expert_ids_TK, w_gu.shape[0])
-    h_M2F = _grouped(x_TD[rows.token_M], w_gu, b_gu, rows)
+    h_M2F = _grouped(x_TD.index_select(0, rows.token_M), w_gu, b_gu, rows)
     y_MD = _grouped(glu(h_M2F, activation), w_dn, b_dn, rows)
     return rows.combine(y_MD, weights_TK)
+
+
+def _one_token(
+    x_1D: torch.Tensor,
+    weights_1K: torch.Tensor,
+    expert_ids_1K: torch.Tensor,
+    w_gu: torch.Tensor,
+    w_dn: torch.Tensor,
+    activation: Activation,
+    b_gu: torch.Tensor | None,
+    b_dn: torch.Tensor | None,
+) -> torch.Tensor:
+    """Nothing to sort or gather: the calls saved are a fifth of a layer's time at batch 1."""
+    experts = expert_ids_1K[0].tolist()
+    h_K2F, y_KD = (x_1D.new_empty(len(experts), w.shape[1]) for w in (w_gu, w_dn))
+    for k, e in enumerate(experts):
+        _product(x_1D, w_gu, b_gu, e, h_K2F[k : k + 1])
+    a_KF = glu(h_K2F, activation)
+    for k, e in enumerate(experts):
+        _product(a_KF[k : k + 1], w_dn, b_dn, e, y_KD[k : k + 1])
+    return weights_1K.to(y_KD.dtype) @ y_KD
 
 
 class _Rows:
@@ -64,7 +87,7 @@ class _Rows:
         """Rows in expert order to [T, K, X]."""
         place_M = torch.empty_like(self.order_M)
         place_M[self.order_M] = torch.arange(len(self.order_M), device=self.order_M.device)
-        return rows_MX[place_M].view(self.num_tokens, self.top_k, rows_MX.shape[1])
+        return rows_MX.index_select(0, place_M).view(self.num_tokens, self.top_k, rows_MX.shape[1])
 
     def combine(self, y_MD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         return torch.bmm(weights_TK.to(y_MD.dtype)[:, None], self.unsort(y_MD))[:, 0]
@@ -74,11 +97,17 @@ def _grouped(x_MI: torch.Tensor, w_EOI: torch.Tensor, bias_EO: torch.Tensor | No
     """Row m times the matrix of its expert."""
     out_MO = x_MI.new_empty(x_MI.shape[0], w_EOI.shape[1])
     for expert, start, stop in rows.spans:
-        if bias_EO is None:
-            torch.mm(x_MI[start:stop], w_EOI[expert].T, out=out_MO[start:stop])
-        else:
-            torch.addmm(bias_EO[expert], x_MI[start:stop], w_EOI[expert].T, out=out_MO[start:stop])
+        _product(x_MI[start:stop], w_EOI, bias_EO, expert, out_MO[start:stop])
     return out_MO
+
+
+def _product(
+    x_MI: torch.Tensor, w_EOI: torch.Tensor, bias_EO: torch.Tensor | None, expert: int, out_MO: torch.Tensor
+) -> None:
+    if bias_EO is None:
+        torch.mm(x_MI, w_EOI[expert].T, out=out_MO)
+    else:
+        torch.addmm(bias_EO[expert], x_MI, w_EOI[expert].T, out=out_MO)
 
 
 class _Experts(torch.autograd.Function):
@@ -98,7 +127,7 @@ class _Experts(torch.autograd.Function):
         b_dn: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = _Rows(expert_ids_TK, w_gu.shape[0])
-        h_M2F = _grouped(x_TD[rows.token_M], w_gu, b_gu, rows)
+        h_M2F = _grouped(x_TD.index_select(0, rows.token_M), w_gu, b_gu, rows)
         y_MD = _grouped(glu(h_M2F, activation), w_dn, b_dn, rows)
         ctx.rows, ctx.activation, ctx.has_bias = rows, activation, (b_gu is not None, b_dn is not None)
         ctx.save_for_backward(x_TD, weights_TK, w_gu, w_dn, h_M2F, y_MD)
@@ -111,7 +140,7 @@ class _Experts(torch.autograd.Function):
         rows: _Rows = ctx.rows
         need_w = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
 
-        dout_MD = dout_TD[rows.token_M]
+        dout_MD = dout_TD.index_select(0, rows.token_M)
         dweight_M1 = (dout_MD.float() * y_MD.float()).sum(-1, keepdim=True)
         dweights_TK = rows.unsort(dweight_M1)[..., 0].to(weights_TK.dtype)
         dy_MD = dout_MD * weights_TK.flatten()[rows.order_M, None].to(dout_MD.dtype)
@@ -123,7 +152,7 @@ class _Experts(torch.autograd.Function):
         (dh_M2F,) = torch.autograd.grad(act_MF, h_leaf, da_MF)
         dx_TD = rows.unsort(_grouped(dh_M2F, w_gu.transpose(1, 2), None, rows)).sum(1)
 
-        dw_gu = _weight_grad(dh_M2F, x_TD[rows.token_M], w_gu, rows) if need_w else None
+        dw_gu = _weight_grad(dh_M2F, x_TD.index_select(0, rows.token_M), w_gu, rows) if need_w else None
         dw_dn = _weight_grad(dy_MD, act_MF.detach(), w_dn, rows) if need_w else None
         db_gu = _bias_grad(dh_M2F, w_gu, rows) if ctx.has_bias[0] else None
         db_dn = _bias_grad(dy_MD, w_dn, rows) if ctx.has_bias[1] else None

@@ -117,7 +117,7 @@ def attend(
         return _decode(q_THP, kv, batches[0], scale, sinks_H)
     out_THP = torch.empty_like(q_THP, memory_format=torch.contiguous_format)
     for batch in batches:
-        out_THP[batch.rows_B] = _decode(q_THP[batch.rows_B], kv, batch, scale, sinks_H)
+        out_THP[batch.rows_B] = _decode(q_THP.index_select(0, batch.rows_B), kv, batch, scale, sinks_H)
     for segment in segments:
         out_THP[segment.start : segment.stop] = _segment(
             q_THP[segment.start : segment.stop], kv, segment, scale, sinks_H
