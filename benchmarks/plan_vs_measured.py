@@ -153,8 +153,21 @@ def _groups(predictions: Predictions) -> dict[tuple[Any, ...], list[int]]:
     return grouped
 
 
-def regret(predictions: Predictions, *, margin: bool) -> dict[str, float]:
-    """For TPOT limits at the quartiles of each group's measured times: does the pick keep the limit, and at what cost?
+GOALS_S = (0.010, 0.020, 0.030, 0.050, 0.100)  # what users ask for: 100, 50, 33, 20 and 10 tokens a second
+
+
+def quartiles(measured: np.ndarray) -> list[float]:
+    """The hardest limits: each lies at or beside a measured time, so the best pick has no slack at all."""
+    return [float(np.percentile(measured, quantile)) for quantile in (25, 50, 75)]
+
+
+def goals(measured: np.ndarray) -> list[float]:
+    """The round goals at least one and not every configuration of the group meets."""
+    return [goal for goal in GOALS_S if (measured <= goal).any() and (measured > goal).any()]
+
+
+def regret(predictions: Predictions, limits: Callable[[np.ndarray], list[float]], *, margin: bool) -> dict[str, float]:
+    """For each group's TPOT limits: does the pick keep the limit, and at what cost over the best measured configuration?
 
     With `margin` the pick's time must lie under the limit with 70 % probability; otherwise its best estimate must.
     Where nothing is predicted to keep the limit, the fastest prediction is picked (the closest feasible plan).
@@ -170,8 +183,7 @@ def regret(predictions: Predictions, *, margin: bool) -> dict[str, float]:
         predicted = np.array([predictions.tpot[i] for i in members])
         planned_cost = cost * predicted / measured  # chips and clients are the planner's; the time is its own
         pessimistic = predicted * np.exp(z * np.array([predictions.sigma[i] for i in members]))
-        for quantile in (25, 50, 75):
-            limit = float(np.percentile(measured, quantile))
+        for limit in limits(measured):
             feasible = pessimistic <= limit
             pick = int(np.where(feasible, planned_cost, np.inf).argmin()) if feasible.any() else int(predicted.argmin())
             best = float(cost[measured <= limit].min())
@@ -288,8 +300,10 @@ def summarise(predictions: Predictions) -> dict[str, Any]:
     return {
         "tpot": error_summary(predictions.log_error()), "ttft": error_summary(predictions.log_error("ttft")),
         "coverage_80_tpot": coverage(predictions), "coverage_80_ttft": coverage(predictions, "ttft"),
-        "rank_correlation": rank_correlation(predictions), "regret": regret(predictions, margin=True),
-        "regret_without_margin": regret(predictions, margin=False),
+        "rank_correlation": rank_correlation(predictions), "regret_at_goals": regret(predictions, goals, margin=True),
+        "regret_at_goals_without_margin": regret(predictions, goals, margin=False),
+        "regret_at_quartiles": regret(predictions, quartiles, margin=True),
+        "regret_at_quartiles_without_margin": regret(predictions, quartiles, margin=False),
     }  # fmt: skip
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 
 from ridgepoint.kernels import sample
-from ridgepoint.kernels.sample import Shaping, cpu, reference
+from ridgepoint.kernels.sample import Shaping, cpu, reference, torch_ops
 from ridgepoint.kernels.sample.random import uniforms
 
 SHAPES = [(0.7, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.1), (0.9, 40, 0.95, 0.02),
-          (0.0, 3, 0.5, 0.0), (2.5, 0, 0.999, 0.0), (1.0, 1, 1.0, 0.0), (1.0, 10**6, 1.0, 0.0), (0.01, 0, 1.0, 0.0),
+          (0.0, 3, 0.5, 0.0), (2.5, 0, 0.999, 0.0), (1.0, 0, 1.0, 1e-7), (1.0, 1, 1.0, 0.0), (1.0, 10**6, 1.0, 0.0), (0.01, 0, 1.0, 0.0),
           (1e-30, 0, 1.0, 0.0)]  # fmt: skip
 
 
@@ -32,33 +34,37 @@ def pick(shaping: Shaping, rows: list[int]) -> Shaping:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 17, 300, 1009])
-def test_choose_agrees_with_the_definition(vocab: int) -> None:
+@pytest.mark.parametrize("vocab", [1, 2, 17, 300, 1024, 1009])
+@pytest.mark.parametrize("path", [cpu, torch_ops], ids=["cpu", "torch_ops"])
+def test_choose_agrees_with_the_definition(path: ModuleType, vocab: int) -> None:
     logits_RV, shaping = make(60, vocab, seed=vocab)
-    assert torch.equal(cpu.choose(logits_RV, shaping), reference.choose(logits_RV, shaping))
-    assert torch.equal(cpu.choose(logits_RV, None), reference.choose(logits_RV, None))
+    assert torch.equal(path.choose(logits_RV, shaping), reference.choose(logits_RV, shaping))
+    assert torch.equal(path.choose(logits_RV, None), reference.choose(logits_RV, None))
 
 
-def test_equal_logits_are_kept_or_dropped_together() -> None:
+@pytest.mark.parametrize("path", [cpu, torch_ops], ids=["cpu", "torch_ops"])
+def test_equal_logits_are_kept_or_dropped_together(path: ModuleType) -> None:
     logits_RV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]).repeat(400, 1)
     for top_k, top_p in ((1, 1.0), (2, 1.0), (0, 0.2), (3, 0.5)):
         shaping = Shaping(
             temperature_R=np.ones(400), top_k_R=np.full(400, top_k), top_p_R=np.full(400, top_p),
             min_p_R=np.zeros(400), uniform_R=uniforms([1] * 400, list(range(400))),
         )  # fmt: skip
-        ids = cpu.choose(logits_RV, shaping)
+        ids = path.choose(logits_RV, shaping)
         assert set(ids.tolist()) == {1, 2, 3}
         assert torch.equal(ids, reference.choose(logits_RV, shaping))
 
 
-def test_a_wide_nucleus_falls_back_to_a_full_sort() -> None:
-    vocab = 8 * cpu.HEAD
-    logits_RV = torch.randn(6, vocab, generator=torch.Generator().manual_seed(0)) * 0.1
+@pytest.mark.parametrize("path", [cpu, torch_ops], ids=["cpu", "torch_ops"])
+@pytest.mark.parametrize("spread", [0.1, 6.0])
+def test_a_wide_nucleus_falls_back_to_a_full_sort(path: ModuleType, spread: float) -> None:
+    vocab = 8 * torch_ops.HEAD
+    logits_RV = torch.randn(6, vocab, generator=torch.Generator().manual_seed(0)) * spread
     shaping = Shaping(
-        temperature_R=np.ones(6), top_k_R=np.array([0, 0, 0, vocab // 2, 0, 7]),
-        top_p_R=np.array([0.9, 0.5, 0.05, 0.9, 1.0, 0.9]), min_p_R=np.zeros(6), uniform_R=uniforms([3] * 6, list(range(6))),
+        temperature_R=np.ones(6), top_k_R=np.array([0, 0, 0, vocab - 5, vocab - 5, 7]),
+        top_p_R=np.array([0.9, 0.5, 0.05, 0.9999, 1.0, 0.9]), min_p_R=np.zeros(6), uniform_R=uniforms([3] * 6, list(range(6))),
     )  # fmt: skip
-    assert torch.equal(cpu.choose(logits_RV, shaping), reference.choose(logits_RV, shaping))
+    assert torch.equal(path.choose(logits_RV, shaping), reference.choose(logits_RV, shaping))
 
 
 @pytest.mark.parametrize("vocab", [37, 1000, 32_003])
@@ -85,15 +91,16 @@ def test_a_row_is_the_same_alone_and_in_any_company(vocab: int, threads: int) ->
 
 def test_penalties_agree_with_the_definition() -> None:
     logits_V = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 4
-    ids_N, counts_N = torch.tensor([3, 7, 20, 49]), torch.tensor([0, 1, 5, 2])
+    ids_N, counts_N = np.array([3, 7, 20, 49]), np.array([0, 1, 5, 2])
     for repetition, presence, frequency in ((1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (1.0, 0.7, 0.0), (0.8, -1.0, 0.3)):
-        fast, slow = logits_V.clone(), logits_V.clone()
+        fast, other, slow = logits_V.clone(), logits_V.clone(), logits_V.clone()
         sample.penalise(fast, ids_N, counts_N, repetition=repetition, presence=presence, frequency=frequency)
+        torch_ops.penalise(other, ids_N, counts_N, repetition, presence, frequency)
         reference.penalise(slow, ids_N, counts_N, repetition, presence, frequency)
-        assert torch.equal(fast, slow)
+        torch.testing.assert_close(fast, slow, rtol=2e-7, atol=0.0)  # one rounding: 1 / repetition is rounded once more
+        torch.testing.assert_close(other, slow, rtol=2e-7, atol=0.0)
         untouched = [token for token in range(50) if token not in ids_N.tolist()]
         assert torch.equal(fast[untouched], logits_V[untouched])
-    assert torch.equal(logits_V.clone(), logits_V)
 
 
 def test_log_probabilities_agree_with_the_definition() -> None:

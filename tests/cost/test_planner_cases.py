@@ -19,7 +19,16 @@ import pytest
 
 from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.catalog.models import model_spec
-from ridgepoint.cost import ROOFLINE, Layout, Precision, StepBatch, kv_bytes_per_token, shape_of, step_cost, weight_bytes
+from ridgepoint.cost import (
+    ROOFLINE,
+    Layout,
+    Precision,
+    StepBatch,
+    kv_bytes_per_token,
+    shape_of,
+    step_cost,
+    weight_bytes,
+)
 from ridgepoint.cost.formats import bytes_per_value
 from ridgepoint.cost.links import all_to_all
 from ridgepoint.cost.queueing import worst_wait_s
@@ -34,7 +43,7 @@ from ridgepoint.cost.roofline import (
 )
 from ridgepoint.cost.routing import distinct_experts
 from ridgepoint.cost.speculation import Acceptance
-from ridgepoint.cost.torus import all_gather_s, all_reduce_s, send_s
+from ridgepoint.cost.torus import all_gather_s, send_s
 from ridgepoint.cost.training import classic_activation_bytes, train_flops_per_token, training_days
 
 DATA = Path(os.environ.get("RIDGEPOINT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -74,7 +83,12 @@ def book_13b(inputs: Inputs, metric: str) -> float:
     # The book adds 26 (GB of weights) to the cache in GB read off as GiB: 6.7 for 6.71e9 bytes.
     total = kv / 1e9 + 26.0
     step = total * 1e9 / inputs["bw_total"]
-    return {"kv_cache": kv / 1e9, "total_memory": total, "decode_step": step * 1e3, "throughput": inputs["batch"] / step}[metric]
+    return {
+        "kv_cache": kv / 1e9,
+        "total_memory": total,
+        "decode_step": step * 1e3,
+        "throughput": inputs["batch"] / step,
+    }[metric]
 
 
 # ---------------------------------------------------------------- llama-3-70B serving on v5e
@@ -141,7 +155,9 @@ COMPUTED: dict[str, Callable[[Inputs, str], Any]] = {
     "sbook-001": lambda i, m: i["flops"] / i["peak"] * 1e3,
     "sbook-002": lambda i, m: i["flops"] / i["peak"] * 1e3,
     "sbook-003": lambda i, m: critical_tokens(V5E.flops_per_s("bf16"), V5E.need("spec_memory_bytes_per_s", ""), 2.0),
-    "sbook-004": lambda i, m: critical_tokens(V5E.flops_per_s("bf16"), V5E.need("spec_memory_bytes_per_s", ""), bytes_per_value("int8")),
+    "sbook-004": lambda i, m: critical_tokens(
+        V5E.flops_per_s("bf16"), V5E.need("spec_memory_bytes_per_s", ""), bytes_per_value("int8")
+    ),
     "sbook-005": lambda i, m: critical_tokens(i["peak"], i["bw"], bytes_per_value("int8")),
     "sbook-006": lambda i, m: critical_tokens(i["peak"], i["bw"], 2.0),
     # Two chips: each does half the FLOPs and reduces B x F in bf16; B cancels: D > 2 x FLOP/s / link.
@@ -198,7 +214,9 @@ COMPUTED: dict[str, Callable[[Inputs, str], Any]] = {
     "sbook-121": lambda i, m: training_days(6 * params_70b() * i["tokens"], i["chips"], V5P.flops_per_s("bf16"), 0.40),
     # bf16 weights, fp32 Adam pair, and four checkpoints a layer of 4 M tokens in bf16
     "sbook-122": lambda i, m: (10 * params_70b() + 2.0 * 8192 * i["batch_tokens"] * 4 * 80) / 1e12,
-    "sbook-123": lambda i, m: (10 * params_70b() + 2.0 * 8192 * i["batch_tokens"] * 4 * 80) / V5P.need("spec_memory_bytes", ""),
+    "sbook-123": lambda i, m: (
+        (10 * params_70b() + 2.0 * 8192 * i["batch_tokens"] * 4 * 80) / V5P.need("spec_memory_bytes", "")
+    ),
     "sbook-124": lambda i, m: 4 * 2**20 / i["chips"],
     "sbook-125": lambda i, m: link_critical_tokens(V5P.flops_per_s("bf16"), 3 * 2 * V5P_LINK),
     "sbook-126": lambda i, m: math.sqrt(4 * 2**20 / 28672 * 2 * i["chips"]),
@@ -209,11 +227,21 @@ COMPUTED: dict[str, Callable[[Inputs, str], Any]] = {
     "sbook-130": lambda i, m: matmul_s(512, 4096, 8192, B200) * 1e6,
     "sbook-131": lambda i, m: 512 * 2**20 * 7 / 8 / i["bw"] * 1e3,
     "sbook-135": lambda i, m: link_critical_tokens(H100.flops_per_s("bf16"), H100.need("spec_scaleup_bytes_per_s", "")),
-    "sbook-136": lambda i, m: link_critical_tokens(H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", "")),
-    "sbook-137": lambda i, m: link_critical_tokens(H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", ""), i["E_over_k"]),
-    "sbook-138": lambda i, m: link_critical_tokens(B200.flops_per_s("bf16"), 8 * B200.need("spec_scaleout_bytes_per_s", "")),
-    "sbook-139": lambda i, m: max_tensor_parallel(i["F"], H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", "")),
-    "sbook-140": lambda i, m: training_days(6 * params_70b() * i["tokens"], i["gpus"], H100.flops_per_s("bf16"), i["mfu"]),
+    "sbook-136": lambda i, m: link_critical_tokens(
+        H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", "")
+    ),
+    "sbook-137": lambda i, m: link_critical_tokens(
+        H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", ""), i["E_over_k"]
+    ),
+    "sbook-138": lambda i, m: link_critical_tokens(
+        B200.flops_per_s("bf16"), 8 * B200.need("spec_scaleout_bytes_per_s", "")
+    ),
+    "sbook-139": lambda i, m: max_tensor_parallel(
+        i["F"], H100.flops_per_s("bf16"), 8 * H100.need("spec_scaleout_bytes_per_s", "")
+    ),
+    "sbook-140": lambda i, m: training_days(
+        6 * params_70b() * i["tokens"], i["gpus"], H100.flops_per_s("bf16"), i["mfu"]
+    ),
     "sbook-142": lambda i, m: _all_to_all_slowdown(),
     # kipply
     "kipply-008": lambda i, m: i["peak"] / i["bw"],
@@ -241,9 +269,7 @@ COMPUTED: dict[str, Callable[[Inputs, str], Any]] = {
     "deepseek-028": lambda i, m: train_flops_per_token(model_spec(i["model"]), i["seq"]) / 1e9,
     "deepseek-029": lambda i, m: Acceptance.constant(0.8, 1).tokens_per_step,
     **{f"train-megatron-{n:03d}": megatron for n in range(9, 21)},
-    **{
-        f"expert-touch-{n:03d}": (lambda i, m: distinct_experts(i["E"], i["k"], i["batch"])) for n in (3, 5, 7)
-    },
+    **{f"expert-touch-{n:03d}": (lambda i, m: distinct_experts(i["E"], i["k"], i["batch"])) for n in (3, 5, 7)},
     "epoch-010": lambda i, m: shape_of(model_spec("mixtral-8x22b")).total_params,
     "epoch-011": lambda i, m: shape_of(model_spec("mixtral-8x22b")).active_params,
 }
@@ -332,7 +358,9 @@ def test_every_case_is_computed_or_named() -> None:
 
 
 def test_known_errata_are_not_reproduced() -> None:
-    assert weight_bytes(LLAMA70, Precision(weights="int4", head="int4")) / 1e9 == pytest.approx(36.4, rel=0.03)  # the text prints 45
+    assert weight_bytes(LLAMA70, Precision(weights="int4", head="int4")) / 1e9 == pytest.approx(
+        36.4, rel=0.03
+    )  # the text prints 45
     chips = (10 * params_70b() + 2.0 * 8192 * 4e6 * 4 * 80) / V5P.need("spec_memory_bytes", "")
     assert chips == pytest.approx(225, rel=0.03) and abs(chips - 171) > 40  # a later line says 171
 

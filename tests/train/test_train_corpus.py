@@ -90,9 +90,9 @@ def test_the_chat_template_hands_messages_over_verbatim() -> None:
     template = str(tokenizer_config(64)["chat_template"])
     messages = [{"role": "system", "content": "import json\n"}, {"role": "user", "content": "def read_json(path):"}]
     rendered = (
-        ImmutableSandboxedEnvironment().from_string(template).render(messages=messages, add_generation_prompt=True)
+        ImmutableSandboxedEnvironment().from_string(template).render(messages=messages, bos_token="<|endoftext|>")
     )
-    assert rendered == "import json\ndef read_json(path):"
+    assert rendered == "<|endoftext|>import json\ndef read_json(path):"
     rendered = (
         ImmutableSandboxedEnvironment().from_string(template).render(messages=[{"content": "a"}, {"content": "b"}])
     )

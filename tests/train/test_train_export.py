@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_recipe import tiny, toml_text, write_library
 from typer.testing import CliRunner
 
-from ridgepoint.errors import CheckpointError
+from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.export import export, quantise_rows
@@ -65,9 +65,11 @@ def test_transformers_and_the_decoder_agree_with_training(tmp_path: Path) -> Non
     with torch.no_grad():
         _close(decoder(ids.flatten(), CausalContext(2, 40)), want)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert words.decode(words("def f(self):\n    return")["input_ids"]) == "def f(self):\n    return"
-    assert words.eos_token_id == 0
-    assert words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False) == "def f"
+    prompt = words("def f(self):\n    return")["input_ids"]
+    assert prompt[0] == words.bos_token_id == words.eos_token_id == 0  # a prompt is the beginning of a file
+    assert words.decode(prompt, skip_special_tokens=True) == "def f(self):\n    return"
+    chat = words.apply_chat_template([{"role": "user", "content": "def f"}], tokenize=False)
+    assert chat == "<|endoftext|>def f"
 
 
 def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
@@ -137,4 +139,10 @@ def test_the_command_trains_exports_and_says_where(tmp_path: Path, monkeypatch: 
         folder = Path(facts["exported"][name])
         assert load(folder, torch.bfloat16).spec.vocab_size == 300
         assert "Held out" in (folder / "README.md").read_text()
-    assert CliRunner().invoke(app, [*common, "--export-only"]).exit_code == 0
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"rows": {"shipped int8": {"bits_per_byte": 1.25}}}))
+    assert CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)]).exit_code == 0
+    assert "| shipped int8 | 1.250 |" in (tmp_path / "run" / "int8" / "README.md").read_text()
+    figures.write_text("{}")
+    broken = CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)])
+    assert isinstance(broken.exception, ConfigError)

@@ -11,6 +11,7 @@ wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator
@@ -19,7 +20,7 @@ from ridgepoint.cost.amounts import SMALL_TILE, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
-from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel
+from ridgepoint.cost.energy import DEFAULT_ENERGY, ENERGY_TYPES, EnergyModel, mean_power_w
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import max_sequences
@@ -64,7 +65,9 @@ class ServingAmounts:
     chunk: StepAmounts
     prompts_per_mixed: Num
     prompts_per_chunk: Num
-    steps_per_prompt: Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
+    steps_per_prompt: (
+        Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,42 @@ class ServingCost:
         """Output tokens per second of the whole instance."""
         request_s = self.estimate_ttft_s + self.workload.output_tokens * self.estimate_tpot_s
         return self.workload.concurrency * self.workload.output_tokens / request_s
+
+    def busy_amounts(self) -> dict[str, Num]:
+        """Whole-instance amounts of one mean token interval: a decode step and its share of prompt steps.
+
+        `bf16_flops` counts FLOPs as bf16's energy equivalents; `seconds` is the interval those amounts take.
+        """
+        per_interval = (
+            largest(self.running - 1.0, 0.0) / self.workload.output_tokens
+        )  # prompts that board during one interval
+        chips = self.decode.layout.chips
+        scale = {
+            kind: self.decode.energy.flop_joules(kind) / self.decode.energy.bf16_j_per_flop for kind in ENERGY_TYPES
+        }
+
+        def flops(step: StepCost) -> Num:
+            return sum((term.flops * scale[term.flop_type] for term in step.terms if term.flop_type), 0.0)
+
+        def blend(read: Callable[[StepCost], Num]) -> Num:
+            alone, extra = read(self.decode), read(self.mixed) - read(self.decode)
+            return chips * (alone + largest(per_interval * extra, 0.0))
+
+        return {
+            "bf16_flops": blend(flops), "memory_bytes": blend(lambda step: step.memory_bytes),
+            "link_bytes": blend(lambda step: step.link_bytes), "seconds": self.estimate_tpot_s, "chips": chips,
+        }  # fmt: skip
+
+    def estimate_w(self, energy: EnergyModel | None = None, *, seconds: Num | None = None) -> Num:
+        """Mean power of all chips while serving this load; `seconds` replaces the estimated interval by a known one."""
+        amounts = self.busy_amounts()
+        if seconds is not None:
+            amounts["seconds"] = seconds
+        return mean_power_w(self.decode.hardware, energy or self.decode.energy, **amounts)
+
+    def estimate_j_per_token(self, energy: EnergyModel | None = None) -> Num:
+        """Joules per output token, prompts included."""
+        return self.estimate_w(energy) * self.estimate_tpot_s / self.running
 
     def interval(self, name: str) -> tuple[Num, Num]:
         """(low, high) of `estimate_<name>` with 80 % probability."""

@@ -34,6 +34,27 @@ class LayerKind:
     router_params: int
     shared_params: int
     norm_params: int
+    mixer_vector_params: int  # of mixer_params: biases, norms inside and sinks, which no token is multiplied with
+    expert_vector_params: int
+    dense_vector_params: int
+
+    @property
+    def matmul_params(self) -> int:
+        """Weights each token is multiplied with in this layer (K experts of E)."""
+        router = self.moe.num_experts if self.moe else 0
+        biases = router * ((self.moe.router.bias + self.moe.router.correction_bias) if self.moe else 0)
+        experts = self.moe.top_k * (self.expert_params - self.expert_vector_params) if self.moe else 0
+        mixer = self.mixer_params - self.mixer_vector_params + self.indexer_params
+        return (
+            mixer
+            + self.dense_params
+            - self.dense_vector_params
+            + experts
+            + self.latent_params
+            + self.router_params
+            - biases
+            + self.shared_params
+        )
 
     @property
     def total_params(self) -> int:
@@ -84,23 +105,26 @@ class ModelShape:
         return self.total_params / self.active_params
 
 
-def _gqa_params(gqa: GqaSpec, d: int) -> int:
+def _gqa_params(gqa: GqaSpec, d: int) -> tuple[int, int]:
+    """(all, of which biases, norms and sinks)."""
     h, g, p, pv = gqa.num_heads, gqa.num_kv_heads, gqa.head_dim, gqa.v_head_dim
     qkv_rows = h * p + g * p + g * pv
     norms = {"none": 0, "per_head": 2 * p, "full": h * p + g * p}[gqa.qk_norm]
     bias = (qkv_rows if gqa.qkv_bias else 0) + (d if gqa.o_bias else 0)
-    return d * qkv_rows + h * pv * d + norms + bias + (h if gqa.sinks else 0)
+    vectors = norms + bias + (h if gqa.sinks else 0)
+    return d * qkv_rows + h * pv * d + vectors, vectors
 
 
-def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int]:
-    """(all, of which latent-to-heads)."""
+def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int, int]:
+    """(all, of which biases and norms, of which latent-to-heads)."""
     heads = mla.num_heads
     query = mla.nope_dim + mla.rope_dim
-    q = d * heads * query if mla.q_rank is None else d * mla.q_rank + mla.q_rank + mla.q_rank * heads * query
-    down = d * (mla.kv_rank + mla.rope_dim) + mla.kv_rank
+    q = d * heads * query if mla.q_rank is None else d * mla.q_rank + mla.q_rank * heads * query
+    down = d * (mla.kv_rank + mla.rope_dim)
+    norms = mla.kv_rank + (mla.q_rank or 0)
     up = mla.kv_rank * heads * (mla.nope_dim + mla.v_dim)
     bias = (mla.q_rank or 0) + mla.kv_rank + mla.rope_dim + d if mla.bias else 0
-    return q + down + up + heads * mla.v_dim * d + bias, up
+    return q + down + up + heads * mla.v_dim * d + norms + bias, norms + bias, up
 
 
 def _indexer_params(indexer: IndexerSpec, mla: MlaSpec | None, d: int) -> int:
@@ -119,11 +143,11 @@ def _build(spec: ModelSpec) -> ModelShape:
         linear = layer.mixer if isinstance(layer.mixer, LinearMixerSpec) else None
         moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
         dense = layer.ffn if isinstance(layer.ffn, DenseSpec) else None
-        mixer, up = 0, 0
+        mixer, up, vectors = 0, 0, 0
         if gqa:
-            mixer = _gqa_params(gqa, d)
+            mixer, vectors = _gqa_params(gqa, d)
         elif mla:
-            mixer, up = _mla_params(mla, d)
+            mixer, vectors, up = _mla_params(mla, d)
         elif linear:
             mixer = linear.num_params
         owns_kv = layer.kv_from_layer is None
@@ -142,6 +166,9 @@ def _build(spec: ModelSpec) -> ModelShape:
             ) if moe else 0,
             shared_params=(3 * d * moe.shared.width + (d if moe.shared.gated else 0)) if moe and moe.shared else 0,
             norm_params=norm * ((layer.mixer is not None) + (layer.ffn is not None)),
+            mixer_vector_params=vectors,
+            expert_vector_params=2 * moe.width + work_dim if moe and moe.bias else 0,
+            dense_vector_params=2 * dense.width + d if dense and dense.bias else 0,
         )  # fmt: skip
         counted[kind] = counted.get(kind, 0) + 1
     return ModelShape(

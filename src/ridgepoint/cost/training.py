@@ -13,9 +13,8 @@ from typing import Literal
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.attention import mixer_flops
-from ridgepoint.cost.batch import Group
 from ridgepoint.cost.calibration import Calibration
+from ridgepoint.cost.flops import forward_flops_per_token
 from ridgepoint.cost.formats import bytes_per_value
 from ridgepoint.cost.memory import usable_bytes
 from ridgepoint.cost.shape import LayerKind, ModelShape, shape_of
@@ -68,17 +67,6 @@ class TrainCost:
     @property
     def memory_total_bytes(self) -> float:
         return sum(self.memory_bytes.values())
-
-
-def forward_flops_per_token(spec: ModelSpec, sequence: float) -> float:
-    """2 x active weights + attention at the mean causal length of a packed sequence."""
-    shape = shape_of(spec)
-    group = Group(count=1.0, new=sequence, cached=0.0)
-    attention = sum(kind.count * mixer_flops(kind, group) for kind in shape.kinds) / sequence
-    return (
-        2.0 * (shape.active_params - shape.final_norm_params - sum(k.count * k.norm_params for k in shape.kinds))
-        + attention
-    )
 
 
 def train_flops_per_token(spec: ModelSpec, sequence: float) -> float:

@@ -30,20 +30,22 @@ class _TokenCounts:
         self._num_prompt = num_prompt
         self._num_seen = 0
         self._place: dict[int, int] = {}
-        self._ids: list[int] = []
-        self._counts: list[int] = []
+        self._ids = np.zeros(256, dtype=np.int64)
+        self._counts = np.zeros(256, dtype=np.int64)
 
-    def tensors(self, tokens: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def arrays(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
         for position in range(self._num_seen, len(tokens)):
             token = tokens[position]
-            place = self._place.get(token)
-            if place is None:
-                place = self._place[token] = len(self._ids)
-                self._ids.append(token)
-                self._counts.append(0)
+            place = self._place.setdefault(token, len(self._place))
+            if place == len(self._ids):
+                self._ids, self._counts = (
+                    np.resize(self._ids, 2 * place),
+                    np.append(self._counts, np.zeros(place, np.int64)),
+                )
+            self._ids[place] = token
             self._counts[place] += position >= self._num_prompt
         self._num_seen = len(tokens)
-        return torch.tensor(self._ids, device=device), torch.tensor(self._counts, device=device)
+        return self._ids[: len(self._place)], self._counts[: len(self._place)]
 
 
 class Sampler:
@@ -76,7 +78,7 @@ class Sampler:
             if counts is None:
                 self._counts = {kept: c for kept, c in self._counts.items() if kept.finish_reason is None}
                 counts = self._counts[request] = _TokenCounts(request.num_prompt)
-            ids_N, counts_N = counts.tensors(request.tokens, device)
+            ids_N, counts_N = counts.arrays(request.tokens)
             sample.penalise(
                 logits_V, ids_N, counts_N,
                 repetition=params.repetition_penalty, presence=params.presence_penalty, frequency=params.frequency_penalty,

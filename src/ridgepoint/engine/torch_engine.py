@@ -147,11 +147,11 @@ def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> t
 
 def _choose_dtype(options: EngineOptions, config: dict, announce: Callable[[str], None]) -> torch.dtype:
     if options.dtype is not None:
-        return getattr(torch, options.dtype)  # type: ignore[no-any-return]
+        return getattr(torch, options.dtype)
     stored = config.get("dtype", config.get("torch_dtype"))
     if stored in DTYPES:
         announce(f"dtype {stored}: the checkpoint's")
-        return getattr(torch, stored)  # type: ignore[no-any-return]
+        return getattr(torch, stored)
     announce("dtype bfloat16: the checkpoint names none")
     return torch.bfloat16
 

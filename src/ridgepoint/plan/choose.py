@@ -153,12 +153,17 @@ def _thinned(rows: NDArray[np.intp], most: int = FRONTIER_ROWS) -> NDArray[np.in
     return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.intp))]
 
 
+STOCK_WEIGHT = 4.0  # a limit may be talked about; chips that are not there cannot be rented from oneself
+
+
 def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
     """The row whose relative excesses over the limits, multiplied together, are least; and the limits it breaks."""
     excess = np.zeros(len(points))
     for metric, limit in limits(points, goal).items():
         values = upper(points, metric, goal.confidence)
-        excess += np.where(np.isnan(values), np.inf, np.maximum(0.0, np.log(np.maximum(values, 1e-30) / limit)))
+        excess += (STOCK_WEIGHT if metric == "supply" else 1.0) * np.where(
+            np.isnan(values), np.inf, np.maximum(0.0, np.log(np.maximum(values, 1e-30) / limit))
+        )
     best = int(np.lexsort((_objective(points, goal), excess))[0])
     failures = []
     for metric, limit in limits(points, goal).items():

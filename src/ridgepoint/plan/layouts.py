@@ -1,8 +1,8 @@
 """Which layouts are worth pricing: every sensible (tp, dp_attention, ep, pp) of a model on a number of chips, as arrays.
 
-Sensible: degrees divide what they split (heads, experts; layers nearly), and a stage stays inside the scale-up domain
-unless that is asked for, because all-to-all and all-reduce over scale-out is what pipelining avoids. Whether a layout fits
-or pays is for `cost` to say; nothing here has a price.
+Sensible: degrees divide what they split (heads, experts; layers nearly), and tensor parallelism stays inside the scale-up
+domain. Experts may spread beyond it, as on nodes of eight they must to be read by enough tokens: whether that or a pipeline
+across the boundary pays, or a layout fits at all, is for `cost` to say; nothing here has a price.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class Degrees:
         )
 
 
-def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int, *, cross_domain_ep: bool = False) -> Degrees:
+def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int) -> Degrees:
     """Every sensible layout on at most `max_chips` chips of an instance."""
     heads, experts = _heads(spec), _experts(spec)
     domain = chip.scaleup_domain_chips or 1
-    stage_limit = min(max_chips, MAX_STAGE_CHIPS if cross_domain_ep else domain)
+    stage_limit = min(max_chips, MAX_STAGE_CHIPS if experts else domain)
     rows: list[tuple[int, int, int, int]] = []
     for stage in _stage_sizes(stage_limit, domain, experts):
         for tp in _divisors(stage):
-            if tp > MAX_TP or any(count % tp for count in heads):
+            if tp > min(MAX_TP, domain) or any(count % tp for count in heads):
                 continue
             dp = stage // tp
             if dp > 1 and not experts:

@@ -43,10 +43,10 @@ class Side:
 
 
 def instance_limit(pool: Pool, goal: Goal) -> int:
-    """Most chips one instance may take: what there is, at most two scale-up domains or 64 chips, and only over links whose speed
+    """Most chips one instance may take: what there is, at most two scale-up domains or 144 chips, and only over links whose speed
     is known."""
     domain = pool.chip.scaleup_domain_chips or 1
-    most = max(64, 2 * domain) if domain <= 288 else 512
+    most = max(144, 2 * domain) if domain <= 288 else 512
     if pool.chip.spec_scaleout_bytes_per_s is None:
         most = domain
     if pool.chip.spec_scaleup_bytes_per_s is None:

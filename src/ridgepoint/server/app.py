@@ -23,6 +23,7 @@ from ridgepoint.server.log import Log
 from ridgepoint.server.metrics import CONTENT_TYPE
 from ridgepoint.server.middleware import Auth, BodyLimits, Outer
 from ridgepoint.server.openapi import openapi_document
+from ridgepoint.server.page import page_response
 from ridgepoint.server.prompts import encode_chat, encode_prompt
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ridgepoint.server.service import Keyring, OverloadedError, Service
@@ -31,7 +32,7 @@ from ridgepoint.server.sse import EventStream, until_disconnect
 _PATHS = frozenset(
     {
         "/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/version",
-        "/metrics", "/openapi.json",
+        "/metrics", "/openapi.json", "/",
     }
 )  # fmt: skip
 
@@ -196,7 +197,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         service.check_model(model)
         return _reply(card())
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
         state = service.state
         return _reply(replies.HealthReply(status=state), 200 if state == "ok" else 503)
@@ -208,6 +209,10 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.scrape(), headers={"content-type": CONTENT_TYPE})
+
+    @app.get("/")
+    async def live(request: Request) -> Response:
+        return page_response()
 
     document = openapi_document(with_keys=bool(service.config.api_keys))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from ridgepoint.server.service import Service, tenant_salt
 
 async def start_chat(service: Service, request: ChatRequest, key: str | None) -> ChatJob:
     """Check everything, then submit. `key` is the caller's API key, which separates prefix caches."""
+    arrived_s = time.monotonic()
     service.check_ready()
     service.check_model(request.model)
     if request.stream_options is not None and not request.stream:
@@ -64,7 +66,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         )
         for index in range(num_choices)
     ]
-    return ChatJob(service, request, wanted)
+    return ChatJob(service, request, wanted, arrived_s)
 
 
 def template_variables(request: ChatRequest) -> dict[str, Any]:
@@ -81,9 +83,9 @@ def template_variables(request: ChatRequest) -> dict[str, Any]:
 class ChatJob(Job):
     """A running chat completion; read it once, by `collect` or by `events`."""
 
-    def __init__(self, service: Service, request: ChatRequest, wanted: list[Wanted]) -> None:
+    def __init__(self, service: Service, request: ChatRequest, wanted: list[Wanted], arrived_s: float) -> None:
         self._request = request
-        super().__init__(service, wanted, [0] * len(wanted), prefix="chatcmpl")
+        super().__init__(service, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
 
     async def collect(self) -> ChatCompletion:
         texts: list[list[str]] = [[] for _ in self.generations]

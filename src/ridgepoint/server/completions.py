@@ -7,6 +7,7 @@ token is not listed, because it is not text.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ from ridgepoint.server.service import Service, tenant_salt
 
 async def start_completion(service: Service, request: CompletionRequest, key: str | None) -> CompletionJob:
     """Check everything, then submit. `key` is the caller's API key, which separates prefix caches."""
+    arrived_s = time.monotonic()
     service.check_ready()
     service.check_model(request.model)
     num_shown = request.n or 1
@@ -59,20 +61,25 @@ async def start_completion(service: Service, request: CompletionRequest, key: st
             )
             for index in range(per_prompt)
         ]
-    return CompletionJob(service, request, prompts, wanted)
+    return CompletionJob(service, request, prompts, wanted, arrived_s)
 
 
 class CompletionJob(Job):
     """A running completion; read it once, by `collect` or by `events`."""
 
     def __init__(
-        self, service: Service, request: CompletionRequest, prompts: Sequence[Prompt], wanted: Sequence[Wanted]
+        self,
+        service: Service,
+        request: CompletionRequest,
+        prompts: Sequence[Prompt],
+        wanted: Sequence[Wanted],
+        arrived_s: float,
     ) -> None:
         self._request = request
         self._num_prompts = len(prompts)
         self._per_prompt = len(wanted) // len(prompts)
         prompt_of = [index // self._per_prompt for index in range(len(wanted))]
-        super().__init__(service, wanted, prompt_of, prefix="cmpl")
+        super().__init__(service, wanted, prompt_of, prefix="cmpl", arrived_s=arrived_s)
         self._writers = [_Writer(service.tokenizer.tokens, request, prompts[prompt]) for prompt in prompt_of]
 
     async def collect(self) -> Completion:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ridgepoint.engine.protocol import Output, StepReport, Submit, TokenLogprobs
@@ -73,25 +73,31 @@ class Piece:
 
 @dataclass(kw_only=True)
 class Timing:
-    """Seconds on the monotonic clock, for metrics."""
+    """Seconds on the monotonic clock, for metrics. `arrived_s` is when the request's body was read."""
 
-    submitted_s: float
+    arrived_s: float
     first_s: float | None = None
     last_s: float | None = None
-    token_gaps_s: list[float] = field(default_factory=list)
     queue_s: float | None = None
+
+
+class Watcher(Protocol):
+    """Told of a sequence's tokens as they come; `gap_s` is the time per token since the output before, if any."""
+
+    def tokens(self, generation: Generation, count: int, gap_s: float | None) -> None: ...
 
 
 class Generation:
     """A submitted sequence: iterate its pieces, or `aclose` it. Counts are those of the engine so far."""
 
-    def __init__(self, engine: Engine, tokens: TokenBytes, wanted: Wanted) -> None:
+    def __init__(self, engine: Engine, tokens: TokenBytes, wanted: Wanted, arrived_s: float, watcher: Watcher) -> None:
         """Submits at once; raises what `engine.submit` raises."""
         self.wanted = wanted
+        self._watcher = watcher
         self.num_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: str | None = None
-        self.timing = Timing(submitted_s=time.monotonic())
+        self.timing = Timing(arrived_s=arrived_s)
         params = wanted.params
         self._scores_only = params.max_tokens == 0
         if self._scores_only:  # the engine always samples once; that token is not shown
@@ -135,14 +141,13 @@ class Generation:
     def _account(self, output: Output) -> None:
         now_s = time.monotonic()
         timing = self.timing
+        gap_s = None if timing.last_s is None else (now_s - timing.last_s) / max(1, len(output.token_ids))
         if timing.first_s is None:
             timing.first_s = now_s
             timing.queue_s = output.queue_s
             self.cached_tokens = output.cached_tokens
-        elif output.token_ids and timing.last_s is not None:
-            gap_s = (now_s - timing.last_s) / len(output.token_ids)
-            timing.token_gaps_s += [gap_s] * len(output.token_ids)
         timing.last_s = now_s
+        self._watcher.tokens(self, len(output.token_ids), gap_s)
 
     def _piece(self, output: Output) -> Piece:
         if output.finish_reason == "error":

@@ -25,12 +25,14 @@ DONE = b"data: [DONE]\n\n"
 class Job:
     """`prompt_of[i]` is the index of the prompt that sequence i answers."""
 
-    def __init__(self, service: Service, wanted: Sequence[Wanted], prompt_of: Sequence[int], *, prefix: str) -> None:
+    def __init__(
+        self, service: Service, wanted: Sequence[Wanted], prompt_of: Sequence[int], *, prefix: str, arrived_s: float
+    ) -> None:
         self.service = service
         self.prompt_of = prompt_of
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.generations: list[Generation] = service.submit(wanted)
+        self.generations: list[Generation] = service.submit(wanted, arrived_s)
         self._closed = False
 
     @property
@@ -92,7 +94,7 @@ class Job:
         self._closed = True
         for generation in self.generations:
             await generation.aclose()
-            self.service.metrics.observe(generation)
+            self.service.metrics.ended(generation)
 
 
 def event(reply: msgspec.Struct) -> bytes:

@@ -1,6 +1,6 @@
 """Prometheus metrics under `ridgepoint:`, with the names that dashboards of this field already know.
 
-Request histograms are observed here as requests end; engine gauges and totals are read from its latest step report when
+Requests are observed here as their tokens come and when they end; engine gauges and totals are read from its latest step report when
 scraped, so they cost a step nothing. One registry per server: nothing global.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Metrics:
 
     def __init__(self, model_name: str) -> None:
         self._model = model_name
+        disable_created_metrics()  # a second series per counter that no dashboard reads
         self._registry = CollectorRegistry()
         self._finish_times_s: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", _SECONDS)
@@ -52,25 +53,33 @@ class Metrics:
         """Show the engine's own state in every scrape."""
         self._registry.register(_EngineState(engine, self._model))
 
-    def observe(self, generation: Generation) -> None:
-        """Account one sequence that has ended, by whatever reason."""
-        timing, now_s = generation.timing, time.monotonic()
+    def tokens(self, generation: Generation, count: int, gap_s: float | None) -> None:
+        """Account tokens as they come; the first output also tells what the prompt cost."""
+        timing = generation.timing
+        if gap_s is None:
+            num_prompt = len(generation.wanted.prompt_ids)
+            self._prompt_size.observe(num_prompt)
+            self._prompt_tokens.labels(self._model).inc(num_prompt)
+            if timing.first_s is not None:
+                self._ttft.observe(timing.first_s - timing.arrived_s)
+            if timing.queue_s is not None:
+                self._queue.observe(timing.queue_s)
+        else:
+            for _ in range(count):
+                self._itl.observe(gap_s)
+        self._output_tokens.labels(self._model).inc(count)
+
+    def ended(self, generation: Generation) -> None:
+        """Account one sequence that has ended, for whatever reason."""
+        timing = generation.timing
         self._success.labels(self._model, generation.finish_reason or "abort").inc()
-        self._finish_times_s.append(now_s)
+        self._finish_times_s.append(time.monotonic())
         if timing.first_s is None or timing.last_s is None:
             return
-        self._ttft.observe(timing.first_s - timing.submitted_s)
-        self._e2e.observe(timing.last_s - timing.submitted_s)
-        if timing.queue_s is not None:
-            self._queue.observe(timing.queue_s)
-        for gap_s in timing.token_gaps_s:
-            self._itl.observe(gap_s)
+        self._e2e.observe(timing.last_s - timing.arrived_s)
+        self._output_size.observe(generation.num_tokens)
         if generation.num_tokens > 1:
             self._tpot.observe((timing.last_s - timing.first_s) / (generation.num_tokens - 1))
-        self._prompt_size.observe(len(generation.wanted.prompt_ids))
-        self._output_size.observe(generation.num_tokens)
-        self._prompt_tokens.labels(self._model).inc(len(generation.wanted.prompt_ids))
-        self._output_tokens.labels(self._model).inc(generation.num_tokens)
 
     def observe_http(self, path: str, status: int) -> None:
         self._http.labels(self._model, path, str(status)).inc()

@@ -25,7 +25,7 @@ from ridgepoint.server.service import Keyring
 from ridgepoint.server.sse import ClientGoneError
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}\Z")
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/", "/health"})  # the page holds no figures
 CLIENT_GONE_STATUS = 499  # never sent; nginx's number for it, in the log
 
 

@@ -39,7 +39,8 @@ def openapi_document(*, with_keys: bool) -> dict[str, Any]:
             "/detokenize": {"post": _post("Token ids to text", schema.DetokenizeRequest, replies.DetokenizeReply)},
             "/health": {"get": _health()},
             "/version": {"get": _get("The server's version", replies.VersionReply)},
-            "/metrics": {"get": _metrics()},
+            "/metrics": {"get": _text("Prometheus metrics", "text/plain")},
+            "/": {"get": _text("A live page of the figures in /metrics", "text/html")},
         },
         "components": {"schemas": components},
     }
@@ -88,8 +89,6 @@ def _health() -> dict[str, Any]:
     }
 
 
-def _metrics() -> dict[str, Any]:
-    return {
-        "summary": "Prometheus metrics",
-        "responses": {"200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-    }
+def _text(summary: str, kind: str) -> dict[str, Any]:
+    content = {kind: {"schema": {"type": "string"}}}
+    return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}}}

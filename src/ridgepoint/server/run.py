@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=max(1, int(limits.keep_alive_s)),
-                timeout_graceful_shutdown=1,
+                timeout_graceful_shutdown=5,
             )
         )
 
@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
             if loading.done():
                 loading.result()
                 self._service.loaded = True
-                self._announce(f"serving {self._settings.model_name} on {url}/v1")
+                self._announce(f"serving {self._settings.model_name} on {url}/v1 (live page: {url})")
                 await self._until_signal(leaving)
         finally:
             for task in (loading, leaving):

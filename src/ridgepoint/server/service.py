@@ -75,7 +75,7 @@ class Service:
                 hint=f"this server has {self.config.model_name!r}",
             )  # fmt: skip
 
-    def submit(self, wanted: Sequence[Wanted]) -> list[Generation]:
+    def submit(self, wanted: Sequence[Wanted], arrived_s: float) -> list[Generation]:
         """Submit all of a request's sequences, or none. No await in between: the room cannot change meanwhile."""
         self.check_ready()
         if len(wanted) > self.engine.room:
@@ -85,7 +85,7 @@ class Service:
                 " asked for",
                 self.metrics.retry_after_s(num_ahead),
             )
-        return [Generation(self.engine, self.tokenizer.tokens, one) for one in wanted]
+        return [Generation(self.engine, self.tokenizer.tokens, one, arrived_s, self.metrics) for one in wanted]
 
 
 class Keyring:

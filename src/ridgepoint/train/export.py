@@ -75,7 +75,7 @@ def hugging_face_config(model: ModelTable, vocab_size: int, eos_id: int, storage
         "tie_word_embeddings": model.tied_embeddings,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": None,
+        "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
         "dtype": "float32" if storage == "float32" else "bfloat16",
@@ -151,7 +151,14 @@ def export(
     eos = end_id(tokenizer)
     config = hugging_face_config(model, params[EMBED].shape[0], eos, storage)
     _write_json(folder / "config.json", config)
-    generation = {"eos_token_id": eos, "pad_token_id": eos, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    generation = {
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.95,
+    }
     _write_json(folder / "generation_config.json", generation)
     write_tokenizer(tokenizer, folder, model.max_context)
     (folder / "README.md").write_text(card)

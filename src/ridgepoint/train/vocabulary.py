@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -21,6 +21,7 @@ _PIECES = r"(?:\r?\n[ \t]*)+|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N
 
 # A base model continues text. A chat is handed to it as one file: the messages in order, each as it was written.
 CHAT_TEMPLATE = (
+    "{{ bos_token }}"
     "{%- for message in messages -%}"
     "{%- if not loop.first and not loop.previtem.content.endswith('\\n') -%}{{ '\\n' }}{%- endif -%}"
     "{{ message.content }}"
@@ -59,11 +60,11 @@ def tokenizer_config(max_context: int) -> dict[str, object]:
     """`tokenizer_config.json`: what `transformers` and servers read beside `tokenizer.json`."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": None,
+        "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
         "unk_token": None,
-        "add_bos_token": False,
+        "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_context,
         "chat_template": CHAT_TEMPLATE,
@@ -71,6 +72,14 @@ def tokenizer_config(max_context: int) -> dict[str, object]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_context: int) -> None:
-    tokenizer.save(str(folder / "tokenizer.json"))
+    """What serves: a prompt begins with the end of the file before it, as every file did in training. Without it a model
+    that has seen windows from anywhere must guess how deep in a class `def` stands."""
+    served = Tokenizer.from_str(tokenizer.to_str())
+    served.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A",
+        pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B",
+        special_tokens=[(END_OF_TEXT, end_id(tokenizer))],
+    )
+    served.save(str(folder / "tokenizer.json"))
     text = json.dumps(tokenizer_config(max_context), indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n")

@@ -1,8 +1,8 @@
 """From logits to a token. A row's result depends on that row alone, bit for bit, whatever the other rows are.
 
-`choose` shapes and draws: temperature, then top-k, top-p and min-p in that order, each of which is a threshold on the
-probability (so equals are kept or dropped together), then the inverse of the cumulative distribution at a given uniform
-number. `penalise` edits one row's logits before that. `log_probabilities` reads a row as the model gave it.
+`choose` shapes and draws: temperature; top-k; top-p of the mass of the k best; min-p of the best. Each of the three is
+a threshold on the probability, so equals are kept or dropped together. Then the inverse of the cumulative distribution, in
+order of token ids, at a given uniform number. `penalise` edits one row's logits before that. `log_probabilities` reads a row as the model gave it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
 
 def penalise(
     logits_V: torch.Tensor,
-    ids_N: torch.Tensor,
-    output_counts_N: torch.Tensor,
+    ids_N: np.ndarray,
+    output_counts_N: np.ndarray,
     *,
     repetition: float,
     presence: float,

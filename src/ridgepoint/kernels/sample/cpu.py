@@ -1,8 +1,7 @@
-"""Sampling in torch ops, vectorised over rows.
+"""Sampling on CPUs: torch's softmax over all rows at once, then numpy on one row after the other.
 
-Only ops whose result for a row cannot depend on its neighbours are used: elementwise arithmetic that IEEE rounds
-exactly, comparisons, top-k *values*, and softmax and cumulative sums along the last axis, which torch computes row by row in
-a fixed order. Plain sums are not among them: torch splits a lone row between threads.
+A row is looked at alone, so neighbours cannot matter. Sorting is the dear part, so only tokens near the best are sorted
+unless those turn out not to be enough. Tensors on other devices go through `torch_ops`.
 """
 
 from __future__ import annotations
@@ -12,95 +11,116 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ridgepoint.kernels.sample import torch_ops
+from ridgepoint.kernels.sample.torch_ops import probabilities
+
 if TYPE_CHECKING:
     from ridgepoint.kernels.sample import Shaping
 
-HEAD = 256  # most probable tokens looked at first for top-p; a full sort of a row costs 50 times as much
+NEAR = np.float32(2.0**-14)  # of the best probability: usually a few hundred tokens, and nearly all of the mass
+CHUNK = 128  # tokens whose mass is summed first, so that a draw passes over most of the row in one sweep
 
 
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
-    ids_R = logits_RV.argmax(-1)
-    best_R1 = logits_RV.gather(1, ids_R[:, None])
+    if logits_RV.device.type != "cpu":
+        return torch_ops.choose(logits_RV, shaping)
+    rows = logits_RV.numpy()
+    ids_R = rows.argmax(1)  # numpy's takes a tenth of the time of torch's, and finds a NaN if there is one
+    finite_R = np.isfinite(rows[np.arange(len(rows)), ids_R])
     if shaping is not None:
-        drawn = np.flatnonzero(shaping.temperature_R != 0)
-        if len(drawn) == len(ids_R):
-            ids_R = _draw(logits_RV, shaping, drawn)
-        elif len(drawn):
-            rows = torch.from_numpy(drawn).to(logits_RV.device)
-            ids_R[rows] = _draw(logits_RV[rows], shaping, drawn)
-    return ids_R.where(best_R1[:, 0].isfinite(), -1)  # argmax finds a NaN if there is one
+        drawn = np.flatnonzero((shaping.temperature_R != 0) & finite_R)
+        if len(drawn):
+            picked = logits_RV if len(drawn) == len(rows) else logits_RV[torch.from_numpy(drawn)]
+            probs = probabilities(picked, shaping.temperature_R[drawn])
+            sums_RC = chunk_sums(probs)
+            for probs_V, sums_C, r in zip(probs.numpy(), sums_RC, drawn.tolist(), strict=True):
+                top_k = int(shaping.top_k_R[r])
+                limit = top_k if 0 < top_k < len(probs_V) else len(probs_V)
+                top_p, min_p, uniform = shaping.top_p_R[r], shaping.min_p_R[r], shaping.uniform_R[r]
+                if limit == len(probs_V) and top_p >= 1 and min_p <= 0:
+                    ids_R[r] = _draw(probs_V, sums_C, uniform)
+                else:
+                    ids_R[r] = _draw_cut(probs_V, sums_C[-1], limit, top_p, min_p, uniform)
+    return torch.from_numpy(np.where(finite_R, ids_R, -1))
 
 
-def _draw(logits_RV: torch.Tensor, shaping: Shaping, rows: np.ndarray) -> torch.Tensor:
-    """`rows` picks the entries of `shaping` that belong to `logits_RV`."""
-    device, vocab = logits_RV.device, logits_RV.shape[1]
-
-    def column(values_R: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values_R[rows], dtype=dtype, device=device)[:, None]
-
-    below_RV = logits_RV - logits_RV.amax(-1, keepdim=True)  # first, so that a tiny temperature cannot overflow
-    probs_RV = torch.softmax(below_RV.div_(column(shaping.temperature_R, torch.float32)), -1)
-    top_k, top_p, min_p = shaping.top_k_R[rows], shaping.top_p_R[rows], shaping.min_p_R[rows]
-    cuts_k, cuts_p = np.flatnonzero((top_k > 0) & (top_k < vocab)), np.flatnonzero(top_p < 1)
-    if len(cuts_k) or len(cuts_p) or min_p.any():
-        floor_R1 = torch.zeros(len(rows), 1, device=device)
-        if len(cuts_k):
-            at = torch.from_numpy(cuts_k).to(device)
-            k_R1 = column(shaping.top_k_R, torch.int64)[at]
-            floor_R1[at] = probs_RV[at].topk(int(top_k[cuts_k].max())).values.gather(1, k_R1 - 1)
-        if len(cuts_p):
-            at = torch.from_numpy(cuts_p).to(device)
-            floor_R1[at] = _nucleus_floor(probs_RV[at], floor_R1[at], column(shaping.top_p_R, torch.float64)[at])
-        if min_p.any():
-            floor_R1 = floor_R1.maximum(column(shaping.min_p_R, torch.float32) * probs_RV.amax(-1, keepdim=True))
-        probs_RV.masked_fill_(probs_RV < floor_R1, 0.0)
-    cdf_RV = probs_RV.cumsum(-1, dtype=torch.float64)
-    goal_R1 = column(shaping.uniform_R, torch.float64) * cdf_RV[:, -1:]
-    # A NaN row runs off the end here and is marked by the caller.
-    return torch.searchsorted(cdf_RV, goal_R1, right=True)[:, 0]
+def chunk_sums(probs_RV: torch.Tensor) -> np.ndarray:
+    """Cumulative mass at the end of each chunk of each row, float64; the last chunk may be short."""
+    whole = probs_RV.shape[1] // CHUNK * CHUNK
+    sums = probs_RV[:, :whole].unflatten(1, (-1, CHUNK)).sum(-1).numpy() if whole else np.zeros((len(probs_RV), 0))
+    if whole < probs_RV.shape[1]:
+        sums = np.concatenate((sums, probs_RV[:, whole:].numpy().sum(1, keepdims=True)), axis=1)
+    return sums.cumsum(1, dtype=np.float64)
 
 
-def _nucleus_floor(probs_RV: torch.Tensor, floor_R1: torch.Tensor, top_p_R1: torch.Tensor) -> torch.Tensor:
-    """The smallest probability of the shortest run of best tokens that holds `top_p` of the mass at or above `floor`."""
-    kept_RV = probs_RV.masked_fill(probs_RV < floor_R1, 0.0)
-    goal_R1 = top_p_R1 * kept_RV.cumsum(-1, dtype=torch.float64)[:, -1:]
-    head = min(HEAD, probs_RV.shape[1])
-    best_RN = kept_RV.topk(head).values
-    sums_RN = best_RN.cumsum(-1, dtype=torch.float64)
-    out_R1 = best_RN.gather(1, (sums_RN < goal_R1).sum(-1, keepdim=True).clamp_(max=head - 1))
-    # Sums in another order may end a rounding below the goal: the last token is then the floor, as in the definition.
-    flat = (sums_RN[:, -1:] < goal_R1)[:, 0].nonzero()[:, 0]
-    if len(flat) and head < probs_RV.shape[1]:
-        best_RV = kept_RV[flat].sort(-1, descending=True).values
-        sums_RV = best_RV.cumsum(-1, dtype=torch.float64)
-        place_R1 = (sums_RV < goal_R1[flat]).sum(-1, keepdim=True)
-        out_R1[flat] = best_RV.gather(1, place_R1.clamp_(max=probs_RV.shape[1] - 1))
-    return out_R1.maximum(floor_R1)
+def _draw(probs_V: np.ndarray, sums_C: np.ndarray, uniform: float) -> int:
+    """The first token whose cumulative mass passes `uniform` of the whole."""
+    goal = uniform * sums_C[-1]
+    chunk = int(sums_C.searchsorted(goal, side="right"))
+    start = chunk * CHUNK
+    inside = probs_V[start : start + CHUNK].cumsum(dtype=np.float64)
+    place = int(inside.searchsorted(goal - (sums_C[chunk - 1] if chunk else 0.0), side="right"))
+    if place == len(inside):  # the chunk's own sum was rounded up
+        place = int(np.flatnonzero(probs_V[start : start + CHUNK])[-1])
+    return start + place
+
+
+def _draw_cut(probs_V: np.ndarray, whole: float, limit: int, top_p: float, min_p: float, uniform: float) -> int:
+    """As `_draw`, among the `limit` best, of those the nucleus of `top_p`, and none below `min_p` of the best."""
+    best = probs_V.max()
+    for least in (best * NEAR, np.float32(0.0)):
+        ids_N = np.flatnonzero(probs_V >= least)
+        probs_N = probs_V[ids_N]
+        floor = np.float32(min_p) * best
+        if limit < len(probs_V) or top_p < 1:
+            cut = _floor(probs_N, len(probs_V), whole, limit, top_p)
+            if cut is None:
+                continue
+            floor = max(floor, cut)
+        if floor >= least:
+            break
+    kept = probs_N >= floor
+    cdf_N = probs_N[kept].cumsum(dtype=np.float64)
+    return int(ids_N[kept][cdf_N.searchsorted(uniform * cdf_N[-1], side="right")])
+
+
+def _floor(probs_N: np.ndarray, vocab: int, whole: float, limit: int, top_p: float) -> np.float32 | None:
+    """The smallest probability of the shortest run of best tokens that holds `top_p` of the mass of the `limit` best.
+
+    `probs_N` are all of `vocab` tokens above some bound; None when they are too few to tell. `whole` is all tokens' mass.
+    """
+    count, limited = len(probs_N), limit < vocab
+    if count < limit and limited:
+        return None
+    if limit < count:
+        probs_N = np.partition(probs_N, count - limit)[count - limit :]
+    if top_p >= 1:
+        return probs_N.min()
+    ranked_N = np.sort(probs_N)[::-1]
+    sums_N = ranked_N.cumsum(dtype=np.float64)
+    goal = top_p * (float(sums_N[-1]) if limited else whole)
+    if sums_N[-1] < goal and count < vocab:
+        return None
+    # Sums in another order may end a rounding below the goal: the last one is then the floor.
+    return ranked_N[min(int(sums_N.searchsorted(goal)), len(ranked_N) - 1)]
 
 
 def penalise(
     logits_V: torch.Tensor,
-    ids_N: torch.Tensor,
-    output_counts_N: torch.Tensor,
+    ids_N: np.ndarray,
+    output_counts_N: np.ndarray,
     repetition: float,
     presence: float,
     frequency: float,
 ) -> None:
-    logits_N = logits_V[ids_N].double()
-    logits_N = torch.where(logits_N > 0, logits_N / repetition, logits_N * repetition)
-    logits_N -= presence * (output_counts_N > 0).double()
-    logits_N -= frequency * output_counts_N.double()
-    logits_V[ids_N] = logits_N.float()
+    if logits_V.device.type != "cpu":
+        torch_ops.penalise(logits_V, ids_N, output_counts_N, repetition, presence, frequency)
+        return
+    row = logits_V.numpy()
+    logits_N = row[ids_N].astype(np.float64)
+    logits_N *= np.where(logits_N > 0, 1.0 / repetition, repetition)
+    row[ids_N] = logits_N - presence * (output_counts_N > 0) - frequency * output_counts_N
 
 
 def log_probabilities(logits_V: torch.Tensor, token_id: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
-    logprobs_V = torch.log_softmax(logits_V[None], -1)[0]  # as one row of many: see the module's docstring
-    if num_top == 0:
-        return float(logprobs_V[token_id]), []
-    num_top = min(num_top, len(logits_V))
-    # The worst value that is in, then all that reach it: top-k alone would choose among equals as it likes.
-    worst = logprobs_V.topk(num_top).values[-1]
-    ids_N = (logprobs_V >= worst).nonzero()[:, 0]
-    values_N, order_N = logprobs_V[ids_N].sort(descending=True, stable=True)
-    top = list(zip(ids_N[order_N].tolist(), values_N.tolist(), strict=True))[:num_top]
-    return float(logprobs_V[token_id]), top
+    return torch_ops.log_probabilities(logits_V, token_id, num_top)

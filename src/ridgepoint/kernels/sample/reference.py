@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -30,16 +31,14 @@ def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
 
 
 def _draw(weights: list[float], top_k: int, top_p: float, min_p: float, uniform: float) -> int:
-    floor = 0.0
-    if 0 < top_k < len(weights):
-        floor = sorted(weights, reverse=True)[top_k - 1]
+    ranked = sorted(weights, reverse=True)[: top_k if top_k > 0 else len(weights)]
+    floor = ranked[-1]
     if top_p < 1:
-        kept = sorted((weight for weight in weights if weight >= floor), reverse=True)
-        goal, before = top_p * sum(kept), 0.0
-        for weight in kept:
+        goal, passed = top_p * sum(ranked), 0.0
+        for weight in ranked:
             floor = weight
-            before += weight
-            if before >= goal:
+            passed += weight
+            if passed >= goal:
                 break
     floor = max(floor, min_p * max(weights))
     kept = [weight if weight >= floor else 0.0 for weight in weights]
@@ -53,8 +52,8 @@ def _draw(weights: list[float], top_k: int, top_p: float, min_p: float, uniform:
 
 def penalise(
     logits_V: torch.Tensor,
-    ids_N: torch.Tensor,
-    output_counts_N: torch.Tensor,
+    ids_N: np.ndarray,
+    output_counts_N: np.ndarray,
     repetition: float,
     presence: float,
     frequency: float,

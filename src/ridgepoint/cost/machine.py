@@ -1,0 +1,170 @@
+"""Measure this machine: FLOP/s by type and size, bandwidth by memory level, the overhead of a step; and write it down.
+
+The best of repeats is what a roof is made of; the median is kept beside it for the spread. torch is used when present (its
+products are the ones an engine runs, and it sees a GPU), numpy otherwise. The file is a hardware table like any other, whose every
+number names this measurement as its source: roofs measured here stand where a data sheet's peaks would.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+MATMUL_SIZES = (256, 1024, 2048)
+LEVEL_BYTES = (1 << 18, 1 << 22, 1 << 28)  # about L2, last-level cache, memory
+_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class MachineMeasure:
+    """`measure_flops_per_s[type][size]` of square products; `measure_bytes_per_s[bytes]` of a read and a write of that much."""
+
+    name: str
+    device: str
+    engine: str
+    measure_flops_per_s: dict[str, dict[int, float]] = field(default_factory=dict)
+    measure_bytes_per_s: dict[int, float] = field(default_factory=dict)
+    measure_step_overhead_s: float = 0.0
+    memory_bytes: float | None = None
+    date: str = ""
+
+    @property
+    def provenance(self) -> str:
+        return f"measure_: ridgepoint calibrate, {self.engine} on {self.device}, best of repeats, {self.date}"
+
+    def to_toml(self) -> str:
+        """A hardware file `ridgepoint plan --hardware FILE` reads."""
+        source = self.provenance.replace('"', "'")
+        lines = [
+            f"# Measured on {self.date}. Roofs are what this machine reached, not what a data sheet states.",
+            f"[{self.name}]", f'name = "{self.device}"', f'kind = "{"gpu" if self.engine.endswith("cuda") else "cpu"}"', 'confidence = "M"',
+        ]  # fmt: skip
+        for kind, by_size in self.measure_flops_per_s.items():
+            lines.append(f'flops_per_s_{kind} = [{max(by_size.values()):.4g}, "{source}"]')
+            lines += [f"# {kind} {size}: {rate:.3g} FLOP/s" for size, rate in by_size.items()]
+        bandwidth = self.measure_bytes_per_s[max(self.measure_bytes_per_s)]
+        lines.append(f'memory_bytes_per_s = [{bandwidth:.4g}, "{source}"]')
+        lines += [f"# {size} bytes: {rate:.3g} B/s" for size, rate in self.measure_bytes_per_s.items()]
+        if self.memory_bytes:
+            lines.append(f'memory_bytes = [{self.memory_bytes:.6g}, "{source}"]')
+        lines.append(f'measure_step_overhead_s = [{self.measure_step_overhead_s:.3g}, "{source}"]')
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "device": self.device, "engine": self.engine, "date": self.date, "provenance": self.provenance,
+            "measure_flops_per_s": {k: {str(s): r for s, r in v.items()} for k, v in self.measure_flops_per_s.items()},
+            "measure_bytes_per_s": {str(s): r for s, r in self.measure_bytes_per_s.items()},
+            "measure_step_overhead_s": self.measure_step_overhead_s, "memory_bytes": self.memory_bytes,
+        }  # fmt: skip
+
+
+def best_s(run: Callable[[], object], wait: Callable[[], object], budget_s: float) -> float:
+    """Least seconds of one run within a time budget, after one warm-up. `wait` ends asynchronous work."""
+    run()
+    wait()
+    best, spent, rounds = float("inf"), 0.0, 0
+    while spent < budget_s or rounds < 3:
+        started = time.perf_counter()
+        run()
+        wait()
+        took = time.perf_counter() - started
+        best, spent, rounds = min(best, took), spent + took, rounds + 1
+    return best
+
+
+def measure_machine(
+    name: str = "this-machine", *, budget_s: float = 0.3, progress: Callable[[str], None] = lambda _: None
+) -> MachineMeasure:
+    """Everything above; about twelve measurements of `budget_s` each."""
+    parts = _with_torch(budget_s, progress) if _torch() is not None else _with_numpy(budget_s, progress)
+    return MachineMeasure(name=name, date=time.strftime("%Y-%m-%d"), **parts)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123
+            found = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        found = []
+    return f"{found[0] if found else platform.processor() or platform.machine()} ({os.cpu_count()} threads)"
+
+
+def _host_memory_bytes() -> float | None:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _with_numpy(budget_s: float, progress: Callable[[str], None]) -> dict[str, Any]:
+    def nothing() -> None:
+        return None
+
+    flops: dict[int, float] = {}
+    for size in MATMUL_SIZES:
+        progress(f"fp32 product of {size}")
+        a = np.ones((size, size), np.float32)
+        out = np.empty_like(a)
+        flops[size] = 2.0 * size**3 / best_s(lambda a=a, out=out: np.matmul(a, a, out=out), nothing, budget_s)  # type: ignore[misc]
+    levels = dict(_numpy_levels(budget_s, progress, nothing))
+    small = np.ones(8, np.float32)
+    overhead = best_s(lambda: [np.add(small, small, out=small) for _ in range(100)], nothing, budget_s) / 100
+    return {
+        "device": _cpu_name(), "engine": f"numpy {np.__version__}", "measure_flops_per_s": {"fp32": flops}, "measure_bytes_per_s": levels,
+        "measure_step_overhead_s": overhead, "memory_bytes": _host_memory_bytes(),
+    }  # fmt: skip
+
+
+def _numpy_levels(
+    budget_s: float, progress: Callable[[str], None], wait: Callable[[], object]
+) -> Iterator[tuple[int, float]]:
+    for size in LEVEL_BYTES:
+        progress(f"copy of {size >> 10} KiB")
+        source, target = np.ones(size // 8, np.float32), np.empty(size // 8, np.float32)
+        yield size, size / best_s(lambda s=source, t=target: np.copyto(t, s), wait, budget_s)  # type: ignore[misc]
+
+
+def _with_torch(budget_s: float, progress: Callable[[str], None]) -> dict[str, Any]:
+    torch = _torch()
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    wait = torch.cuda.synchronize if on_gpu else (lambda: None)
+    flops: dict[str, dict[int, float]] = {}
+    sizes = (1024, 4096, 8192) if on_gpu else MATMUL_SIZES
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = _NAMES[str(dtype).removeprefix("torch.")]
+        for size in sizes:
+            progress(f"{kind} product of {size}")
+            a = torch.ones(size, size, dtype=dtype, device=device)
+            out = torch.empty_like(a)
+            seconds = best_s(lambda a=a, out=out: torch.mm(a, a, out=out), wait, budget_s)  # type: ignore[misc]
+            flops.setdefault(kind, {})[size] = 2.0 * size**3 / seconds
+    levels: dict[int, float] = {}
+    for size in (1 << 24, 1 << 28, 1 << 31) if on_gpu else LEVEL_BYTES:
+        progress(f"copy of {size >> 10} KiB")
+        source = torch.ones(size // 8, dtype=torch.float32, device=device)
+        target = torch.empty_like(source)
+        levels[size] = size / best_s(lambda s=source, t=target: t.copy_(s), wait, budget_s)  # type: ignore[misc]
+    small = torch.ones(8, device=device)
+    overhead = best_s(lambda: [small.add_(1.0) for _ in range(100)], wait, budget_s) / 100
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        "engine": f"torch {torch.__version__} {'cuda' if on_gpu else 'cpu'}",
+        "measure_flops_per_s": flops, "measure_bytes_per_s": levels, "measure_step_overhead_s": overhead,
+        "memory_bytes": float(torch.cuda.get_device_properties(0).total_memory) if on_gpu else _host_memory_bytes(),
+    }  # fmt: skip
