@@ -21,15 +21,16 @@ struct Tile {
     int64_t steps;             // k-steps of 256 (or fewer) bytes
     int64_t prefetch_lines;    // 64-byte lines to ask for per step
     int32_t rows;              // 1 .. max_rows
-    int32_t group_steps;       // steps per scale, for grouped formats
+    int32_t group_steps;       // steps per scale of the activations (and of the weights, when scaled by group)
+    bool grouped;              // weights are scaled by group: scales lie before each group; else after the last step
 };
 
 // One weight format under one ISA.
 struct FormatKernels {
     int max_rows;
     // Bytes of an activation row in the form the tile wants it; 0: rows are read where they are.
-    int64_t (*row_bytes)(int64_t inputs, int32_t x_dtype);
-    void (*prepare)(const void* x, int32_t x_dtype, int64_t inputs, void* row);
+    int64_t (*row_bytes)(const PackedWeight& w, int32_t x_dtype);
+    void (*prepare)(const PackedWeight& w, const void* x, int32_t x_dtype, void* row);
     void (*tile)(const Tile&);
 };
 

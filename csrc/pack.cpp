@@ -2,8 +2,10 @@
 // Padding is zero, so padded columns compute zero and padded inputs contribute nothing.
 #include "pack.h"
 
+#include <cmath>
 #include <cstring>
 
+#include "isa/codes.h"
 #include "team.h"
 
 namespace rp {
@@ -28,6 +30,8 @@ struct Job {
     const void* source;
     int64_t stride;
     int32_t dtype;
+    const float* scales;  // [rows, groups]
+    int64_t scale_stride;
 };
 
 float value_at(const Job& job, int64_t row, int64_t i) {
@@ -62,12 +66,137 @@ void pack_bf16(const Job& job, int64_t panel) {
     }
 }
 
+// Line (64 bytes) and byte in it of output c and input i, within the steps of their group.
+struct Place { int64_t line; int byte, shift; };
+Place place_of(int32_t format, int64_t i, int64_t c) {
+    const int64_t inputs = step_inputs(format), line = i / inputs * 4 + c / 16;
+    const int column = static_cast<int>(c % 16), k = static_cast<int>(i % inputs);
+    if (format == RP_INT8) return {line, int8_byte(column, k), 0};
+    if (format == RP_FP8) return {line, fp8_byte(column, k), 0};
+    return {line, int4_byte(column, k), k < 4 ? 0 : 4};
+}
+
+int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+// The code nearest to w / scale; ties to even.
+uint8_t code_of(int32_t format, float w, float scale) {
+    const float v = scale != 0.0f ? w / scale : 0.0f;
+    if (format == RP_INT8) return static_cast<uint8_t>(clamp(static_cast<int>(std::nearbyint(v)), -127, 127) + kInt8Zero);
+    if (format == RP_INT4) return static_cast<uint8_t>(clamp(static_cast<int>(std::nearbyint(v)), -8, 7) + kInt4Zero);
+    const float size = std::fabs(v);
+    const uint8_t sign = std::signbit(v) ? 1 : 0;
+    if (format == RP_MXFP4) {
+        int best = 0;
+        for (int code = 1; code < 8; code++) {
+            const float there = std::fabs(0.5f * kFp4Twice[code] - size), here = std::fabs(0.5f * kFp4Twice[best] - size);
+            if (there < here || (there == here && code % 2 == 0)) best = code;
+        }
+        return static_cast<uint8_t>(best | sign << 3);
+    }
+    int low = 0, high = 0x7e;  // 448; 0x7f is NaN
+    while (low < high) {       // the largest code not above `size`
+        const int middle = (low + high + 1) / 2;
+        if (fp8_value(static_cast<uint8_t>(middle)) <= size) low = middle;
+        else high = middle - 1;
+    }
+    if (low < 0x7e) {
+        const float under = size - fp8_value(static_cast<uint8_t>(low)), over = fp8_value(static_cast<uint8_t>(low + 1)) - size;
+        if (over < under || (over == under && low % 2)) low++;
+    }
+    return static_cast<uint8_t>(low | sign << 7);
+}
+
+uint8_t zero_code(int32_t format) { return format == RP_INT8 ? kInt8Zero : format == RP_INT4 ? kInt4Zero : 0; }
+
+void store_scale(int32_t format, uint8_t* scales, int64_t c, float value) {
+    if (format == RP_INT4) {
+        const uint16_t bits = bf16_of(value);
+        memcpy(scales + 2 * c, &bits, 2);
+    } else if (format == RP_MXFP4) {
+        scales[c] = static_cast<uint8_t>(clamp(value > 0.0f ? std::ilogb(value) + 127 : 0, 0, 254));
+    } else {
+        memcpy(scales + 4 * c, &value, 4);
+    }
+}
+float load_scale(int32_t format, const uint8_t* scales, int64_t c) {
+    if (format == RP_MXFP4) return e8m0_value(scales[c]);
+    if (format == RP_INT4) {
+        uint16_t bits;
+        memcpy(&bits, scales + 2 * c, 2);
+        return of_bf16(bits);
+    }
+    float value;
+    memcpy(&value, scales + 4 * c, 4);
+    return value;
+}
+
+// Where a group's scales and steps lie in its panel.
+struct Group { int64_t scales, steps, inputs; };
+Group group_of(const PackedWeight& w, int64_t g) {
+    if (!w.group) return {steps_of(w) * 256, 0, padded_inputs(w)};
+    const int64_t bytes = scale_bytes(w.format) + w.group / step_inputs(w.format) * 256;
+    return {g * bytes, g * bytes + scale_bytes(w.format), w.group};
+}
+int64_t groups_of(const PackedWeight& w) { return w.group ? padded_inputs(w) / w.group : 1; }
+
+void pack_codes(const Job& job, int64_t panel) {
+    const PackedWeight& w = *job.w;
+    uint8_t* out = job.matrix + panel * w.panel_bytes;
+    memset(out, 0, static_cast<size_t>(w.panel_bytes));
+    for (int64_t g = 0; g < groups_of(w); g++) {
+        const Group group = group_of(w, g);
+        for (int64_t c = 0; c < kPanel; c++) {
+            const int64_t row = source_row(w, panel, c);
+            if (row >= 0) store_scale(w.format, out + group.scales, c, job.scales[row * job.scale_stride + g]);
+            const float scale = load_scale(w.format, out + group.scales, c);
+            for (int64_t i = 0; i < group.inputs; i++) {
+                const int64_t input = g * group.inputs + i;
+                const bool real = row >= 0 && input < w.inputs;
+                const uint8_t code = real ? code_of(w.format, value_at(job, row, input), scale) : zero_code(w.format);
+                const Place place = place_of(w.format, i, c);
+                out[group.steps + place.line * 64 + place.byte] |= static_cast<uint8_t>(code << place.shift);
+            }
+        }
+    }
+}
+
+float unpacked(const PackedWeight& w, const uint8_t* panel, int64_t c, int64_t input) {
+    if (w.format == RP_F32) {
+        float value;
+        memcpy(&value, panel + (input * kPanel + c) * 4, 4);
+        return value;
+    }
+    if (w.format == RP_BF16) {
+        uint16_t bits;
+        memcpy(&bits, panel + ((input / 2 * kPanel + c) * 2 + input % 2) * 2, 2);
+        return of_bf16(bits);
+    }
+    const Group group = group_of(w, w.group ? input / w.group : 0);
+    const Place place = place_of(w.format, input % group.inputs, c);
+    const uint8_t byte = panel[group.steps + place.line * 64 + place.byte];
+    const float scale = load_scale(w.format, panel + group.scales, c);
+    if (w.format == RP_INT8) return static_cast<float>(byte - kInt8Zero) * scale;
+    if (w.format == RP_INT4) return static_cast<float>((byte >> place.shift & 15) - kInt4Zero) * scale;
+    if (w.format == RP_MXFP4) return 0.5f * static_cast<float>(kFp4Twice[byte >> place.shift & 15]) * scale;
+    return fp8_value(byte) * scale;
+}
+
 void pack_region(Team& team, int, void* context) {
     const Job& job = *static_cast<const Job*>(context);
     team.each(panels_of(*job.w), [&](int64_t panel, int64_t) {
         if (job.w->format == RP_F32) pack_f32(job, panel);
-        else pack_bf16(job, panel);
+        else if (job.w->format == RP_BF16) pack_bf16(job, panel);
+        else pack_codes(job, panel);
     });
+}
+
+bool sensible(const PackedWeight& w) {
+    if (w.format < 0 || w.format >= RP_NUM_FORMATS || (w.glu && w.outputs % 2)) return false;
+    if (w.format == RP_F32 || w.format == RP_BF16) return w.group == 0;
+    if (w.format == RP_INT8 && w.group == 0) return true;
+    if (w.format == RP_MXFP4) return w.group == 32;
+    if (w.format == RP_FP8) return w.group == 128;
+    return w.group == 32 || w.group == 64 || w.group == 128;
 }
 
 }  // namespace
@@ -77,16 +206,15 @@ extern "C" {
 
 int64_t rp_packed_bytes(PackedWeight* weight) {
     using namespace rp;
-    if (weight->format != RP_F32 && weight->format != RP_BF16) return -1;
-    if (weight->glu && weight->outputs % 2) return -1;
-    weight->panel_bytes = steps_of(*weight) * 256;
+    if (!sensible(*weight)) return -1;
+    weight->panel_bytes = panel_bytes_of(*weight);
     return weight->num_matrices * panels_of(*weight) * weight->panel_bytes;
 }
 
 int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const void* source, int64_t stride,
-                int32_t source_dtype, const float*, int64_t) {
+                int32_t source_dtype, const float* scales, int64_t scale_stride) {
     using namespace rp;
-    Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype};
+    Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype, scales, scale_stride};
     parallel(pack_region, &job);
     return 0;
 }
@@ -94,20 +222,10 @@ int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const 
 int32_t rp_unpack(const PackedWeight* weight, int64_t index, float* dense, int64_t stride) {
     using namespace rp;
     for (int64_t panel = 0; panel < panels_of(*weight); panel++) {
-        const uint8_t* in = panel_at(*weight, index, panel);
         for (int64_t c = 0; c < kPanel; c++) {
             const int64_t row = source_row(*weight, panel, c);
-            if (row < 0) continue;
-            for (int64_t i = 0; i < weight->inputs; i++) {
-                float value;
-                if (weight->format == RP_F32) memcpy(&value, in + (i * kPanel + c) * 4, 4);
-                else {
-                    uint16_t bits;
-                    memcpy(&bits, in + ((i / 2 * kPanel + c) * 2 + i % 2) * 2, 2);
-                    value = of_bf16(bits);
-                }
-                dense[row * stride + i] = value;
-            }
+            for (int64_t i = 0; row >= 0 && i < weight->inputs; i++)
+                dense[row * stride + i] = unpacked(*weight, panel_at(*weight, index, panel), c, i);
         }
     }
     return 0;

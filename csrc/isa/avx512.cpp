@@ -1,9 +1,11 @@
 // Kernel table: avx512.
 #include "../isa.h"
+#include "../pack.h"
 
 #include <cstring>
 
 #include "lanes_avx512.h"
+#include "codes.h"
 #include "table.inl"
 
 namespace rp {
@@ -17,8 +19,11 @@ extern const KernelTable kAvx512Kernels = {
     "avx512",
     {
         {kLaneRows, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
-        {kLaneRows, widened_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
-        {}, {}, {}, {},
+        {kLaneRows, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
+        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT8, kLaneRows>},
+        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT4, kLaneRows>},
+        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
     },
     4, true, lanes_scores<4>, lanes_values<4>,
     RP_ROW_FUNCTIONS, lanes_peak,

@@ -1,14 +1,14 @@
 // Tiles for processors with the bf16 dot product (vdpbf16ps): two products per lane and instruction, exact products,
 // float32 sums, inputs and sums flushed when denormal.
 
-int64_t bf16_row_bytes(int64_t inputs, int32_t dtype) {
-    return dtype == RP_DTYPE_BF16 && inputs % 2 == 0 ? 0 : (inputs + 1) / 2 * 4;
+int64_t bf16_row_bytes(const PackedWeight& w, int32_t dtype) {
+    return dtype == RP_DTYPE_BF16 && w.inputs == padded_inputs(w) ? 0 : padded_inputs(w) * 2;
 }
-void bf16_prepare(const void* x, int32_t dtype, int64_t inputs, void* row) {
+void bf16_prepare(const PackedWeight& w, const void* x, int32_t dtype, void* row) {
     uint16_t* y = static_cast<uint16_t*>(row);
-    if (dtype == RP_DTYPE_F32) row_narrow(static_cast<const float*>(x), RP_DTYPE_BF16, inputs, y);
-    else memcpy(y, x, static_cast<size_t>(inputs) * 2);
-    if (inputs & 1) y[inputs] = 0;
+    if (dtype == RP_DTYPE_F32) row_narrow(static_cast<const float*>(x), RP_DTYPE_BF16, w.inputs, y);
+    else memcpy(y, x, static_cast<size_t>(w.inputs) * 2);
+    for (int64_t i = w.inputs; i < padded_inputs(w); i++) y[i] = 0;
 }
 
 inline __m512bh pairs(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }

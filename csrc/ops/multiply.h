@@ -27,7 +27,8 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     tile.x = pointers;
     tile.out = values;
     tile.steps = steps_of(w);
-    tile.group_steps = w.group ? static_cast<int32_t>(w.group / step_inputs(w.format)) : 0;
+    tile.group_steps = static_cast<int32_t>(scale_inputs(w) / step_inputs(w.format));
+    tile.grouped = w.group != 0;
     tile.prefetch_lines = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
     const int64_t ahead_bytes = tile.steps * tile.prefetch_lines * 64;
     int64_t done = 0;
@@ -45,7 +46,7 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
 // Brings rows of activations into the form of w's tiles, sharing the work. Needs a barrier before the rows are read
 // when `prepare_bytes` is not 0.
 inline int64_t prepare_bytes(const KernelTable& table, const PackedWeight& w, int32_t dtype) {
-    return round_up(table.formats[w.format].row_bytes(w.inputs, dtype), 64);
+    return round_up(table.formats[w.format].row_bytes(w, dtype), 64);
 }
 inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, int32_t dtype, int64_t stride, int64_t n,
                          uint8_t* into) {
@@ -53,7 +54,7 @@ inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, i
     if (bytes == 0) return {static_cast<const uint8_t*>(x), stride * (dtype == RP_DTYPE_F32 ? 4 : 2)};
     const int64_t size = region.team.size();
     for (int64_t i = region.thread; i < n; i += size)
-        format_of(region, w).prepare(offset(x, i * stride, dtype), dtype, w.inputs, into + i * bytes);
+        format_of(region, w).prepare(w, offset(x, i * stride, dtype), dtype, into + i * bytes);
     return {into, bytes};
 }
 

@@ -274,7 +274,7 @@ def allocate(num_bytes: int) -> np.ndarray:
         raise NativeError(f"out of memory: {num_bytes} bytes for packed weights")
     owner = (ctypes.c_uint8 * max(1, num_bytes)).from_address(address)
     weakref.finalize(owner, lib.rp_free, address, num_bytes)
-    return np.frombuffer(owner, dtype=np.uint8)[:num_bytes]
+    return np.frombuffer(memoryview(owner), dtype=np.uint8)[:num_bytes]
 
 
 def op(kind: type[ctypes.Structure], rows: int, **fields: Any) -> ctypes.Structure:

@@ -19,6 +19,10 @@ from ridgepoint.kernels import native
 DTYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16}
 
 
+# Inputs per scale of each format; int8 has one scale per output.
+GROUPS = {"f32": 0, "bf16": 0, "int8": 0, "int8-32": 32, "int8-128": 128, "int4-32": 32, "int4-128": 128, "mxfp4": 32, "fp8": 128}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packed:
     """`num_matrices` matrices [outputs, inputs] in `format`, ready for the native kernels."""
@@ -30,6 +34,7 @@ class Packed:
     glu: bool
     data: np.ndarray
     struct: ctypes.Structure = field(repr=False)
+    stacked: bool = False  # packed from [matrices, outputs, inputs]
 
     @property
     def address(self) -> int:
@@ -43,6 +48,10 @@ class Packed:
     def shape(self) -> tuple[int, ...]:
         return (self.num_matrices, self.outputs, self.inputs)
 
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / (self.num_matrices * self.outputs * self.inputs)
+
     def dense(self) -> torch.Tensor:
         """The weights this holds, as float32 [matrices, outputs, inputs]: what the slow twin multiplies with."""
         out = torch.empty(self.shape, dtype=torch.float32)
@@ -51,28 +60,67 @@ class Packed:
         return out
 
 
-def pack(weight: torch.Tensor, fmt: str | None = None, *, glu: bool = False) -> Packed:
-    """Pack [outputs, inputs] or [matrices, outputs, inputs]. `glu`: outputs are gate rows, then up rows."""
+def pack(
+    weight: torch.Tensor, fmt: str | None = None, *, glu: bool = False, scales: torch.Tensor | None = None
+) -> Packed:
+    """Pack [outputs, inputs] or [matrices, outputs, inputs]. `glu`: outputs are gate rows, then up rows.
+
+    Formats with scales round to nearest. `scales` ([matrices,] outputs, groups), when given, are those the weight was
+    quantised with already, and its codes are then recovered exactly; otherwise they are chosen here by the largest
+    magnitude of each group.
+    """
     matrices = weight.detach()[None] if weight.dim() == 2 else weight.detach()
     if matrices.dim() != 3 or matrices.dtype not in DTYPES:
         raise ConfigError(f"cannot pack a {matrices.dtype} tensor of shape {tuple(weight.shape)}")
     fmt = fmt or ("f32" if matrices.dtype == torch.float32 else "bf16")
+    if fmt not in GROUPS:
+        raise ConfigError(f"weight format {fmt!r} is unknown; allowed: {', '.join(GROUPS)}")
     if matrices.stride(2) != 1:
         matrices = matrices.contiguous()
     count, outputs, inputs = matrices.shape
     lib = native.library()
     struct = native.PackedWeight(
-        format=native.FORMATS[fmt], glu=glu, num_matrices=count, outputs=outputs, inputs=inputs, group=0
-    )
+        format=native.FORMATS[fmt.split("-")[0]], glu=glu, num_matrices=count, outputs=outputs, inputs=inputs,
+        group=GROUPS[fmt],
+    )  # fmt: skip
     num_bytes = lib.rp_packed_bytes(ctypes.addressof(struct))
     if num_bytes < 0:
         raise ConfigError(f"cannot pack shape {tuple(weight.shape)} as {fmt!r} (glu={glu})")
     data = native.allocate(num_bytes)
     struct.data = data.ctypes.data
+    given = None if scales is None else scales.detach().float().reshape(count, outputs, -1).contiguous()
     for index in range(count):
         matrix = matrices[index]
+        scale = None
+        if fmt not in ("f32", "bf16"):
+            scale = choose_scales(matrix, fmt) if given is None else given[index]
         lib.rp_pack(
             ctypes.addressof(struct), data.ctypes.data, index, matrix.data_ptr(), matrix.stride(0),
-            DTYPES[matrix.dtype], None, 0,
+            DTYPES[matrix.dtype], None if scale is None else scale.data_ptr(), 0 if scale is None else scale.stride(0),
         )  # fmt: skip
-    return Packed(format=fmt, num_matrices=count, outputs=outputs, inputs=inputs, glu=glu, data=data, struct=struct)
+    return Packed(
+        format=fmt,
+        num_matrices=count,
+        outputs=outputs,
+        inputs=inputs,
+        glu=glu,
+        data=data,
+        struct=struct,
+        stacked=weight.dim() == 3,
+    )
+
+
+def choose_scales(w_OI: torch.Tensor, fmt: str) -> torch.Tensor:
+    """Round-to-nearest scales [outputs, groups], float32, in the precision the format stores them in."""
+    outputs, inputs = w_OI.shape
+    group = GROUPS[fmt] or inputs
+    w = torch.nn.functional.pad(w_OI.float(), (0, -inputs % group)).view(outputs, -1, group)
+    largest = w.abs().amax(-1)
+    if fmt.startswith("int8"):
+        return largest / 127
+    if fmt.startswith("int4"):  # the larger side gets -8: sixteen codes are not symmetric
+        high, low = w.amax(-1), w.amin(-1)
+        return (torch.where(high > -low, -high, -low) / 8).to(torch.bfloat16).float()
+    if fmt == "mxfp4":  # OCP microscaling: the largest value's power of two, less that of the largest code
+        return torch.exp2((torch.log2(largest.clamp(min=2.0**-120)).floor() - 2).clamp(min=-125))
+    return largest / 448

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ridgepoint.kernels import native
@@ -20,7 +22,7 @@ def norm(
     x = rows(x)
     y = empty(*x.shape, dtype=x.dtype)
     total = x
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     if delta is not None:
         delta, total = rows(delta), empty(*x.shape, dtype=x.dtype)
         fields = {

@@ -1,0 +1,99 @@
+"""Low-precision weights: codes that survive packing, products as exact as an unfused one, bits of the row alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_support import ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
+
+from ridgepoint.catalog.spec import SwiGlu
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels import native
+from ridgepoint.kernels.linear import linear, linear_f32
+from ridgepoint.kernels.moe_experts import moe_experts, reference
+from ridgepoint.kernels.packed import GROUPS, choose_scales, pack
+
+pytestmark = needs_native
+FORMATS = [fmt for fmt in GROUPS if fmt not in ("f32", "bf16")]
+# Relative rms error of rounding normal weights to nearest: what the format itself costs (and no more).
+LOSS = {
+    "int8": 0.009,
+    "int8-32": 0.007,
+    "int8-128": 0.008,
+    "int4-32": 0.1,
+    "int4-128": 0.12,
+    "mxfp4": 0.13,
+    "fp8": 0.03,
+}
+
+
+def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_rounding_costs_what_the_format_costs(fmt: str) -> None:
+    w = _randn(100, 300).bfloat16()
+    packed = pack(surrounded(w), fmt)
+    dense = packed.dense()[0]
+    assert rms(dense - w.float()) <= LOSS[fmt] * rms(w)
+    assert torch.equal(pack(dense, fmt, scales=choose_scales(w, fmt)).dense()[0], dense), "codes are not recovered"
+    assert rms(pack(torch.zeros(3, 40), fmt).dense()) == 0
+
+
+def test_known_codes() -> None:
+    """Every mxfp4 and int4 code, and fp8 values torch knows, come back exactly."""
+    fp4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6, 6] * 2)[None] * 2.0**-5
+    assert torch.equal(pack(fp4, "mxfp4", scales=torch.tensor([[2.0**-5]])).dense()[0], fp4)
+    int4 = torch.arange(-8, 8).float().repeat(2)[None] * 0.375
+    assert torch.equal(pack(int4, "int4-32", scales=torch.tensor([[0.375]])).dense()[0], int4)
+    finite = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    finite = finite[~finite.isnan()][:128][None]
+    for values in (finite, -finite):
+        assert torch.equal(pack(values * 3, "fp8", scales=torch.tensor([[3.0]])).dense()[0], values * 3)
+    ours = pack(_randn(8, 128) * 30, "fp8", scales=torch.ones(8, 1)).dense()[0]
+    assert torch.equal(ours, (_randn(8, 128) * 30).to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_products_are_as_exact_as_unfused_ones(isa: str, fmt: str) -> None:
+    with native.forced_isa(isa):
+        for rows, outputs, inputs in ((1, 64, 128), (2, 70, 256), (7, 100, 300), (5, 65, 37)):
+            x, w = _randn(rows, inputs).bfloat16(), _randn(outputs, inputs, seed=1).bfloat16()
+            x[:, inputs // 3] *= 300  # an outlier, as activations have them
+            packed = pack(w, fmt)
+            dense = packed.dense()[0]
+            truth = x.double() @ dense.double().T
+            unfused = x @ dense.bfloat16().T if fmt == "fp8" else (x.float() @ dense.T).bfloat16()
+            assert rms(linear(surrounded(x), packed).double() - truth) <= SLACK * rms(unfused.double() - truth)
+            assert rms(linear_f32(x, packed).double() - truth) <= 2.0**-10 * rms(truth)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_experts_in_every_format(isa: str, fmt: str) -> None:
+    tokens, d, f, experts, k = 13, 96, 72, 5, 2
+    x, weights = _randn(tokens, d).bfloat16(), _randn(tokens, k, seed=3).abs()
+    ids = torch.stack([torch.randperm(experts, generator=torch.Generator().manual_seed(t))[:k] for t in range(tokens)])
+    gate_up = pack(_randn(experts, 2 * f, d, seed=1).bfloat16() / d**0.5, fmt, glu=True)
+    down = pack(_randn(experts, d, f, seed=2).bfloat16() / f**0.5, fmt)
+    with native.forced_isa(isa):
+        whole = same_bits_whoever_computes(lambda: moe_experts(x, weights, ids, gate_up, down, SwiGlu()))
+        for t in (0, 7):
+            row = slice(t, t + 1)
+            assert torch.equal(moe_experts(x[row], weights[row], ids[row], gate_up, down, SwiGlu()), whole[row])
+    dense = [p.dense() for p in (gate_up, down)]
+    truth = reference.moe_experts(x.double(), weights.double(), ids, *(w.double() for w in dense), SwiGlu())
+    unfused = torch.zeros(tokens, d).bfloat16()
+    for t in range(tokens):
+        for j in range(k):
+            h = (dense[0][ids[t, j]] @ x[t].float()).bfloat16()
+            h = torch.nn.functional.silu(h[:f]) * h[f:]
+            unfused[t] += weights[t, j].bfloat16() * (dense[1][ids[t, j]] @ h.float()).bfloat16()
+    assert rms(whole.double() - truth) <= SLACK * rms(unfused.double() - truth)
+
+
+def test_unknown_formats_are_refused() -> None:
+    with pytest.raises(ConfigError, match="int3"):
+        pack(_randn(4, 32), "int3")
