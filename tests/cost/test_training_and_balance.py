@@ -78,7 +78,7 @@ def test_fsdp_shards_all_state_and_pp_its_layers() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_part() -> None:
-    with pytest.raises(PlanError, match="training does not fit: .* most of it optimizer"):
+    with pytest.raises(PlanError, match=r"training does not fit: .* most of it optimizer"):
         train_step(DENSE, H100, TrainLayout(), BEFORE_FIT, batch_tokens=8192, sequence=4096.0)
     with pytest.raises(PlanError, match="tp 16 leaves the scale-up domain of 8 chips"):
         train_step(DENSE, H100, TrainLayout(tp=16), BEFORE_FIT, batch_tokens=8192, sequence=4096.0)
