@@ -5,6 +5,7 @@ forgotten one shows), written by `transformers` and loaded here in float32. Ours
 in chunks, then token by token, then once more on top of a shared prefix.
 
     python benchmarks/parity.py
+    python benchmarks/parity.py --packed      the native kernels over packed float32 weights
     python benchmarks/parity.py --smoke --json
 """
 
@@ -22,6 +23,7 @@ import torch
 
 from ridgepoint.models.checkpoint import load
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 
 TOLERANCE_FRAC = 1e-4  # of the logit range: float32 rounding of a few layers stays two orders below
@@ -193,10 +195,12 @@ class Sequence:
 
 
 @torch.inference_mode()
-def compare(case: Case, folder: Path) -> Parity:
+def compare(case: Case, folder: Path, packed: bool = False) -> Parity:
     """Both models on one prompt: prefill logits, then greedy decoding by each, feeding each its own tokens."""
     theirs = make_checkpoint(case, folder)
     ours = load(folder, torch.float32)
+    if packed:
+        pack_decoder(ours)
     generator = torch.Generator().manual_seed(7)
     prompt = torch.randint(0, BASE["vocab_size"], (PROMPT_TOKENS,), generator=generator)
     total_blocks = -(-(PROMPT_TOKENS + GREEDY_TOKENS) // BLOCK_TOKENS)
@@ -236,22 +240,30 @@ def compare(case: Case, folder: Path) -> Parity:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three families only")
+    parser.add_argument("--packed", action="store_true", help="weights packed for the native kernels")
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     options = parser.parse_args()
     cases = [case for case in CASES if not options.smoke or case.name in SMOKE]
     rows = []
     if not options.json:
-        print(f"{'case':34}{'prefill':>10}{'decode':>10}{'prefix':>10}  {GREEDY_TOKENS} greedy tokens (float32, errors / logit range)")
+        print(
+            f"{'case':34}{'prefill':>10}{'decode':>10}{'prefix':>10}  {GREEDY_TOKENS} greedy tokens (float32, errors / logit range)"
+        )
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            row = compare(case, Path(folder))
+            row = compare(case, Path(folder), options.packed)
         rows.append(row)
         if not options.json:
             errors = (row.prefill_error_frac, row.decode_error_frac, row.shared_prefix_error_frac)
             shown = "".join(f"{error:10.1e}" for error in errors)
             print(f"{row.case:34}{shown}  {'equal' if row.greedy_equal else 'DIFFERENT'}", flush=True)
     if options.json:
-        print(json.dumps({"tolerance_frac": TOLERANCE_FRAC, "rows": [asdict(row) for row in rows]}, indent=1))
+        print(
+            json.dumps(
+                {"tolerance_frac": TOLERANCE_FRAC, "packed": options.packed, "rows": [asdict(row) for row in rows]},
+                indent=1,
+            )
+        )
     failed = [row.case for row in rows if not row.passes]
     if failed:
         print(f"not equal: {', '.join(failed)}", file=sys.stderr)

@@ -139,7 +139,12 @@ def _pools(
     for role, texts in (("any", both), ("prefill", prefill), ("decode", decode)):
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
-            recipes = formats.get(name) or formats.get(accelerator(name).id) or formats.get("") or [default_precision(model, name)]
+            recipes = (
+                formats.get(name)
+                or formats.get(accelerator(name).id)
+                or formats.get("")
+                or [default_precision(model, name)]
+            )
             pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
     named = {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
     unused = (set(rents) | set(formats)) - {""} - named - {pool.chip.id for pool in pools}

@@ -7,6 +7,7 @@ reduced to the groups that `StepBatch.from_segments` makes, and the last few tho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -22,9 +23,22 @@ from ridgepoint.cost.step import StepCost, step_cost
 class Shape(Protocol):
     """`sched.step.StepShape`."""
 
-    new_tokens: Sequence[int]
-    cached_tokens: Sequence[int]
-    num_samples: int
+    @property
+    def new_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def cached_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def num_samples(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TimedStep:
+    """Seconds as one number, which is what the scheduler reads, and the whole estimate behind it."""
+
+    seconds: float
+    cost: StepCost
 
 
 class CostTimer:
@@ -42,8 +56,8 @@ class CostTimer:
         self.layout = layout or Layout()
         self._price = lru_cache(maxsize=4096)(self._price_groups)
 
-    def seconds(self, shape: Shape) -> StepCost:
-        """The predicted cost of the step; its `.seconds` are what the scheduler reads."""
+    def seconds(self, shape: Shape) -> TimedStep:
+        """The predicted step."""
         groups: dict[tuple[int, int], tuple[int, int]] = {}
         for new, cached in zip(shape.new_tokens, shape.cached_tokens, strict=True):
             bucket = (new, cached.bit_length())
@@ -53,7 +67,7 @@ class CostTimer:
             tuple((new, count, total) for (new, _), (count, total) in sorted(groups.items())), shape.num_samples
         )
 
-    def _price_groups(self, groups: tuple[tuple[int, int, int], ...], num_samples: int) -> StepCost:
+    def _price_groups(self, groups: tuple[tuple[int, int, int], ...], num_samples: int) -> TimedStep:
         sequences = sum(count for _, count, _ in groups)
         logits = num_samples / sequences  # only sequences that reach their last token go through the head
         batch = StepBatch(
@@ -61,4 +75,5 @@ class CostTimer:
                 Group(count=count, new=float(new), cached=total / count, logits=logits) for new, count, total in groups
             )
         )
-        return step_cost(self.spec, self.hardware, self.layout, self.precision, batch, self.calibration)
+        cost = step_cost(self.spec, self.hardware, self.layout, self.precision, batch, self.calibration)
+        return TimedStep(float(cost.seconds), cost)

@@ -14,6 +14,6 @@ class SimExecutor:
 
     def run(self, batch: Batch) -> StepResult:
         predicted = batch.predicted or self._timer.seconds(batch.shape)
-        seconds = float(predicted.seconds)
+        seconds = predicted.seconds
         self._clock.advance(seconds)
         return StepResult([FILLER] * sum(segment.wants_sample for segment in batch.segments), seconds)
