@@ -9,6 +9,7 @@ import pytest
 
 from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.catalog.models import catalog_models, model_spec
+from ridgepoint.catalog.spec import MoeSpec
 from ridgepoint.cost import (
     ROOFLINE,
     SERVING,
@@ -209,3 +210,29 @@ def test_power_stays_between_static_and_the_boards_limit() -> None:
         model_spec("llama-3.1-70b"), H100, Layout(tp=8), Precision(), StepBatch.prefill(8.0, 8000.0), SERVING
     )
     assert 8 * 700 * 0.5 < cost.estimate_w <= 8 * 700
+
+
+def test_layers_that_share_a_cache_store_none_and_read_as_much() -> None:
+    spec = model_spec("llama-3.1-8b")
+    shared = replace(
+        spec,
+        layers=tuple(replace(layer, kv_from_layer=i - 1) if i % 2 else layer for i, layer in enumerate(spec.layers)),
+    )
+    precision, batch = Precision(), StepBatch.decode(8.0, 10_000.0)
+    assert kv_bytes_per_chip(shared, precision, Layout(), 1.0, 1000.0) == pytest.approx(
+        0.5 * kv_bytes_per_chip(spec, precision, Layout(), 1.0, 1000.0)
+    )
+    read = [step_cost(s, H100, Layout(), precision, batch, SERVING).kv_bytes for s in (spec, shared)]
+    assert read[1] == pytest.approx(read[0], rel=1e-3)
+    assert shape_of(shared).total_params < shape_of(spec).total_params  # no key and value projections there
+
+
+def test_latent_width_experts_are_smaller_and_send_less() -> None:
+    spec = model_spec("qwen3-30b-a3b")
+    narrow = replace(
+        spec, layers=tuple(replace(layer, ffn=replace(layer.ffn, latent_dim=1024) if isinstance(layer.ffn, MoeSpec) else layer.ffn) for layer in spec.layers)
+    )  # fmt: skip
+    assert shape_of(narrow).expert_params == shape_of(spec).expert_params // 2
+    layout, batch = Layout(dp_attention=8, ep=8), StepBatch.decode(512.0, 1000.0)
+    sent = [step_cost(s, GB200, layout, Precision(), batch, SERVING).link_bytes for s in (spec, narrow)]
+    assert sent[1] == pytest.approx(sent[0] / 2)

@@ -70,7 +70,13 @@ def _rows(tokens: Num, ranks: Num) -> Num:
 
 
 def step_amounts(
-    spec: ModelSpec, layout: Layout, precision: Precision, batch: StepBatch, *, routing_skew: float = 1.0, small_tile: float = SMALL_TILE
+    spec: ModelSpec,
+    layout: Layout,
+    precision: Precision,
+    batch: StepBatch,
+    *,
+    routing_skew: float = 1.0,
+    small_tile: float = SMALL_TILE,
 ) -> StepAmounts:
     shape = shape_of(spec)
     tokens = batch.tokens

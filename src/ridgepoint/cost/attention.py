@@ -8,6 +8,8 @@ indexer and attends to `top_k`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ridgepoint.cost.arrays import Num, largest, smallest
 from ridgepoint.cost.batch import Group
 from ridgepoint.cost.memory import kv_bytes_per_token_layer
@@ -76,6 +78,4 @@ def _bytes_per_read_token(kind: LayerKind, kv_format: str) -> float:
     """A layer that shares another's cache stores nothing but reads as much."""
     if kind.owns_kv:
         return kv_bytes_per_token_layer(kind, kv_format)
-    from dataclasses import replace
-
     return kv_bytes_per_token_layer(replace(kind, owns_kv=True), kv_format)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.arrays import Num
+from ridgepoint.cost.arrays import Num, largest
 from ridgepoint.cost.formats import Precision, bytes_per_value, matmul_type
 from ridgepoint.cost.memory import weight_bytes
 from ridgepoint.cost.shape import shape_of
@@ -61,8 +61,6 @@ def matmul_s(
     matmul_efficiency: float = 1.0, memory_efficiency: float = 1.0,
 ) -> Num:  # fmt: skip
     """Seconds of one product: the slower of its FLOPs and its bytes (weights once, inputs and outputs once)."""
-    from ridgepoint.cost.arrays import largest
-
     kind = hardware.compute_type(matmul_type(weights, activations))
     compute = 2.0 * rows * contraction * outputs / (hardware.spec_flops_per_s[kind] * matmul_efficiency)
     moved = contraction * outputs * bytes_per_value(weights) + rows * (contraction + outputs) * bytes_per_value(

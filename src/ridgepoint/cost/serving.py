@@ -169,9 +169,21 @@ def serving_amounts(
         running=running,
         decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, small_tile=small_tile),
         mixed=step_amounts(
-            spec, layout, precision, others + StepBatch.prefill(together, new, before), routing_skew=routing_skew, small_tile=small_tile
+            spec,
+            layout,
+            precision,
+            others + StepBatch.prefill(together, new, before),
+            routing_skew=routing_skew,
+            small_tile=small_tile,
         ),
-        chunk=step_amounts(spec, layout, precision, StepBatch.prefill(many, new, before), routing_skew=routing_skew, small_tile=small_tile),
+        chunk=step_amounts(
+            spec,
+            layout,
+            precision,
+            StepBatch.prefill(many, new, before),
+            routing_skew=routing_skew,
+            small_tile=small_tile,
+        ),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,
@@ -220,7 +232,13 @@ def closed_loop(
 ) -> ServingCost:
     """TPOT, TTFT and throughput of `workload` on one instance; all fields may be arrays."""
     amounts = serving_amounts(
-        spec, hardware, layout, precision, workload, chunk_tokens=chunk_tokens, routing_skew=calibration.routing_skew,
+        spec,
+        hardware,
+        layout,
+        precision,
+        workload,
+        chunk_tokens=chunk_tokens,
+        routing_skew=calibration.routing_skew,
         small_tile=calibration.small_tile_rows,
     )
     return price_serving(amounts, hardware, calibration, energy=energy)

@@ -150,7 +150,9 @@ def step_cost(
     energy: EnergyModel = DEFAULT_ENERGY,
 ) -> StepCost:
     """Estimate one step of `batch` (counts of the whole instance) on one instance laid out as `layout`."""
-    amounts = step_amounts(spec, layout, precision, batch, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows)
+    amounts = step_amounts(
+        spec, layout, precision, batch, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows
+    )
     return price_step(amounts, hardware, calibration, energy=energy)
 
 

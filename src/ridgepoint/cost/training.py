@@ -16,6 +16,7 @@ from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.flops import forward_flops_per_token
 from ridgepoint.cost.formats import bytes_per_value
+from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import usable_bytes
 from ridgepoint.cost.shape import LayerKind, ModelShape, shape_of
 from ridgepoint.errors import ConfigError, PlanError
@@ -165,8 +166,6 @@ def train_step(
     memory = state_bytes_per_chip(spec, layout)
     memory["activations"] = activation_bytes_per_token(spec, layout) * micro_tokens
     if hardware.spec_memory_bytes is not None:
-        from ridgepoint.cost.layout import Layout
-
         room = usable_bytes(hardware, Layout())
         if sum(memory.values()) > room:
             worst = max(memory, key=lambda name: memory[name])
