@@ -123,7 +123,7 @@ def _with_numpy(budget_s: float, progress: Callable[[str], None]) -> dict[str, A
         flops[size] = 2.0 * size**3 / best_s(lambda a=a, out=out: np.matmul(a, a, out=out), nothing, budget_s)  # type: ignore[misc]
     levels = dict(_numpy_levels(budget_s, progress, nothing))
     small = np.ones(8, np.float32)
-    overhead = best_s(lambda: [np.add(small, small, out=small) for _ in range(100)], nothing, budget_s) / 100
+    overhead = best_s(lambda: [np.multiply(small, small, out=small) for _ in range(100)], nothing, budget_s) / 100
     return {
         "device": _cpu_name(), "engine": f"numpy {np.__version__}", "measure_flops_per_s": {"fp32": flops}, "measure_bytes_per_s": levels,
         "measure_step_overhead_s": overhead, "memory_bytes": _host_memory_bytes(),
