@@ -1,0 +1,255 @@
+"""How close is each native operator to the roof, and how exact?
+
+    python benchmarks/kernel_rooflines.py --json benchmarks/results/kernel_rooflines.json
+    python benchmarks/kernel_rooflines.py --smoke
+
+For each operator, format and shape: the error against float64 on the same inputs (and how it compares to an unfused bf16
+computation), microseconds, GFLOP/s, GB/s, and the fraction of the roof, which is the larger of the two times that the
+bytes and the products of the call need at this machine's rates. Both rates are measured here, before and after, and the
+better one counts, so a fraction is never flattered by a slow moment of the probe. Weights are larger than the last-level
+cache and visited in turn, so they come from memory as they do in a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ridgepoint.catalog.spec import SwiGlu
+from ridgepoint.kernels import native, paged_attention
+from ridgepoint.kernels.linear import linear
+from ridgepoint.kernels.moe_experts import moe_experts
+from ridgepoint.kernels.packed import Packed, pack
+
+D, WIDTH, EXPERTS, TOP_K, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 1024, 384, 64, 8, 16, 4, 64, 32000
+INTEGER = ("int8", "int4", "mxfp4")
+
+
+@dataclass
+class Case:
+    """One measured call. `run(i)` does the i-th of several equal calls on different weights."""
+
+    op: str
+    format: str
+    shape: str
+    flops: float
+    bytes: float
+    run: Callable[[int], object]
+    copies: int
+    error: float
+    unfused_error: float
+
+
+@dataclass
+class Row:
+    op: str
+    format: str
+    shape: str
+    relative_error: float
+    unfused_bf16_error: float
+    us: float
+    gflop_per_s: float
+    gb_per_s: float
+    roof_us: float
+    roof: str
+    roof_frac: float
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def relative(got: torch.Tensor, truth: torch.Tensor) -> float:
+    return rms(got.double() - truth) / rms(truth)
+
+
+def copies_beyond_cache(num_bytes: float, smoke: bool) -> int:
+    return 1 if smoke else max(1, min(64, int(160e6 / num_bytes) + 1))
+
+
+def linear_case(fmt: str, rows: int, outputs: int, smoke: bool) -> Case:
+    w, x = torch.randn(outputs, D).bfloat16() / D**0.5, torch.randn(rows, D).bfloat16()
+    first = pack(w, fmt)
+    count = copies_beyond_cache(first.nbytes, smoke)
+    weights = [first, *(pack(w, fmt) for _ in range(count - 1))]
+    dense = first.dense()[0]
+    truth = x.double() @ dense.double().T
+    unfused = (x.float() @ dense.T).bfloat16()
+    return Case(
+        "linear", fmt, f"{rows}x{D}->{outputs}", 2.0 * rows * D * outputs, first.nbytes + 2 * rows * (D + outputs),
+        lambda i: linear(x, weights[i % count]), count, relative(linear(x, first), truth), relative(unfused, truth),
+    )  # fmt: skip
+
+
+def expert_weights(fmt: str, smoke: bool) -> tuple[list[tuple[Packed, Packed]], torch.Tensor, torch.Tensor]:
+    gate_up = torch.randn(EXPERTS, 2 * WIDTH, D).bfloat16() / D**0.5
+    down = torch.randn(EXPERTS, D, WIDTH).bfloat16() / WIDTH**0.5
+    layers = [(pack(gate_up, fmt, glu=True), pack(down, fmt)) for _ in range(1 if smoke else 2)]
+    return layers, layers[0][0].dense(), layers[0][1].dense()
+
+
+def moe_cases(fmt: str, token_counts: list[int], smoke: bool) -> list[Case]:
+    layers, gate_up, down = expert_weights(fmt, smoke)
+    cases = []
+    for tokens in token_counts:
+        x, weights = torch.randn(tokens, D).bfloat16(), torch.rand(tokens, TOP_K)
+        routes = [torch.stack([torch.randperm(EXPERTS)[:TOP_K] for _ in range(tokens)]) for _ in range(8)]
+        hit = statistics.mean(len(r.unique()) for r in routes)
+        few = min(tokens, 8)
+        got = moe_experts(x[:few], weights[:few], routes[0][:few], *layers[0], SwiGlu())
+        truth = torch.zeros(few, D, dtype=torch.float64)
+        unfused = torch.zeros(few, D).bfloat16()
+        for t in range(few):
+            for k, e in enumerate(routes[0][t].tolist()):
+                h = gate_up[e].double() @ x[t].double()
+                h = torch.nn.functional.silu(h[:WIDTH]) * h[WIDTH:]
+                truth[t] += weights[t, k].double() * (down[e].double() @ h)
+                g = (gate_up[e] @ x[t].float()).bfloat16()
+                g = torch.nn.functional.silu(g[:WIDTH]) * g[WIDTH:]
+                unfused[t] += weights[t, k].bfloat16() * (down[e] @ g.float()).bfloat16()
+        per_expert = (layers[0][0].nbytes + layers[0][1].nbytes) / EXPERTS
+
+        def run(i: int, x: torch.Tensor = x, w: torch.Tensor = weights, routes: list[torch.Tensor] = routes) -> object:
+            return moe_experts(x, w, routes[i % 8], *layers[i % len(layers)], SwiGlu())
+
+        cases.append(
+            Case(
+                "moe_experts", fmt, f"{tokens} tokens", 6.0 * tokens * TOP_K * D * WIDTH, hit * per_expert + 4 * tokens * D,
+                run, 8, relative(got, truth), relative(unfused, truth),
+            )
+        )  # fmt: skip
+    return cases
+
+
+def attention_case(seqs: int, context: int, queries: int, smoke: bool) -> Case:
+    block, blocks = 16, -(-context // 16)
+    kv_bytes = seqs * context * 2 * KV_HEADS * HEAD_DIM * 2
+    count = copies_beyond_cache(kv_bytes, smoke)
+    caches = [
+        paged_attention.allocate(seqs * blocks, block, KV_HEADS, HEAD_DIM, torch.bfloat16, "cpu") for _ in range(count)
+    ]
+    tables = torch.randperm(seqs * blocks).view(seqs, blocks)
+    k, v = (torch.randn(seqs, context, KV_HEADS, HEAD_DIM).bfloat16() for _ in "kv")
+    position = torch.arange(context)
+    for kv in caches:
+        for b in range(seqs):
+            paged_attention.write(kv, k[b], v[b], tables[b][position // block] * block + position % block)
+    q = torch.randn(seqs * queries, HEADS, HEAD_DIM).bfloat16()
+    plan = paged_attention.prepare(torch.arange(seqs + 1) * queries, torch.full((seqs,), context), tables, block)
+    scale = HEAD_DIM**-0.5
+    keys, values = (t[0].repeat_interleave(HEADS // KV_HEADS, 1).double() for t in (k, v))
+    logits = torch.einsum("qhp,khp->hqk", q[:queries].double(), keys) * scale
+    logits = logits.masked_fill(position[None] > torch.arange(context - queries, context)[:, None], float("-inf"))
+    soft = logits.softmax(-1)
+    truth = torch.einsum("hqk,khp->qhp", soft, values)
+    unfused = torch.einsum("hqk,khp->qhp", soft.bfloat16().double(), values).bfloat16()
+    got = paged_attention.attend(q, caches[0], plan, scale, None, None)[:queries]
+    pairs = seqs * (queries * context - queries * (queries - 1) / 2)
+    return Case(
+        "paged_attention", "bf16", f"{seqs} x {queries} queries over {context}", 4.0 * HEADS * HEAD_DIM * pairs,
+        kv_bytes + 4 * q.numel(), lambda i: paged_attention.attend(q, caches[i % count], plan, scale, None, None), count,
+        relative(got, truth), relative(unfused, truth),
+    )  # fmt: skip
+
+
+def measure(case: Case, budget_s: float) -> float:
+    """Median seconds of a call, over rounds that visit every copy."""
+    case.run(0)
+    times: list[float] = []
+    deadline = time.perf_counter() + budget_s
+    while len(times) < 5 or (time.perf_counter() < deadline and len(times) < 400):
+        for i in range(case.copies):
+            started = time.perf_counter()
+            case.run(i)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default="bf16,int8,int4-32,mxfp4,fp8")
+    parser.add_argument("--isa", help="force one ISA (default: the best this processor runs)")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--smoke", action="store_true", help="tiny: a check that the benchmark runs")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    if options.isa:
+        native._force(native.library(), options.isa)
+    probe_bytes, probe_ms, budget = (64 << 20, 20, 0.0) if options.smoke else (1 << 30, 150, 0.5)
+    formats = options.formats.split(",")
+    peak_names = ["bf16", *(["int8"] if any(f.startswith(INTEGER) for f in formats) else [])]
+
+    def probe() -> dict[str, float]:
+        rates = {name: native.measure_peak_flops_per_s(name, probe_ms) for name in peak_names}
+        return {"read": native.measure_read_bytes_per_s(probe_bytes, 3), **rates}
+
+    roofs = probe()
+    measured: list[tuple[Case, float]] = []
+    with torch.inference_mode():
+        for fmt in formats:
+            rows = [1, 8] if options.smoke else [1, 4, 16, 64, 512]
+            cases = [linear_case(fmt, n, 1536, options.smoke) for n in rows]
+            cases += [] if options.smoke else [linear_case(fmt, 1, VOCAB, False), linear_case(fmt, 64, VOCAB, False)]
+            measured += [(case, measure(case, budget)) for case in cases]
+            tokens = [1] if options.smoke else [1, 4, 16, 32, 64, 512, 2048]
+            measured += [(case, measure(case, budget)) for case in moe_cases(fmt, tokens, options.smoke)]
+            after = probe()
+            roofs = {name: max(rate, after[name]) for name, rate in roofs.items()}
+        shapes = (
+            [(1, 128, 1)]
+            if options.smoke
+            else [(1, 128, 1), (64, 128, 1), (16, 2048, 1), (1, 8192, 1), (1, 2048, 2048)]
+        )
+        measured += [(case, measure(case, budget)) for case in (attention_case(*s, options.smoke) for s in shapes)]
+
+    print(f"{native.isa()}, {native.num_threads()} threads; roofs: read {roofs['read'] / 1e9:.1f} GB/s, "
+          + ", ".join(f"{name} {roofs[name] / 1e9:.0f} G{'OP' if name == 'int8' else 'FLOP'}/s" for name in peak_names))  # fmt: skip
+    print(
+        f"{'op':16}{'format':9}{'shape':30}{'error':>10}{'unfused':>10}{'us':>10}{'GFLOP/s':>9}{'GB/s':>7}{'roof us':>10}  roof   fraction"
+    )
+    rows_out: list[Row] = []
+    for case, seconds in measured:
+        # Integer codes meet two planes of 8-bit activations: 16-bit activations at half the integer peak.
+        peak = roofs["int8"] / 2 if case.format.startswith(INTEGER) else roofs["bf16"]
+        by_flops, by_bytes = case.flops / peak, case.bytes / roofs["read"]
+        roof_s, name = (by_flops, "flops") if by_flops > by_bytes else (by_bytes, "bytes")
+        row = Row(
+            case.op, case.format, case.shape, case.error, case.unfused_error, seconds * 1e6, case.flops / seconds / 1e9,
+            case.bytes / seconds / 1e9, roof_s * 1e6, name, roof_s / seconds,
+        )  # fmt: skip
+        rows_out.append(row)
+        print(f"{row.op:16}{row.format:9}{row.shape:30}{row.relative_error:10.1e}{row.unfused_bf16_error:10.1e}{row.us:10.0f}"
+              f"{row.gflop_per_s:9.0f}{row.gb_per_s:7.1f}{row.roof_us:10.0f}  {row.roof}  {row.roof_frac:8.2f}")  # fmt: skip
+    if options.json:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        report = {
+            "question": "how close is each native operator to the roof, and how exact",
+            "command": " ".join(sys.argv), "commit": commit, "date": time.strftime("%Y-%m-%d"),
+            "hardware": cpu_name(), "isa": native.isa(), "threads": native.num_threads(), "measure_roofs": roofs,
+            "rows": [asdict(row) for row in rows_out],
+        }  # fmt: skip
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
