@@ -9,18 +9,9 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import provenance
 import torch
-
-
-def cpu_name() -> str:
-    """The model name the kernel reports, with the vector extensions that matter here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    facts = dict(line.partition(":")[::2] for line in lines[: lines.index("")])
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-    return f"{facts['model name']} ({' '.join(flag for flag in wanted if flag in facts['flags'].split())})"
 
 
 def best_s(run: Callable[[], object], repeats: int) -> float:
@@ -70,4 +61,4 @@ def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, con
 
 
 if __name__ == "__main__":
-    print(json.dumps({"cpu": cpu_name(), **measure(len(os.sched_getaffinity(0)))}, indent=1))
+    print(json.dumps({"cpu": provenance.cpu_name(), **measure(len(os.sched_getaffinity(0)))}, indent=1))

@@ -27,7 +27,7 @@ CATALOGUE_NAME = {
     "qwen3-coder-30b-a3b": "qwen3-30b-a3b", "minimax-m2": "minimax-m2.5", "llama-4-maverick-17b-128e": "llama-4-maverick",
     "llama-4-scout-17b-16e": "llama-4-scout", "nvidia-nemotron-nano-9b-v2": "nemotron-nano-9b-v2",
 }  # fmt: skip
-_SUFFIXES = re.compile(r"(-instruct|-thinking|-it|-fp8|-2507|-base|-nvfp4|-fp4)+(?=$|-)")
+_SUFFIXES = re.compile(r"(-instruct|-thinking|-it|-fp8|-2507|-base|-nvfp4|-fp4|-bf16|-v0\.1)+(?=$|-)")
 
 
 def data_dir() -> Path:
@@ -78,7 +78,7 @@ class Row:
 
 
 def short_name(path: str) -> str:
-    name = path.split("/")[-1].lower()
+    name = path.split("/")[-1].lower().removeprefix("meta-")
     name = _SUFFIXES.sub("", name)
     return CATALOGUE_NAME.get(name, name)
 
@@ -86,24 +86,22 @@ def short_name(path: str) -> str:
 def precision_of(model: str, label: str, engine: str, hardware: Accelerator) -> Precision:
     """What the label means on the wire. Blank is bf16. gpt-oss has 4-bit experts and bf16 elsewhere however it is labelled;
     an nvfp4 checkpoint keeps attention in bf16 (the published recipes quantise experts and dense feed-forward)."""
-    native_fp8 = "fp8" in hardware.spec_flops_per_s
+    native_fp8, native_fp4 = "fp8" in hardware.spec_flops_per_s, "fp4" in hardware.spec_flops_per_s
     kv = "fp8" if engine == "trtllm" and label in ("fp8", "fp4") else "bf16"
     if model.startswith("gpt-oss"):
-        return Precision(
-            experts="mxfp4",
-            activations="fp8"
-            if hardware.launch_year and hardware.launch_year >= 2024 and "fp4" in hardware.spec_flops_per_s
-            else "bf16",
-            kv=kv,
-        )
-    if label in ("", "bf16", "bfloat16", "float16"):
+        return Precision(experts="mxfp4", activations="fp8" if native_fp4 else "bf16", kv=kv)
+    if label in ("", "bf16", "bfloat16", "float16", "fp16"):
         return Precision()
-    if label == "fp8":
+    if label in ("fp8", "fp8_block"):
         return Precision(
             weights="fp8", experts="fp8", activations="fp8" if native_fp8 else "bf16", dispatch="fp8", kv=kv
         )
     if label in ("fp4", "nvfp4"):
-        return Precision(weights="bf16", experts="nvfp4", activations="nvfp4", dispatch="fp8", kv=kv)
+        return Precision(
+            weights="bf16", experts="nvfp4", activations="nvfp4" if native_fp4 else "bf16", dispatch="fp8", kv=kv
+        )
+    if label in ("int4", "w4a16"):
+        return Precision(weights="bf16" if "kimi" in model else "int4", experts="int4")
     raise ValueError(f"unknown precision label {label!r}")
 
 

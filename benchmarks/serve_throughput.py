@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
 
 import machine_roof
+import provenance
 import random_checkpoint
 from peers.peer import Peer
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--points", nargs="*", help="for example 'decode 16' 'prefill 512'")
-    parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round: does the benchmark still run?")
     arguments = parser.parse_args()
 
@@ -139,10 +139,8 @@ def main() -> None:
         for engine in engines:
             engine.close()
     result = {
-        "question": (__doc__ or "").splitlines()[0],
-        "command": " ".join(["python", "benchmarks/serve_throughput.py", *sys.argv[1:]]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "hardware": {"cpu": machine_roof.cpu_name(), "threads": arguments.threads, "python": platform.python_version()},
+        **provenance.provenance(__doc__),
+        "threads": arguments.threads,
         "machine_roof": roof,
         "model": config,
         "dtype": "bfloat16",
@@ -150,8 +148,7 @@ def main() -> None:
         "roof_tokens_per_s": {f"{k} {n}": machine_roof.tokens_per_s(config, roof, k, n, CONTEXT) for k, n in points},
         "tokens_per_s": rates,
     }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    provenance.save(arguments.json, result)
     print(table(result))
 
 

@@ -75,7 +75,7 @@ def draw(result: dict) -> str:
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{label}</text>')
     roof = result["machine_roof"]
     condition = (
-        f"Random Qwen3-MoE, 1.3 B parameters, 0.23 B active, bf16, context 128; {result['hardware']['threads']} threads of"
+        f"Random Qwen3-MoE, 1.3 B parameters, 0.23 B active, bf16, context 128; {result['threads']} threads of"
         f" {result['hardware']['cpu'].split(' (')[0]}; roof {roof['read_bytes_per_s'] / 1e9:.0f} GB/s and {roof['bf16_flops_per_s'] / 1e9:,.0f} GFLOP/s"
     )
     parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 14}">{condition}</text></svg>\n')

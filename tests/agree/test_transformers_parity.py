@@ -9,13 +9,26 @@ import torch
 
 import parity
 from ridgepoint.catalog.families import FAMILIES
+from ridgepoint.kernels import native
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 
 
 @pytest.mark.parametrize("case", parity.CASES, ids=lambda case: case.name)
 def test_a_family_computes_what_transformers_computes(case: parity.Case, tmp_path: Path) -> None:
-    row = parity.compare(case, tmp_path)
+    check(parity.compare(case, tmp_path))
+
+
+FIRST_OF_EACH = list({case.model_type: case for case in reversed(parity.CASES)}.values())
+
+
+@pytest.mark.skipif(not native.available(), reason="the native library is not built here")
+@pytest.mark.parametrize("case", FIRST_OF_EACH, ids=lambda case: case.name)
+def test_so_do_the_native_kernels_over_packed_weights(case: parity.Case, tmp_path: Path) -> None:
+    check(parity.compare(case, tmp_path, packed=True))
+
+
+def check(row: parity.Parity) -> None:
     assert row.prefill_error_frac <= parity.TOLERANCE_FRAC
     assert row.decode_error_frac <= parity.TOLERANCE_FRAC
     assert row.shared_prefix_error_frac <= parity.TOLERANCE_FRAC

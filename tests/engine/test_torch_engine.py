@@ -9,13 +9,14 @@ import pytest
 import torch
 from tiny_model import EOS, VOCAB, greedy, logits_of, tiny_decoder, tiny_engine
 
-from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.llm import LLM, Completion
 from ridgepoint.engine.options import EngineOptions
-from ridgepoint.engine.protocol import Cancel, Output, Submit
-from ridgepoint.engine.torch_engine import engine_around, resolve_memory
-from ridgepoint.errors import ConfigError, EngineError, RequestError
+from ridgepoint.engine.protocol import Cancel, Output, StepReport, Submit
+from ridgepoint.engine.torch_engine import choose_timer, engine_around, resolve_memory
+from ridgepoint.errors import CatalogError, ConfigError, EngineError, RequestError
+from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.step import pack_for_serving
 from ridgepoint.sched.params import SamplingParams
 
 
@@ -83,24 +84,36 @@ def test_equal_prompts_in_flight_are_computed_once(decoder: Decoder) -> None:
     assert engine.scheduler.computed_tokens_total <= once + 5 * tail
 
 
-def test_survivors_of_a_cancelled_crowd_are_as_if_alone() -> None:
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+def test_survivors_of_a_cancelled_crowd_are_as_if_alone(kernels: str) -> None:
     """64 sequences with seeds and unlike rules, every third cancelled on the way.
 
-    In float64: torch's matrix products round differently for different numbers of rows, so float32 logits differ in the
-    last bits with the company, and about one draw in 100,000 falls between two such values.
+    The native kernels give a row the same bits in any company, in any chunk and when it is computed again. Torch's matrix
+    products round differently for different numbers of rows: float32 logits then differ in the last bits with the company,
+    and a draw in some thousands falls between two such values. Through torch it is therefore float64.
     """
-    decoder = tiny_decoder(torch.float64)
+    if kernels == "torch":
+        decoder, size = tiny_decoder(torch.float64), 4
+    else:
+        if not native.available():
+            pytest.skip(f"native kernels {native.load_error()}")
+        decoder, size = tiny_decoder(torch.bfloat16), 16
+        pack_for_serving(decoder, None)
     prompts = prompts_of(64, seed=4)
     params = [
         SamplingParams(
             max_tokens=20 + i % 13, temperature=[0.0, 0.7, 1.3][i % 3], top_k=[0, 20][i % 2], top_p=[1.0, 0.9][i % 5 == 0],
-            min_p=[0.0, 0.05][i % 7 == 0], repetition_penalty=[1.0, 1.2][i % 4 == 0], seed=i, ignore_eos=i % 2 == 0,
+            min_p=[0.0, 0.05][i % 7 == 0], repetition_penalty=[1.0, 1.2][i % 4 == 0], seed=i, logprobs=0, ignore_eos=i % 2 == 0,
             presence_penalty=[0.0, 0.5][i % 6 == 0], min_tokens=i % 5, logit_bias={3: 2.0} if i % 8 == 0 else {},
         )
         for i in range(64)
     ]  # fmt: skip
-    engine = tiny_engine(decoder, max_num_seqs=24, num_blocks=90, max_context=100, max_step_tokens=64)
+    num_blocks = {4: 90, 16: 40}[size]
+    engine = tiny_engine(
+        decoder, max_num_seqs=24, num_blocks=num_blocks, block_tokens=size, max_context=100, max_step_tokens=64
+    )
     made: dict[str, list[int]] = {str(i): [] for i in range(64)}
+    logprobs: dict[str, list[float]] = {str(i): [] for i in range(64)}
     reasons: dict[str, str | None] = {}
     for i in range(64):
         engine.handle(Submit(request_id=str(i), prompt_ids=prompts[i], params=params[i]))
@@ -109,6 +122,7 @@ def test_survivors_of_a_cancelled_crowd_are_as_if_alone() -> None:
         for message in engine.take_outbox():
             if isinstance(message, Output):
                 made[message.request_id] += message.token_ids
+                logprobs[message.request_id] += [entry.logprob for entry in message.logprobs or []]
                 reasons[message.request_id] = message.finish_reason
         for request_id, tokens in made.items():
             if int(request_id) % 3 == 0 and len(tokens) >= 7 and reasons[request_id] is None:
@@ -121,7 +135,9 @@ def test_survivors_of_a_cancelled_crowd_are_as_if_alone() -> None:
     cancelled = [request_id for request_id, reason in reasons.items() if reason == "cancelled"]
     assert len(cancelled) > 10
     for i in range(64):
-        alone = LLM(tiny_engine(decoder)).generate([prompts[i]], params[i])[0]
+        alone = LLM(tiny_engine(decoder, block_tokens=size)).generate([prompts[i]], params[i])[0]
+        if kernels == "native":
+            assert logprobs[str(i)] == [entry.logprob for entry in alone.logprobs][: len(logprobs[str(i)])]
         if str(i) in cancelled:
             assert made[str(i)] == alone.token_ids[: len(made[str(i)])]
         else:
@@ -272,10 +288,20 @@ def test_options_are_validated() -> None:
     assert EngineOptions.from_dict({"model": "m", "max_num_seqs": 3}).max_num_seqs == 3
 
 
-def test_a_timed_budget_needs_a_timer(decoder: Decoder) -> None:
-    core: EngineCore
-    with pytest.raises(ConfigError, match="timer"):
-        core = engine_around(
-            decoder, EngineOptions(model="m", step_budget_s=0.01), lambda line: None, name="m", eos_ids=()
-        )
-        del core
+def test_a_timed_budget_needs_hardware_and_predicts_with_it(decoder: Decoder) -> None:
+    with pytest.raises(ConfigError, match="need hardware"):
+        EngineOptions(model="m", step_budget_s=0.01)
+    options = EngineOptions(model="m", step_budget_s=0.01, hardware="epyc-9654", num_blocks=50, block_tokens=4)
+    told: list[str] = []
+    timer = choose_timer(options, decoder, told.append)
+    assert "EPYC" in told[0] and "fp32" in told[0]
+    core = engine_around(decoder, options, told.append, name="m", eos_ids=(EOS,), timer=timer)
+    core.handle(Submit(request_id="a", prompt_ids=[4, 5, 6], params=GREEDY))
+    core.step()
+    (report,) = [message for message in core.take_outbox() if isinstance(message, StepReport)]
+    assert report.predicted_s is not None and 0 < report.predicted_s < 1
+    assert choose_timer(EngineOptions(model="m"), decoder, told.append) is None
+    with pytest.raises(CatalogError, match="unknown accelerator"):
+        choose_timer(EngineOptions(model="m", hardware="abacus"), decoder, told.append)
+    with pytest.raises(ConfigError, match="no format 'int3'"):
+        choose_timer(EngineOptions(model="m", hardware="epyc-9654", weight_format="int3"), decoder, told.append)

@@ -104,9 +104,15 @@ def test_custom_hardware_is_planned_with(capsys: pytest.CaptureFixture[str], tmp
     file.write_text(
         "[mine]\nmemory_bytes = 2e11\nmemory_bytes_per_s = 4e12\nflops_per_s_bf16 = 1e15\nusd_per_hour_low = 1\nusd_per_hour_high = 2\n"
     )
-    code, out, _ = run(capsys, "plan", "gpt-oss-120b", "--hardware", f"{file}:1", "--users", "16", "--json")
+    code, out, _ = run(
+        capsys, "plan", "gpt-oss-120b", "--hardware", f"{file}:1", "--users", "16", "--rent", "mine=1.5", "--json"
+    )
     found = json.loads(out)
-    assert code == 0 and found["choice"]["decode"]["hardware"] == "mine"
+    assert (
+        code == 0
+        and found["choice"]["decode"]["hardware"] == "mine"
+        and found["choice"]["figures"]["usd_per_hour"]["high"] == 1.5
+    )
     assert found["choice"]["figures"]["watts"]["middle"] is None  # unknown stays unknown
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_recipe import tiny, toml_text, write_library
 from typer.testing import CliRunner
 
-from ridgepoint.errors import CheckpointError
+from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.export import export, quantise_rows
@@ -139,4 +139,10 @@ def test_the_command_trains_exports_and_says_where(tmp_path: Path, monkeypatch: 
         folder = Path(facts["exported"][name])
         assert load(folder, torch.bfloat16).spec.vocab_size == 300
         assert "Held out" in (folder / "README.md").read_text()
-    assert CliRunner().invoke(app, [*common, "--export-only"]).exit_code == 0
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"rows": {"shipped int8": {"bits_per_byte": 1.25}}}))
+    assert CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)]).exit_code == 0
+    assert "| shipped int8 | 1.250 |" in (tmp_path / "run" / "int8" / "README.md").read_text()
+    figures.write_text("{}")
+    broken = CliRunner().invoke(app, [*common, "--export-only", "--evaluation", str(figures)])
+    assert isinstance(broken.exception, ConfigError)

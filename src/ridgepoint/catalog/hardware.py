@@ -210,7 +210,8 @@ def accelerator(name: str) -> Accelerator:
             raise CatalogError(f"{name}: expected one hardware table, got {len(chips)}", hint="split the file")
         return next(iter(chips.values()))
     known = accelerators()
-    ident = ALIASES.get(name.lower(), name.lower())
+    ident = name.lower().replace("_", "-")
+    ident = ALIASES.get(ident, ident)
     if ident in known:
         return known[ident]
     near = [key for key in known if name.lower() in key] or sorted(known)
@@ -220,7 +221,7 @@ def accelerator(name: str) -> Accelerator:
 ALIASES = {
     "v100": "v100-sxm2-32", "a100": "a100-sxm-80", "h100": "h100-sxm", "h800": "h800-sxm", "h200": "h200-sxm",
     "gh200": "gh200-141", "b200": "b200-sxm", "b300": "b300-sxm", "gb200": "gb200-nvl72", "gb300": "gb300-nvl72",
-    "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e",
+    "a100-sxm": "a100-sxm-80", "a100-pcie": "a100-pcie-80", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e",
 }  # fmt: skip
 
 assert {item.name for item in fields(Accelerator)} >= {"spec_" + key for key in _RENAMED} | _PLAIN | _MEASURED | _TEXT

@@ -32,7 +32,9 @@ def calibrate(
     from ridgepoint.catalog.hardware import accelerator_from_table
     from ridgepoint.cost.machine import measure_machine
 
-    measured = measure_machine(name, budget_s=seconds, progress=lambda what: print(f"measuring {what}", file=sys.stderr))
+    measured = measure_machine(
+        name, budget_s=seconds, progress=lambda what: print(f"measuring {what}", file=sys.stderr)
+    )
     text = measured.to_toml()
     import tomllib
 

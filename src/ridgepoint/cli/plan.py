@@ -124,6 +124,7 @@ def _pools(
     model: str,
     engine: str,
 ) -> tuple[Pool, ...]:
+    from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.plan.pools import default_precision, parse_pool
 
     rents = {name: _number("--rent", name, value) for name, value in (_pair("--rent", text) for text in rent)}
@@ -138,13 +139,15 @@ def _pools(
     for role, texts in (("any", both), ("prefill", prefill), ("decode", decode)):
         for text in texts:
             name = text.rpartition(":")[0] if ":" in text else text
-            recipes = formats.get(name) or formats.get("") or [default_precision(model, name)]
+            recipes = (
+                formats.get(name)
+                or formats.get(accelerator(name).id)
+                or formats.get("")
+                or [default_precision(model, name)]
+            )
             pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
-    unused = (
-        (set(rents) | set(formats))
-        - {""}
-        - {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
-    )
+    named = {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
+    unused = (set(rents) | set(formats)) - {""} - named - {pool.chip.id for pool in pools}
     if unused:
         raise ConfigError(f"{min(unused)!r} is named by --rent or --precision but is not among the hardware")
     return tuple(pools)

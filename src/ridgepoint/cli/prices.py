@@ -220,7 +220,7 @@ def _compare(vendor: str, sizes: list[tuple[ListPrice, float, float, float]], js
         long = f"{row.long_threshold_tokens:,}" if row.long_threshold_tokens else ""
         table.add_row(
             row.model, f"{row.input_usd_per_mtok:g}", f"{row.output_usd_per_mtok:g}", f"{row.output_over_input:.1f}", long,
-            f"{middle:.3g} ({low:.2g} to {high:.2g})",
+            f"{middle:.3g} ({low:.3g} to {high:.3g})",
         )  # fmt: skip
     Console().print(table)
 

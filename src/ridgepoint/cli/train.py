@@ -28,6 +28,10 @@ def train(
     export_only: Annotated[
         bool, typer.Option("--export-only", help="Export the newest checkpoint, train nothing.")
     ] = False,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Put these figures in the cards: the JSON of benchmarks/stdlib_bits_per_byte.py."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the recipe makes, train nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.train/1).")] = False,
 ) -> None:
@@ -41,12 +45,14 @@ def train(
         raise MissingExtraError("torch", "train", "training") from None
     import msgspec
 
+    from ridgepoint.train.card import read_evaluation
     from ridgepoint.train.finish import export_run
     from ridgepoint.train.flops import parameter_counts
     from ridgepoint.train.loop import run
     from ridgepoint.train.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    figures = None if evaluation is None else read_evaluation(evaluation)
     if workers is not None:
         loaded = msgspec.structs.replace(loaded, run=msgspec.structs.replace(loaded.run, workers=workers))
     folder = out or Path("runs") / loaded.name
@@ -64,7 +70,7 @@ def train(
         if not export_only:
             result = run(loaded, folder, stop_after=steps_now)
             facts |= {"step": result.step, "finished": result.finished, "checkpoint": str(result.checkpoint)}
-        facts["exported"] = {name: str(path) for name, path in export_run(loaded, folder).items()}
+        facts["exported"] = {name: str(path) for name, path in export_run(loaded, folder, figures).items()}
     if json_:
         print(json.dumps(facts, indent=2))
     else:

@@ -13,7 +13,7 @@ results then are arrays. Plain Python floats in give floats out.
 """
 
 from ridgepoint.cost.batch import Group, StepBatch
-from ridgepoint.cost.calibration import ROOFLINE, SERVING, Calibration
+from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE, SERVING, Calibration, calibrations
 from ridgepoint.cost.formats import FORMATS, Precision, bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import (
@@ -27,11 +27,13 @@ from ridgepoint.cost.memory import (
     weight_bytes,
     weight_bytes_per_chip,
 )
+from ridgepoint.cost.serving import ClosedLoop, ServingCost, closed_loop
 from ridgepoint.cost.shape import ModelShape, shape_of
 from ridgepoint.cost.step import ROOFS, StepCost, Term, step_cost
+from ridgepoint.cost.workload import Workload
 
 __all__ = [
-    "FORMATS", "ROOFLINE", "ROOFS", "SERVING", "Calibration", "Group", "Layout", "ModelShape", "Precision", "StepBatch", "StepCost",
-    "Term", "bytes_per_value", "kv_bytes_per_chip", "kv_bytes_per_seq", "kv_bytes_per_token", "kv_fixed_bytes_per_seq",
+    "BEFORE_FIT", "FORMATS", "ROOFLINE", "ROOFS", "SERVING", "Calibration", "ClosedLoop", "Group", "Layout", "ModelShape", "Precision",
+    "ServingCost", "StepBatch", "StepCost", "Term", "Workload", "bytes_per_value", "calibrations", "closed_loop", "kv_bytes_per_chip", "kv_bytes_per_seq", "kv_bytes_per_token", "kv_fixed_bytes_per_seq",
     "max_sequences", "memory_per_chip", "shape_of", "step_cost", "usable_bytes", "weight_bytes", "weight_bytes_per_chip",
 ]  # fmt: skip

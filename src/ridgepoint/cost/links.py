@@ -39,12 +39,11 @@ def all_reduce(
     payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float
 ) -> tuple[Num, Num]:
     """(bytes sent per chip, seconds) to sum `payload_bytes` over `ranks` chips; across domains the slow wires carry one share per domain."""
-    sent = 2.0 * (ranks - 1) / ranks * payload_bytes
-    domain = domain_chips(hardware, layout)
-    crosses = ranks > domain
-    # Hierarchical: reduce inside the domain first, then each chip carries its 1/domain slice across.
-    outside = where(crosses, 2.0 * payload_bytes / smallest(ranks, domain), 0.0)
-    return sent, _seconds(sent, outside, hardware, efficiency)
+    near = smallest(ranks, domain_chips(hardware, layout))
+    inside = 2.0 * (near - 1) / near * payload_bytes
+    # Hierarchical: reduced inside the domain first, each chip then carries its 1/near slice across.
+    outside = where(ranks > near, 2.0 * payload_bytes / near, 0.0)
+    return inside + outside, _seconds(inside, outside, hardware, efficiency)
 
 
 def all_to_all(

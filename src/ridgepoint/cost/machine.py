@@ -79,7 +79,9 @@ def best_s(run: Callable[[], object], wait: Callable[[], object], budget_s: floa
     return best
 
 
-def measure_machine(name: str = "this-machine", *, budget_s: float = 0.3, progress: Callable[[str], None] = lambda _: None) -> MachineMeasure:
+def measure_machine(
+    name: str = "this-machine", *, budget_s: float = 0.3, progress: Callable[[str], None] = lambda _: None
+) -> MachineMeasure:
     """Everything above; about twelve measurements of `budget_s` each."""
     parts = _with_torch(budget_s, progress) if _torch() is not None else _with_numpy(budget_s, progress)
     return MachineMeasure(name=name, date=time.strftime("%Y-%m-%d"), **parts)
@@ -128,7 +130,9 @@ def _with_numpy(budget_s: float, progress: Callable[[str], None]) -> dict[str, A
     }  # fmt: skip
 
 
-def _numpy_levels(budget_s: float, progress: Callable[[str], None], wait: Callable[[], object]) -> Iterator[tuple[int, float]]:
+def _numpy_levels(
+    budget_s: float, progress: Callable[[str], None], wait: Callable[[], object]
+) -> Iterator[tuple[int, float]]:
     for size in LEVEL_BYTES:
         progress(f"copy of {size >> 10} KiB")
         source, target = np.ones(size // 8, np.float32), np.empty(size // 8, np.float32)

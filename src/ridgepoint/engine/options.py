@@ -41,6 +41,8 @@ class EngineOptions:
     max_num_seqs     sequences that may run together
     max_step_tokens  tokens of one step, over all sequences; at least `max_num_seqs`
     step_budget_s    predicted seconds a step may take (the timetable's interval); None fills steps by tokens alone
+    hardware         what the prediction is for: a catalogue id or a .toml file; None predicts nothing
+    calibration      measured efficiencies the prediction uses, by name
     block_tokens     tokens per KV block
     kv_bytes         memory for KV; None takes a share of what is free once the weights are loaded
     num_blocks       the same in blocks; give one of the two or neither
@@ -57,6 +59,8 @@ class EngineOptions:
     max_num_seqs: int = 64
     max_step_tokens: int | None = None
     step_budget_s: float | None = None
+    hardware: str | None = None
+    calibration: str = "serving"
     block_tokens: int = 16
     kv_bytes: int | None = None
     num_blocks: int | None = None
@@ -87,6 +91,8 @@ class EngineOptions:
             raise ConfigError(f"max_waiting must be at least 0, got {self.max_waiting}")
         if self.step_budget_s is not None and not self.step_budget_s > 0:
             raise ConfigError(f"step_budget_s must be above 0, got {self.step_budget_s}")
+        if self.step_budget_s is not None and self.hardware is None and self.echo is None:
+            raise ConfigError("step_budget_s counts predicted seconds, which need hardware", hint="name the hardware")
         if self.kv_bytes is not None and self.num_blocks is not None:
             raise ConfigError("kv_bytes and num_blocks both say how much KV to keep: give one")
         if self.max_step_tokens is not None and self.max_step_tokens < self.max_num_seqs:

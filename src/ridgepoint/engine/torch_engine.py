@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.cost.calibration import calibration
+from ridgepoint.cost.formats import FORMATS, Precision
+from ridgepoint.cost.timer import CostTimer
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.executor import TorchExecutor
@@ -26,6 +30,7 @@ from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
 
+_COST_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 STEP_TOKENS = {
     "cpu": 512,
@@ -48,8 +53,27 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
         native.set_num_threads(threads)
     announce(pack_for_serving(decoder, options.weight_format))
     return engine_around(
-        decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids)
-    )
+        decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
+        timer=choose_timer(options, decoder, announce),
+    )  # fmt: skip
+
+
+def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[str], None]) -> StepTimer | None:
+    """What predicts the seconds of a step: the cost model, for the hardware that was named."""
+    if options.hardware is None:
+        return None
+    chip = accelerator(options.hardware)
+    name = _COST_FORMATS[decoder.compute_dtype]
+    weights = options.weight_format or name
+    if weights not in FORMATS:
+        raise ConfigError(f"the cost model has no format {weights!r}; allowed: {', '.join(FORMATS)}")
+    precision = Precision(
+        weights=weights, experts=weights, head=weights, kv=name, activations=name, attention=name, dispatch=name,
+        combine=name,
+    )  # fmt: skip
+    timer = CostTimer(decoder.spec, chip, precision, calibration(options.calibration))
+    announce(f"predicted seconds: {chip.name}, {weights} weights, calibration {options.calibration!r}")
+    return timer
 
 
 def engine_around(

@@ -18,6 +18,11 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
     points, goal = plan.points, plan.question.goal
     sensible = points["usd_per_mtok"] <= 60 * points["usd_per_mtok"].min()
     cloud = points.pick(sensible)
+    title = "Cost against speed"
+    if len({(f"{x:.3g}", f"{y:.3g}") for x, y in zip(cloud["tpot_s"], cloud["usd_per_mtok"], strict=True)}) < 3:
+        return Chart(
+            title=title, note="", figure=None, empty="One deployment carries this load here: there is nothing to trade."
+        )
     groups: dict[str, np.ndarray] = {}
     for key in sorted({(k, d, p) for k, d, p in zip(cloud["kind"], cloud["d_pool"], cloud["p_pool"], strict=True)}):
         mask = (cloud["kind"] == key[0]) & (cloud["d_pool"] == key[1]) & (cloud["p_pool"] == key[2])
@@ -105,7 +110,7 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
     note = "Each dot is a priced deployment under the load. Faster costs more: the frontier is what speed costs."
     if goal.confidence > 0.5 and goal.tpot_s is not None:
         note += f" The choice keeps left of the limit by the margin that confidence {goal.confidence:g} asks for."
-    return Chart(title="Cost against speed", note=note, figure={"data": data, "layout": layout})
+    return Chart(title=title, note=note, figure={"data": data, "layout": layout})
 
 
 def _ms(values: Any) -> list[float]:
@@ -160,8 +165,8 @@ def pool_ratio_chart(plan: Plan, report: dict[str, Any]) -> Chart:
                     "line": {"color": "var:links", "width": 1.5, "dash": "dash"},
                 }
             )
-            notes.append({"xref": "paper", "x": 0.99, "xanchor": "right", "y": float(np.log10(best)), "yanchor": "bottom", "text": f"together on the same chips: ${best:.3g}",
-                          "showarrow": False, "font": {"color": "var:links"}, "bgcolor": "var:card"})  # fmt: skip
+            notes.append({"xref": "paper", "x": 1, "xanchor": "right", "yref": "paper", "y": 1, "yanchor": "bottom", "yshift": 2,
+                          "text": f"dashed: together on the same chips, ${best:.3g}", "showarrow": False, "font": {"color": "var:links"}})  # fmt: skip
     if report["choice"]["prefill"]:
         f = report["choice"]["figures"]
         p, d = report["choice"]["prefill"], report["choice"]["decode"]
@@ -175,6 +180,7 @@ def pool_ratio_chart(plan: Plan, report: dict[str, Any]) -> Chart:
         shapes=shapes,
         annotations=notes,
     )
+    layout["margin"]["t"] = 28
     return Chart(
         title=title,
         note="The cheapest separate-pool deployment at each share of prefill chips, over all layouts and batches.",

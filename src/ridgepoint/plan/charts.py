@@ -52,11 +52,11 @@ def _cost_against_batch(report: dict[str, Any]) -> Chart:
     )  # fmt: skip
     shapes, notes = [], []
     here = float(report["choice"]["serve"]["max_sequences"])
-    marks = [("runs here", here, "var:accent", "solid", 0.97)]
+    marks = [("runs here", here, "var:accent", "solid", 2)]
     if explain["ridge_batch"]:
-        marks.append(("ridge B*", explain["ridge_batch"], "var:compute", "dash", 0.88))
+        marks.append(("ridge B*", explain["ridge_batch"], "var:compute", "dash", 18))
     full = next((point["batch"] for point in curve if not point["fits"]), None)
-    for text, at, colour, dash, height in marks:
+    for text, at, colour, dash, lift in marks:
         shapes.append(
             {
                 "type": "line",
@@ -69,8 +69,8 @@ def _cost_against_batch(report: dict[str, Any]) -> Chart:
             }
         )
         right = np.log10(at) < 0.8 * np.log10(max(batch))
-        notes.append({"x": float(np.log10(at)), "y": height, "yref": "paper", "text": f"{text}: {at:,.0f}", "showarrow": False,
-                      "xanchor": "left" if right else "right", "xshift": 4 if right else -4, "font": {"color": colour}, "bgcolor": "var:card", "borderpad": 1})  # fmt: skip
+        notes.append({"x": float(np.log10(at)), "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": lift, "text": f"{text}: {at:,.0f}", "showarrow": False,
+                      "xanchor": "left" if right else "right", "xshift": -3 if right else 3, "font": {"color": colour}})  # fmt: skip
     if full is not None:
         shapes.append(
             {
@@ -94,11 +94,13 @@ def _cost_against_batch(report: dict[str, Any]) -> Chart:
                 "showarrow": False,
                 "xanchor": "right",
                 "font": {"color": "var:soft"},
+                "bgcolor": "var:card",
             }
         )
     layout = chart_layout(
         log_axis("sequences per instance (batch)", batch), log_axis("USD per Mtok of output", [*cost, floor], "$"), shapes=shapes, annotations=notes, hovermode="closest",
     )  # fmt: skip
+    layout["margin"]["t"] = 40
     note = "Decode on the chosen layout. Left of the ridge every sequence pays for weights nobody shares; right of it, only for arithmetic and its own KV."
     return Chart(title="Cost against batch", note=note, figure={"data": data, "layout": layout})
 
@@ -125,7 +127,7 @@ def _roofline(report: dict[str, Any]) -> Chart:
                  "line": {"color": "var:ink", "width": 2, "dash": dash}, "hovertemplate": "%{x:.3g} FLOP/B: %{y:.3s}FLOP/s<extra>" + point["chip"] + "</extra>"}
             )  # fmt: skip
             notes.append({"x": float(np.log10(ridge)), "y": float(np.log10(peak)), "text": f"ridge {ridge:,.0f} FLOP/B", "showarrow": False,
-                          "yanchor": "bottom", "xanchor": "right", "yshift": 3, "font": {"color": "var:soft", "size": 11.5}})  # fmt: skip
+                          "yanchor": "bottom", "xanchor": "left", "yshift": 3, "font": {"color": "var:soft", "size": 11.5}})  # fmt: skip
         frac = point["estimate_flops_per_s"] / point["spec_roof_flops_per_s"]
         data.append(
             {"type": "scatter", "mode": "markers", "name": f"{point['phase']}: {frac:.0%} of its roof", "x": [point["flop_per_byte"]], "y": [point["estimate_flops_per_s"]],
@@ -151,7 +153,9 @@ def _terms(report: dict[str, Any]) -> Chart:
     )
     total = sum(spent for _, spent in terms)
     rest = [(name, spent) for name, spent in terms if spent < 0.004 * total]
-    shown = ([("other", sum(s for _, s in rest))] if rest else []) + [pair for pair in terms if pair not in rest]
+    shown = ([("other", sum(s for _, s in rest))] if sum(s for _, s in rest) > 5e-4 * total else []) + [
+        pair for pair in terms if pair not in rest
+    ]
     data = [
         {"type": "bar", "orientation": "h", "y": [name.replace("_", " ") for name, _ in shown], "x": [spent * 1e3 for _, spent in shown],
          "marker": {"color": "var:weights"}, "text": [f"{spent / total:.0%}" if spent / total >= 0.01 else f"{spent / total:.1%}" for _, spent in shown],
@@ -190,7 +194,7 @@ def _memory(report: dict[str, Any]) -> Chart:
     for part, colour in (("weights", "var:weights"), ("kv", "var:kv"), ("activations", "var:compute")):
         sizes = [used.get(part, 0.0) / 1e9 for _, used, _ in bars]
         labels = [
-            f"{size:.3g} GB" if size > 0.09 * usable / 1e9 else ""
+            f"{size:.3g} GB" if size > 0.13 * usable / 1e9 else ""
             for size, (_, _, usable) in zip(sizes, bars, strict=True)
         ]
         data.append(

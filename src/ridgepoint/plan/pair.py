@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.energy import DEFAULT_ENERGY
 from ridgepoint.errors import CatalogError
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.points import Points, flatten, pareto
@@ -104,7 +105,7 @@ def pair_sides(
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     dollars = [p_chips * p_rent[i] + d_chips * d_rent[i] for i in range(3)]
     d_watts = on_d(decode.joules) / step * d_count
-    p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * 0.3
+    p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * DEFAULT_ENERGY.static_frac
     p_watts = on_p(prefill.joules) * prompts + p_chips * p_idle * (1 - rho)
     watts = d_watts + p_watts
     one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from ridgepoint.errors import ConfigError
 from ridgepoint.train.export import Storage
 from ridgepoint.train.flops import parameter_counts
 from ridgepoint.train.recipe import Recipe
@@ -27,10 +29,19 @@ class Provenance:
     step: int
 
 
+def read_evaluation(path: Path) -> dict[str, float]:
+    """Bits per byte by row, from the result that `benchmarks/stdlib_bits_per_byte.py --out` wrote."""
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        return {name: float(row["bits_per_byte"]) for name, row in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a result of benchmarks/stdlib_bits_per_byte.py ({error!r})") from None
+
+
 def model_card(
-    recipe: Recipe, provenance: Provenance, storage: Storage, evaluation: dict[str, Any] | None = None
+    recipe: Recipe, provenance: Provenance, storage: Storage, evaluation: dict[str, float] | None = None
 ) -> str:
-    """Markdown. `evaluation` maps a line's text to bits per byte, measured on the folder that the card lies in."""
+    """Markdown. `evaluation` maps what was measured to its bits per byte on the held-out modules."""
     total, active = parameter_counts(recipe)
     model, tokens = recipe.model, provenance.step * recipe.run.tokens_per_step
     unfinished = "" if provenance.step >= recipe.run.steps else f" (of {recipe.run.steps}: an unfinished run)"

@@ -34,7 +34,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict
         return masters, biases, json.loads(file.metadata()["state"])
 
 
-def export_run(recipe: Recipe, folder: Path, evaluation: dict[str, Any] | None = None) -> dict[str, Path]:
+def export_run(recipe: Recipe, folder: Path, evaluation: dict[str, float] | None = None) -> dict[str, Path]:
     """Write both folders of the newest checkpoint; returns them by name."""
     paths = checkpoint_paths(folder)
     if not paths:

@@ -1,0 +1,79 @@
+"""The step law as the scheduler asks it: seconds of a step, given how many tokens each sequence adds to how many.
+
+`CostTimer` is what `sched` calls a `StepTimer`, without either knowing the other. Equal steps are priced once: the shape is
+reduced to the groups that `StepBatch.from_segments` makes, and the last few thousand of those are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from ridgepoint.catalog.hardware import Accelerator
+from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.batch import Group, StepBatch
+from ridgepoint.cost.calibration import Calibration
+from ridgepoint.cost.formats import Precision
+from ridgepoint.cost.layout import Layout
+from ridgepoint.cost.step import StepCost, step_cost
+
+
+class Shape(Protocol):
+    """`sched.step.StepShape`."""
+
+    @property
+    def new_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def cached_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def num_samples(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TimedStep:
+    """Seconds as one number, which is what the scheduler reads, and the whole estimate behind it."""
+
+    seconds: float
+    cost: StepCost
+
+
+class CostTimer:
+    """Predicts steps of `spec` on `hardware`. Monotone: a step with more tokens is never predicted to be shorter."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        hardware: Accelerator,
+        precision: Precision,
+        calibration: Calibration,
+        layout: Layout | None = None,
+    ) -> None:
+        self.spec, self.hardware, self.precision, self.calibration = spec, hardware, precision, calibration
+        self.layout = layout or Layout()
+        self._price = lru_cache(maxsize=4096)(self._price_groups)
+
+    def seconds(self, shape: Shape) -> TimedStep:
+        """The predicted step."""
+        groups: dict[tuple[int, int], tuple[int, int]] = {}
+        for new, cached in zip(shape.new_tokens, shape.cached_tokens, strict=True):
+            bucket = (new, cached.bit_length())
+            count, total = groups.get(bucket, (0, 0))
+            groups[bucket] = (count + 1, total + cached)
+        return self._price(
+            tuple((new, count, total) for (new, _), (count, total) in sorted(groups.items())), shape.num_samples
+        )
+
+    def _price_groups(self, groups: tuple[tuple[int, int, int], ...], num_samples: int) -> TimedStep:
+        sequences = sum(count for _, count, _ in groups)
+        logits = num_samples / sequences  # only sequences that reach their last token go through the head
+        batch = StepBatch(
+            groups=tuple(
+                Group(count=count, new=float(new), cached=total / count, logits=logits) for new, count, total in groups
+            )
+        )
+        cost = step_cost(self.spec, self.hardware, self.layout, self.precision, batch, self.calibration)
+        return TimedStep(float(cost.seconds), cost)

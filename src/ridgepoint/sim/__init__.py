@@ -1,0 +1,1 @@
+"""TIME: the scheduler that serves, driven by predicted seconds instead of a model."""

@@ -1,0 +1,64 @@
+"""The benchmark's gate and the shipped constants on the measured table, where it is present."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+measured_rows = pytest.importorskip("measured_rows")
+plan_vs_measured = pytest.importorskip("plan_vs_measured")
+pytestmark = pytest.mark.skipif(not measured_rows.available(), reason="no shared measured tables here")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list:  # type: ignore[type-arg]
+    return measured_rows.serving_rows()[0]
+
+
+def test_gate_refuses_about_a_tenth_by_rule(rows: list) -> None:  # type: ignore[type-arg]
+    kept, refused = measured_rows.gated(rows)
+    assert 0.05 * len(rows) < sum(refused.values()) < 0.20 * len(rows)
+    assert {"a degree is zero", "more chips than the scale-up domain has", "below the physical floor"} <= set(refused)
+    assert not any(measured_rows.below_floor(row) for row in kept)
+
+
+def test_gate_refuses_a_time_no_chip_could_make(rows: list) -> None:  # type: ignore[type-arg]
+    from dataclasses import replace
+
+    kept, _ = measured_rows.gated(rows[:40])
+    assert measured_rows.below_floor(replace(kept[0], measure_tpot_s=kept[0].measure_tpot_s / 100))
+
+
+def test_precision_labels_mean_what_engines_run(rows: list) -> None:  # type: ignore[type-arg]
+    from ridgepoint.catalog.hardware import accelerator
+
+    h100, b200 = accelerator("h100"), accelerator("b200")
+    assert measured_rows.precision_of("gpt-oss-120b", "fp4", "vllm", h100).experts == "mxfp4"
+    assert measured_rows.precision_of("gpt-oss-120b", "fp4", "vllm", h100).activations == "bf16"
+    assert measured_rows.precision_of("gpt-oss-120b", "fp4", "vllm", b200).activations == "fp8"
+    with pytest.raises(ValueError, match="unknown precision label 'fp3'"):
+        measured_rows.precision_of("qwen3-32b", "fp3", "vllm", h100)
+
+
+def test_shipped_constants_describe_the_table(rows: list) -> None:  # type: ignore[type-arg]
+    """In sample, so better than the held-out figures the benchmark reports; a regression guard, not a claim."""
+    from ridgepoint.cost.calibration import calibration
+
+    kept, _ = measured_rows.gated(rows)
+    pooled = plan_vs_measured.Predictions()
+    for members, deployment in plan_vs_measured.deployments(kept):
+        pooled.extend(members, deployment, calibration(f"serving-{members[0].engine}"))
+    error = plan_vs_measured.error_summary(pooled.log_error())
+    assert error["median_frac"] < 0.12 and error["p90_frac"] < 0.38
+    assert plan_vs_measured.rank_correlation(pooled) > 0.9
+
+
+def test_figures_by_hand() -> None:
+    assert plan_vs_measured.spread_of(np.array([0.1] * 8 + [1.0] * 2)) == pytest.approx(0.28 / 1.2816, rel=0.02)
+    assert plan_vs_measured.ranks(np.array([3.0, 1.0, 1.0])).tolist() == [2.0, 0.5, 0.5]
+    assert plan_vs_measured.goals(np.array([0.008, 0.025])) == [0.010, 0.020]

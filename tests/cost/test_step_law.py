@@ -1,0 +1,211 @@
+"""The step law: floats and arrays agree, nothing beats the floor, and the classic accounting traps stay shut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.catalog.models import catalog_models, model_spec
+from ridgepoint.cost import (
+    ROOFLINE,
+    SERVING,
+    Layout,
+    Precision,
+    StepBatch,
+    kv_bytes_per_chip,
+    max_sequences,
+    step_cost,
+    weight_bytes,
+    weight_bytes_per_chip,
+)  # fmt: skip
+from ridgepoint.cost.attention import mixer_flops, visible_pairs
+from ridgepoint.cost.batch import Group
+from ridgepoint.cost.formats import bytes_per_value, matmul_type
+from ridgepoint.cost.routing import busiest_rank, distinct_experts
+from ridgepoint.cost.shape import shape_of
+from ridgepoint.errors import CatalogError, ConfigError
+
+H100, H200, GB200 = accelerator("h100"), accelerator("h200"), accelerator("gb200")
+
+
+@pytest.mark.parametrize("name", catalog_models())
+def test_arrays_equal_floats(name: str) -> None:
+    spec, precision = model_spec(name), Precision.named("fp8")
+    tp, dp, ep = np.array([1.0, 2.0, 4.0]), np.array([4.0, 1.0, 2.0]), np.array([2.0, 1.0, 8.0])
+    sequences, context = np.array([3.0, 64.0, 500.0]), np.array([100.0, 5000.0, 20000.0])
+    swept = step_cost(
+        spec, GB200, Layout(tp=tp, dp_attention=dp, ep=ep), precision, StepBatch.decode(sequences, context), SERVING
+    )
+    joules = np.broadcast_to(swept.estimate_j, 3)
+    for i in range(3):
+        layout = Layout(tp=int(tp[i]), dp_attention=int(dp[i]), ep=int(ep[i]))
+        one = step_cost(
+            spec, GB200, layout, precision, StepBatch.decode(float(sequences[i]), float(context[i])), SERVING
+        )
+        assert isinstance(one.estimate_s, float)
+        assert one.estimate_s == pytest.approx(float(swept.estimate_s[i]), rel=1e-9)
+        assert one.estimate_j == pytest.approx(float(joules[i]), rel=1e-9)
+        assert one.binds == swept.binds[i]
+        assert one.floor_s <= one.estimate_low_s <= one.estimate_s <= one.estimate_high_s
+        assert sum(one.roof_s.values()) == pytest.approx(one.estimate_s, rel=1e-9)
+
+
+def test_the_roofline_calibration_reaches_the_floor_where_one_roof_binds() -> None:
+    cost = step_cost(model_spec("llama-3.1-8b"), H100, Layout(), Precision(), StepBatch.prefill(8.0, 8000.0), ROOFLINE)
+    assert cost.binds == "compute"
+    assert cost.floor_s <= cost.estimate_s <= 1.1 * cost.floor_s
+
+
+def test_mla_cache_is_not_divided_by_tp_and_gqa_stops_at_its_heads() -> None:
+    precision = Precision()
+    mla, gqa = model_spec("deepseek-v3"), model_spec("qwen3-235b-a22b")  # 4 KV heads
+    one = kv_bytes_per_chip(mla, precision, Layout(tp=1), 1.0, 1000.0)
+    assert kv_bytes_per_chip(mla, precision, Layout(tp=8), 1.0, 1000.0) == pytest.approx(one)
+    at = {tp: kv_bytes_per_chip(gqa, precision, Layout(tp=tp), 1.0, 1000.0) for tp in (1, 2, 4, 8)}
+    assert at[2] == pytest.approx(at[1] / 2) and at[4] == pytest.approx(at[1] / 4) and at[8] == pytest.approx(at[4])
+
+
+def test_experts_are_not_charged_whole_to_every_chip() -> None:
+    spec, precision = model_spec("deepseek-v3"), Precision.named("fp8")
+    whole = weight_bytes(spec, precision)
+    spread = weight_bytes_per_chip(spec, precision, Layout(tp=1, dp_attention=64, ep=64))
+    assert spread < 0.05 * whole
+    assert weight_bytes_per_chip(spec, precision, Layout(tp=8)) * 8 == pytest.approx(whole, rel=0.01)
+
+
+def test_decode_is_not_divided_by_pipeline_stages() -> None:
+    spec, precision = model_spec("llama-3.1-70b"), Precision()
+    flat = step_cost(spec, H100, Layout(tp=2), precision, StepBatch.decode(8.0, 2000.0), SERVING)
+    staged = step_cost(spec, H100, Layout(tp=2, pp=4), precision, StepBatch.decode(32.0, 2000.0), SERVING)
+    assert staged.estimate_s >= 0.95 * flat.estimate_s
+
+
+def test_kv_of_a_full_pipeline_does_not_shrink() -> None:
+    """pp stages need pp times the sequences in flight, so a chip holds as much cache as before."""
+    spec, precision = model_spec("llama-3.1-70b"), Precision()
+    flat = kv_bytes_per_chip(spec, precision, Layout(tp=2), 16.0, 4000.0)
+    assert kv_bytes_per_chip(spec, precision, Layout(tp=2, pp=8), 8 * 16.0, 4000.0) == pytest.approx(flat)
+
+
+def test_batch_size_one_touches_top_k_experts_and_a_large_batch_all() -> None:
+    assert distinct_experts(256, 8, 1.0) == pytest.approx(8.0)
+    assert distinct_experts(256, 8, 10_000.0) == pytest.approx(256.0)
+    assert distinct_experts(256, 8, 64.0, 3.0) < distinct_experts(256, 8, 64.0, 1.0)
+    assert busiest_rank(1, 64.0, 256, 8) == 1.0
+    assert 1.0 < busiest_rank(8, 10_000.0, 256, 8) < busiest_rank(8, 64.0, 256, 8) <= 8.0
+
+
+def test_formats_carry_their_scales() -> None:
+    assert bytes_per_value("mxfp4") == pytest.approx(4.25 / 8)
+    assert bytes_per_value("nvfp4") == pytest.approx(4.5 / 8)
+    assert bytes_per_value("int4") == pytest.approx(4.125 / 8)
+    assert (matmul_type("mxfp4", "bf16"), matmul_type("fp8", "fp8"), matmul_type("int4", "bf16")) == (
+        "bf16",
+        "fp8",
+        "bf16",
+    )
+
+
+def test_windows_cap_reads_and_pairs() -> None:
+    assert visible_pairs(1.0, 1000.0, 128) == pytest.approx(128.0, rel=0.01)
+    assert visible_pairs(1000.0, 0.0, None) == pytest.approx(500_000.0)
+    exact = sum(min(p + 0.5, 128) for p in range(1000))
+    assert visible_pairs(1000.0, 0.0, 128) == pytest.approx(exact, rel=0.01)
+
+
+def test_mla_takes_the_cheaper_form() -> None:
+    kind = next(k for k in shape_of(model_spec("deepseek-v3")).kinds)
+    assert kind.mla is not None
+    absorbed = 2.0 * 128 * (2 * 512 + 64)
+    assert mixer_flops(kind, Group(count=1.0, new=1.0, cached=10_000.0)) == pytest.approx(absorbed * 10_000.5)
+    expanded = 2.0 * 128 * (128 + 64 + 128)
+    assert mixer_flops(kind, Group(count=1.0, new=4096.0, cached=0.0)) == pytest.approx(expanded * 4096 * 2048)
+
+
+def test_sparse_attention_reads_top_k_and_scores_all() -> None:
+    sparse = step_cost(
+        model_spec("deepseek-v3.2"),
+        H200,
+        Layout(tp=8),
+        Precision.named("fp8"),
+        StepBatch.decode(8.0, 100_000.0),
+        SERVING,
+    )
+    dense = step_cost(
+        model_spec("deepseek-v3"), H200, Layout(tp=8), Precision.named("fp8"), StepBatch.decode(8.0, 100_000.0), SERVING
+    )
+    assert sparse.kv_bytes < 0.3 * dense.kv_bytes
+
+
+def test_a_prompt_sits_on_one_rank() -> None:
+    """Eight data-parallel ranks do not share one prompt's attention."""
+    spec, precision = model_spec("deepseek-v3"), Precision.named("fp8")
+    one = step_cost(spec, GB200, Layout(dp_attention=8, ep=8), precision, StepBatch.prefill(1.0, 4096.0), SERVING)
+    eight = step_cost(spec, GB200, Layout(dp_attention=8, ep=8), precision, StepBatch.prefill(8.0, 4096.0), SERVING)
+    attention = {
+        c: next(t for t in cost.terms if t.name == "attention_weights").flops
+        for c, cost in (("one", one), ("eight", eight))
+    }
+    assert attention["one"] == pytest.approx(attention["eight"])
+
+
+def test_live_segments_equal_groups() -> None:
+    spec, precision = model_spec("gpt-oss-120b"), Precision.named("mxfp4")
+    live = StepBatch.from_segments([(1, 1000)] * 7 + [(512, 0)])
+    planned = StepBatch.decode(7.0, 1000.0) + StepBatch.prefill(1.0, 512.0)
+    first, second = (step_cost(spec, H200, Layout(), precision, batch, SERVING).estimate_s for batch in (live, planned))
+    assert first == pytest.approx(second)
+
+
+def test_unknown_facts_and_bad_layouts_are_refused_by_name() -> None:
+    with pytest.raises(CatalogError, match="spec_scaleout_bytes_per_s is unknown"):
+        step_cost(
+            model_spec("llama-3.1-8b"),
+            accelerator("m3-ultra"),
+            Layout(tp=2, domain_chips=1),
+            Precision(),
+            StepBatch.decode(1.0, 10.0),
+            SERVING,
+        )
+    with pytest.raises(ConfigError, match="ep 3 does not divide the stage's 8 chips"):
+        Layout(tp=8, ep=3)
+    with pytest.raises(ConfigError, match="tp must be a whole number of at least 1"):
+        Layout(tp=0)
+    with pytest.raises(ConfigError, match="count must not be negative"):
+        StepBatch.decode(-1.0, 10.0)
+    with pytest.raises(ConfigError, match="unknown number format 'fp5'"):
+        Precision(kv="fp5")
+    free = step_cost(
+        model_spec("llama-3.1-8b"), accelerator("m3-ultra"), Layout(), Precision(), StepBatch.decode(1.0, 10.0), SERVING
+    )
+    with pytest.raises(CatalogError, match="usd_per_hour is unknown"):
+        _ = free.estimate_usd
+    with pytest.raises(CatalogError, match="spec_tdp_w is unknown"):
+        _ = free.estimate_j
+
+
+def test_sram_resident_layout_needs_and_uses_sram() -> None:
+    groq, spec, precision = accelerator("groq-lpu1"), model_spec("llama-3.1-8b"), Precision.named("int8")
+    with pytest.raises(
+        CatalogError, match="spec_scaleup_bytes_per_s is unknown, and a layout over several chips needs it"
+    ):
+        step_cost(spec, groq, Layout(tp=64, sram=True), precision, StepBatch.decode(1.0, 1000.0), SERVING)
+    groq = replace(groq, spec_scaleup_bytes_per_s=100e9)
+    layout = Layout(tp=64, sram=True)
+    assert max_sequences(spec, precision, layout, groq, context=1000.0, step_tokens=1.0) > 1
+    cost = step_cost(
+        spec, groq, layout, precision, StepBatch.decode(1.0, 1000.0), ROOFLINE.adjusted(kernel_overhead_s=1e-6)
+    )
+    assert cost.binds in ("overhead", "links", "compute")  # 80 TB/s a chip: bytes no longer bind
+    with pytest.raises(CatalogError, match="spec_sram_bytes_per_s is unknown"):
+        step_cost(spec, H100, Layout(tp=8, sram=True), precision, StepBatch.decode(1.0, 10.0), SERVING)
+
+
+def test_power_stays_between_static_and_the_boards_limit() -> None:
+    cost = step_cost(
+        model_spec("llama-3.1-70b"), H100, Layout(tp=8), Precision(), StepBatch.prefill(8.0, 8000.0), SERVING
+    )
+    assert 8 * 700 * 0.5 < cost.estimate_w <= 8 * 700
