@@ -4,23 +4,24 @@ Each case is a tiny checkpoint with every parameter random (biases, norms, sinks
 forgotten one shows), written by `transformers` and loaded here in float32. Ours runs through the paged cache: prefill
 in chunks, then token by token, then once more on top of a shared prefix.
 
-    python benchmarks/parity.py
-    python benchmarks/parity.py --packed      the native kernels over packed float32 weights
-    python benchmarks/parity.py --smoke --json
+    python benchmarks/parity.py                      torch ops, and the native kernels over packed weights
+    python benchmarks/parity.py --paths torch
+    python benchmarks/parity.py --smoke
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
 
+from ridgepoint.kernels import native
 from ridgepoint.models.checkpoint import load
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.pack import pack_decoder
@@ -237,37 +238,46 @@ def compare(case: Case, folder: Path, packed: bool = False) -> Parity:
     )
 
 
+def table(result: dict[str, Any]) -> str:
+    """Per case the largest error of prefill, decode and reused prefix on each path, and whether greedy tokens are equal."""
+    paths = list(result["paths"])
+    head = ["case", *(f"{path} {what}" for path in paths for what in ("prefill", "decode", "prefix")), f"{GREEDY_TOKENS} greedy tokens"]
+    lines = [head]
+    for rows in zip(*(result["paths"][path] for path in paths), strict=True):
+        errors = [
+            row[f"{what}_error_frac"] for row in rows for what in ("prefill", "decode", "shared_prefix")
+        ]
+        equal = all(row["greedy_equal"] for row in rows)
+        lines.append([rows[0]["case"], *(f"{error:.1e}" for error in errors), "equal" if equal else "DIFFERENT"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three families only")
-    parser.add_argument("--packed", action="store_true", help="weights packed for the native kernels")
-    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
+    parser.add_argument("--paths", nargs="*", choices=("torch", "native"), help="default: both, if the library is built")
+    parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
+    paths = options.paths or (["torch", "native"] if native.available() else ["torch"])
     cases = [case for case in CASES if not options.smoke or case.name in SMOKE]
-    rows = []
-    if not options.json:
-        print(
-            f"{'case':34}{'prefill':>10}{'decode':>10}{'prefix':>10}  {GREEDY_TOKENS} greedy tokens (float32, errors / logit range)"
-        )
+    found: dict[str, list[Parity]] = {path: [] for path in paths}
     for case in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            row = compare(case, Path(folder), options.packed)
-        rows.append(row)
-        if not options.json:
-            errors = (row.prefill_error_frac, row.decode_error_frac, row.shared_prefix_error_frac)
-            shown = "".join(f"{error:10.1e}" for error in errors)
-            print(f"{row.case:34}{shown}  {'equal' if row.greedy_equal else 'DIFFERENT'}", flush=True)
-    if options.json:
-        print(
-            json.dumps(
-                {"tolerance_frac": TOLERANCE_FRAC, "packed": options.packed, "rows": [asdict(row) for row in rows]},
-                indent=1,
-            )
-        )
-    failed = [row.case for row in rows if not row.passes]
-    if failed:
-        print(f"not equal: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        for path in paths:
+            with tempfile.TemporaryDirectory() as folder:
+                found[path].append(compare(case, Path(folder), path == "native"))
+        print(f"{case.name}: {', '.join('equal' if found[path][-1].passes else 'NOT EQUAL' for path in paths)}", file=sys.stderr)
+    result = {
+        **provenance.provenance(__doc__),
+        "tolerance_frac": TOLERANCE_FRAC,
+        "paths": {path: [asdict(row) for row in rows] for path, rows in found.items()},
+    }
+    provenance.save(options.json, result)
+    print(table(result))
+    return 0 if all(row.passes for rows in found.values() for row in rows) else 1
 
 
 if __name__ == "__main__":

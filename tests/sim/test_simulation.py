@@ -75,7 +75,7 @@ def test_the_engine_and_the_simulator_decide_alike(step_budget_s: float | None) 
         traffic, Limits(**limits), LinearTimer(), on_batch=lambda batch: simulated.append(decisions(batch))
     )
 
-    options = EngineOptions(model="tiny", **limits)
+    options = EngineOptions(model="tiny", hardware="epyc-9654", **limits)  # the timer is ours
     engine = engine_around(tiny_decoder(), options, lambda line: None, name="tiny", eos_ids=(), timer=LinearTimer())
     clock = SimulatedClock()
     executor = TimedExecutor(engine.executor, clock)
