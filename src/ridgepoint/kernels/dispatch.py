@@ -11,11 +11,13 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from ridgepoint.errors import ConfigError
+from ridgepoint.kernels import native
 
 # Paths tried in turn. `cpu.py` is written in torch ops that run on any device, so it also stands in on accelerators.
 ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cpu", "reference")}
@@ -38,6 +40,30 @@ def explain(op: str, device_type: str) -> str:
     """One line: the path `op` takes on `device_type`, and the reason."""
     module, reason = _path(op, device_type)
     return f"{op}: {module.rsplit('.', 1)[1]} ({reason})"
+
+
+def ops() -> list[str]:
+    """Every operator there is: the folders beside this file that define one."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py"))
+
+
+def explain_ops(device_type: str) -> list[str]:
+    """`explain` of every operator, with what its CPU path does natively."""
+    packed_only = {"linear", "moe_experts"}
+    torch_only = {"mla_attention"}
+    lines = []
+    for op in ops():
+        line = explain(op, device_type)
+        if device_type == "cpu" and _forced is None:
+            if not native.available():
+                line += f"; in torch: the native library is absent ({native.load_error()})"
+            elif op in torch_only or not (Path(__file__).parent / op / "native.py").exists():
+                line += "; in torch: no native operator"
+            else:
+                when = "for packed weights" if op in packed_only else "for inference in bf16 or f32"
+                line += f"; native {native.isa()} {when}, else torch"
+        lines.append(line)
+    return lines
 
 
 @contextmanager
