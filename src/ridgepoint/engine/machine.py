@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -24,9 +24,9 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False  # musl has no mallopt
     largest = (1 << 31) - 1
-    return bool(
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, largest) and mallopt(_M_TOP_PAD, 1 << 26)
-    )
+    # Older glibc takes no threshold above half an arena's heap, 32 MiB.
+    threshold = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+    return bool(threshold and mallopt(_M_TRIM_THRESHOLD, largest) and mallopt(_M_TOP_PAD, 1 << 26))
 
 
 def usable_cores() -> int:
