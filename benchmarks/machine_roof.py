@@ -1,6 +1,6 @@
 """The two rates of this machine that bound every step, measured: bytes/s read from memory and bf16 FLOP/s.
 
-    python benchmarks/machine_roof.py
+python benchmarks/machine_roof.py
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Callable
 
-import provenance
 import torch
+
+import provenance
 
 
 def best_s(run: Callable[[], object], repeats: int) -> float:
@@ -47,7 +48,9 @@ def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, con
     batch of a decode step or the tokens of one prefill.
     """
     d, h, g, p = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"))
-    e, k, f, vocab = (config[key] for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "vocab_size"))
+    e, k, f, vocab = (
+        config[key] for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "vocab_size")
+    )
     layers = config["num_hidden_layers"]
     attention = d * (h + 2 * g) * p + h * p * d
     expert = 3 * d * f

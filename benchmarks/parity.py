@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import provenance
 import torch
 
+import provenance
 from ridgepoint.kernels import native
 from ridgepoint.models.checkpoint import load
 from ridgepoint.models.decoder import Decoder
@@ -241,17 +241,22 @@ def compare(case: Case, folder: Path, packed: bool = False) -> Parity:
 def table(result: dict[str, Any]) -> str:
     """Per case the largest error of prefill, decode and reused prefix on each path, and whether greedy tokens are equal."""
     paths = list(result["paths"])
-    head = ["case", *(f"{path} {what}" for path in paths for what in ("prefill", "decode", "prefix")), f"{GREEDY_TOKENS} greedy tokens"]
+    head = [
+        "case",
+        *(f"{path} {what}" for path in paths for what in ("prefill", "decode", "prefix")),
+        f"{GREEDY_TOKENS} greedy tokens",
+    ]
     lines = [head]
     for rows in zip(*(result["paths"][path] for path in paths), strict=True):
-        errors = [
-            row[f"{what}_error_frac"] for row in rows for what in ("prefill", "decode", "shared_prefix")
-        ]
+        errors = [row[f"{what}_error_frac"] for row in rows for what in ("prefill", "decode", "shared_prefix")]
         equal = all(row["greedy_equal"] for row in rows)
         lines.append([rows[0]["case"], *(f"{error:.1e}" for error in errors), "equal" if equal else "DIFFERENT"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 
@@ -259,7 +264,9 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three families only")
-    parser.add_argument("--paths", nargs="*", choices=("torch", "native"), help="default: both, if the library is built")
+    parser.add_argument(
+        "--paths", nargs="*", choices=("torch", "native"), help="default: both, if the library is built"
+    )
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     paths = options.paths or (["torch", "native"] if native.available() else ["torch"])
@@ -269,7 +276,10 @@ def main() -> int:
         for path in paths:
             with tempfile.TemporaryDirectory() as folder:
                 found[path].append(compare(case, Path(folder), path == "native"))
-        print(f"{case.name}: {', '.join('equal' if found[path][-1].passes else 'NOT EQUAL' for path in paths)}", file=sys.stderr)
+        print(
+            f"{case.name}: {', '.join('equal' if found[path][-1].passes else 'NOT EQUAL' for path in paths)}",
+            file=sys.stderr,
+        )
     result = {
         **provenance.provenance(__doc__),
         "tolerance_frac": TOLERANCE_FRAC,

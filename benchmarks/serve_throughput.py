@@ -45,7 +45,9 @@ def prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
 
 def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) -> Peer:
     if name == "ridgepoint":
-        return Peer(name, sys.executable, PEERS / "ridgepoint_peer.py", [str(folder), "bfloat16", str(threads)], threads)
+        return Peer(
+            name, sys.executable, PEERS / "ridgepoint_peer.py", [str(folder), "bfloat16", str(threads)], threads
+        )
     if name == "transformers":
         # Of its expert implementations `eager` is the fastest here at every point (LOG.md, 2026-11-21).
         return Peer(name, sys.executable, PEERS / "transformers_peer.py", [str(folder), "bfloat16", "eager"], threads)
@@ -107,7 +109,9 @@ def table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b"
+    )
     parser.add_argument("--peers", nargs="*", default=["transformers"], help="transformers, llama.cpp")
     parser.add_argument("--llama-cpp-python", help="interpreter that has llama-cpp-python and gguf, if not this one")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -31,7 +31,11 @@ def run(command: str) -> str:
         raise SystemExit(f"only ridgepoint commands are run here, got {command!r}")
     environment = os.environ | {"COLUMNS": "118", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "src"), "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        [sys.executable, "-m", "ridgepoint.cli.main", *words[1:]], capture_output=True, text=True, env=environment, cwd=ROOT
+        [sys.executable, "-m", "ridgepoint.cli.main", *words[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
     if done.returncode != 0:
         raise SystemExit(f"{command} exited with {done.returncode}: {done.stderr.strip()}")

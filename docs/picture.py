@@ -55,7 +55,9 @@ def draw(result: dict) -> str:
     for i, engine in enumerate(engines):
         parts.append(f'<rect class="s{i}" x="{LEFT + i * 150}" y="14" width="13" height="13" rx="2"/>')
         parts.append(f'<text x="{LEFT + 19 + i * 150}" y="25">{engine}</text>')
-    parts.append(f'<text class="small" x="{LEFT}" y="46">share of the roof measured in the same run (tokens/s above each bar)</text>')
+    parts.append(
+        f'<text class="small" x="{LEFT}" y="46">share of the roof measured in the same run (tokens/s above each bar)</text>'
+    )
     for percent in range(0, 101, 25):
         at = y(percent / 100)
         kind = "roof" if percent == 100 else "grid"
@@ -68,8 +70,12 @@ def draw(result: dict) -> str:
             rate = statistics.median(result["tokens_per_s"][engine][point])
             x = middle + (i - len(engines) / 2) * bar
             height = HEIGHT - BOTTOM - y(share)
-            parts.append(f'<rect class="s{i}" x="{x + 1:.1f}" y="{y(share):.1f}" width="{bar - 2:.1f}" height="{height:.1f}" rx="2"/>')
-            parts.append(f'<text class="small" x="{x + bar / 2:.1f}" y="{y(share) - 4:.1f}" text-anchor="middle">{rate:,.0f}</text>')
+            parts.append(
+                f'<rect class="s{i}" x="{x + 1:.1f}" y="{y(share):.1f}" width="{bar - 2:.1f}" height="{height:.1f}" rx="2"/>'
+            )
+            parts.append(
+                f'<text class="small" x="{x + bar / 2:.1f}" y="{y(share) - 4:.1f}" text-anchor="middle">{rate:,.0f}</text>'
+            )
         kind, size = point.split()
         label = f"decode, batch {size}" if kind == "decode" else f"prefill, {size} tokens"
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{label}</text>')

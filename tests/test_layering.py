@@ -96,6 +96,17 @@ def test_torch_stays_below_its_line(path: Path) -> None:
 
 
 def test_importing_the_core_does_not_import_torch() -> None:
-    core = [name for name in ("catalog", "cost", "sched", "plan", "sim", "cli.main") if (SRC / name.replace(".", "/")).exists() or (SRC / (name.replace(".", "/") + ".py")).exists()]
-    code = ";".join(["import sys", "import ridgepoint", *[f"import ridgepoint.{name}" for name in core], "assert 'torch' not in sys.modules"])
+    core = [
+        name
+        for name in ("catalog", "cost", "sched", "plan", "sim", "cli.main")
+        if (SRC / name.replace(".", "/")).exists() or (SRC / (name.replace(".", "/") + ".py")).exists()
+    ]
+    code = ";".join(
+        [
+            "import sys",
+            "import ridgepoint",
+            *[f"import ridgepoint.{name}" for name in core],
+            "assert 'torch' not in sys.modules",
+        ]
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SRC.parent), "PATH": ""})

@@ -30,7 +30,8 @@ def bf16_tensors(shard: Path) -> dict[str, np.ndarray]:
     data = np.memmap(shard, np.uint8, "r", offset=8 + header_bytes)
     header.pop("__metadata__", None)
     return {
-        name: data[slice(*entry["data_offsets"])].view(np.uint16).reshape(entry["shape"]) for name, entry in header.items()
+        name: data[slice(*entry["data_offsets"])].view(np.uint16).reshape(entry["shape"])
+        for name, entry in header.items()
     }
 
 
@@ -73,7 +74,10 @@ def main(folder: Path, file: Path) -> None:
         for theirs, target in LAYER_NAMES.items():
             add(f"blk.{layer}.{target}.weight", bf16_bits(f"model.layers.{layer}.{theirs}.weight"))
         for part in ("gate", "up", "down"):
-            stack = [bf16_bits(f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight") for e in range(config["num_experts"])]
+            stack = [
+                bf16_bits(f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight")
+                for e in range(config["num_experts"])
+            ]
             add(f"blk.{layer}.ffn_{part}_exps.weight", np.stack(stack))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

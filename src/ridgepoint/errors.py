@@ -39,7 +39,13 @@ class RequestError(RidgepointError):
     """A serving request is refused. `status` is the HTTP status, `param` the offending field, `code` OpenAI's code."""
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None, hint: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
@@ -55,7 +61,10 @@ class MissingExtraError(RidgepointError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed", hint=f"pip install 'ridgepoint[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed",
+            hint=f"pip install 'ridgepoint[{extra}]'",
+        )
 
 
 class TrainingError(RidgepointError):
