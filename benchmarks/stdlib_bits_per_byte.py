@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -28,7 +25,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from machine_roof import cpu_name
+from provenance import provenance, save
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.corpus import Corpus, read_corpus
@@ -114,11 +111,8 @@ def main() -> None:
         )
     result = {
         "schema": "ridgepoint.benchmark.stdlib_bits_per_byte/1",
+        **provenance(__doc__),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
-        "hardware": cpu_name(),
-        "python": platform.python_version(),
         "torch": torch.__version__,
         "corpus_sha256": corpus.sha256,
         "held_out_modules": corpus.held_out_modules,
@@ -126,24 +120,14 @@ def main() -> None:
         "held_out_bytes": sum(len(text.encode()) for text in texts),
         "rows": rows,
     }
-    text = json.dumps(result, indent=2)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
-    print(text)
+    save(args.out, result)
+    print(json.dumps(result, indent=1))
     for name, row in rows.items():
         print(
             f"{name:24s} {row['bits_per_byte']:.3f} bits/byte  {row['frac_of_xz_each_file']:.2f} of xz per file"
             f"  {row['frac_of_xz_one_stream']:.2f} of xz over all",
             file=sys.stderr,
         )
-
-
-def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":
