@@ -13,9 +13,6 @@ group and for several latency limits, the planner picks among the measured confi
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -27,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import provenance
 from measured_rows import Row, available, data_dir, gated, serving_rows
 from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE, Calibration
 from ridgepoint.cost.closed_loop_fit import STEP_CONSTANTS, Deployment, LoopFit, fit_closed_loop, log_tpot
@@ -351,11 +349,54 @@ def write_calibration(rows: list[Row]) -> None:
     print(f"wrote {target}", file=sys.stderr)
 
 
-def commit() -> str:
-    result = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+def table(result: dict[str, Any]) -> str:
+    """One line a protocol: errors of TPOT and TTFT, coverage of the 80 % interval, and what the picks keep and cost."""
+    head = [
+        "protocol",
+        "rows",
+        "TPOT median",
+        "p90",
+        "TTFT median",
+        "p90",
+        "coverage",
+        "rank",
+        "picks keep limit",
+        "cost over best",
+    ]
+    lines = [head]
+    for name in ("roofline", "before_fit", "leave_one_model_out", "leave_one_system_out", "without_gate"):
+        part = result.get(name)
+        if part is None:
+            continue
+        tpot, ttft, regret = part["tpot"], part["ttft"], part["regret_at_goals"]
+        shares = (
+            tpot["median_frac"],
+            tpot["p90_frac"],
+            ttft["median_frac"],
+            ttft["p90_frac"],
+            part["coverage_80_tpot"],
+        )
+        lines.append(
+            [
+                name.replace("_", " "),
+                str(tpot["rows"]),
+                *(f"{share:.1%}" for share in shares),
+                f"{part['rank_correlation']:.2f}",
+                f"{regret['keeps_limit_frac']:.1%}",
+                f"{regret['median_excess_cost_frac']:+.1%}",
+            ]
+        )
+    after = result["five_shot"]["after"]
+    lines.append(
+        ["after five points", str(after["rows"]), f"{after['median_frac']:.1%}", f"{after['p90_frac']:.1%}", *[""] * 6]
     )
-    return result.stdout.strip() or "unknown"
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for line in lines
+    )
 
 
 def main() -> int:
@@ -376,6 +417,7 @@ def main() -> int:
     by_model: Callable[[Row], str] = lambda row: row.model  # noqa: E731
     by_system: Callable[[Row], str] = lambda row: row.hardware.id  # noqa: E731
     result: dict[str, Any] = {
+        **provenance.provenance(__doc__),
         "rows": {"total": len(rows) + sum(left.values()), "not_in_catalogue": dict(left), "refused": dict(refused), "does_not_fit": unplaceable, "used": len(kept)},
         "roofline": fixed(kept, ROOFLINE), "before_fit": fixed(kept, BEFORE_FIT), "version_noise": version_noise(kept),
     }  # fmt: skip
@@ -388,16 +430,8 @@ def main() -> int:
         plain, lost = drop_unplaceable(rows)
         pooled, _, _ = leave_one_out(plain, by_model, nested=False)
         result["without_gate"] = {"does_not_fit": lost, **summarise(pooled)}
-    result["run"] = {
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit(),
-        "machine": platform.processor() or platform.machine(),
-    }
-    text = json.dumps(result, indent=1)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
-    print(text)
+    provenance.save(arguments.json, result)
+    print(table(result))
     return 0
 
 

@@ -14,7 +14,6 @@ knows; the result says so.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from datetime import UTC, datetime
@@ -82,6 +81,15 @@ def trained_on(folder: Path, corpus: Corpus) -> bool:
     return card.is_file() and corpus.sha256 in card.read_text()
 
 
+def table(result: dict[str, Any]) -> str:
+    """Bits per byte of each way to predict the held-out modules, and what that is of xz."""
+    lines = [f"{'held-out modules':<22}bits/byte  of xz per file  of xz over all"]
+    for name, row in result["rows"].items():
+        fracs = f"{row['frac_of_xz_each_file']:>16.2f}{row['frac_of_xz_one_stream']:>16.2f}"
+        lines.append(f"{name:<22}{row['bits_per_byte']:>9.3f}{fracs}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="score this folder too")
@@ -89,7 +97,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="a few small files")
-    parser.add_argument("--out", type=Path, default=None, help="write the JSON here as well")
+    parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -120,14 +128,8 @@ def main() -> None:
         "held_out_bytes": sum(len(text.encode()) for text in texts),
         "rows": rows,
     }
-    save(args.out, result)
-    print(json.dumps(result, indent=1))
-    for name, row in rows.items():
-        print(
-            f"{name:24s} {row['bits_per_byte']:.3f} bits/byte  {row['frac_of_xz_each_file']:.2f} of xz per file"
-            f"  {row['frac_of_xz_one_stream']:.2f} of xz over all",
-            file=sys.stderr,
-        )
+    save(args.json, result)
+    print(table(result))
 
 
 if __name__ == "__main__":
