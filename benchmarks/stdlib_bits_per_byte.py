@@ -83,17 +83,17 @@ def trained_on(folder: Path, corpus: Corpus) -> bool:
 
 def table(result: dict[str, Any]) -> str:
     """Bits per byte of each way to predict the held-out modules, and what that is of xz."""
-    lines = [f"{'held-out modules':<22}bits/byte  of xz per file  of xz over all"]
+    lines = [f"{'held-out modules':<32}bits/byte  of xz per file  of xz over all"]
     for name, row in result["rows"].items():
         fracs = f"{row['frac_of_xz_each_file']:>16.2f}{row['frac_of_xz_one_stream']:>16.2f}"
-        lines.append(f"{name:<22}{row['bits_per_byte']:>9.3f}{fracs}")
+        lines.append(f"{name:<32}{row['bits_per_byte']:>9.3f}{fracs}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="score this folder too")
-    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--context", type=int, nargs="+", default=[1024, 2048], help="tokens a window, each measured")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="a few small files")
@@ -108,9 +108,11 @@ def main() -> None:
     for name, concatenated in (("xz -9e, each file", False), ("xz -9e, one stream", True)):
         rows[name] = {"bits_per_byte": xz_bits_per_byte(texts, concatenated=concatenated)}
     for name, folder in folders.items():
-        print(f"scoring {name} ({folder}) ...", file=sys.stderr, flush=True)
-        rows[name] = score(folder, texts, getattr(torch, args.dtype), args.context)
-        rows[name]["corpus_is_the_trained_one"] = trained_on(folder, corpus)
+        for context in args.context:
+            row = f"{name}, context {context}"
+            print(f"scoring {row} ({folder}) ...", file=sys.stderr, flush=True)
+            rows[row] = score(folder, texts, getattr(torch, args.dtype), context)
+            rows[row]["corpus_is_the_trained_one"] = trained_on(folder, corpus)
     each, stream = (rows[name]["bits_per_byte"] for name in ("xz -9e, each file", "xz -9e, one stream"))
     for row in rows.values():
         row["frac_of_xz_each_file"], row["frac_of_xz_one_stream"] = (

@@ -30,7 +30,7 @@ class Provenance:
 
 
 def read_evaluation(path: Path) -> dict[str, float]:
-    """Bits per byte by row, from the result that `benchmarks/stdlib_bits_per_byte.py --out` wrote."""
+    """Bits per byte by row, from the result that `benchmarks/stdlib_bits_per_byte.py --json` wrote."""
     try:
         rows = json.loads(path.read_text())["rows"]
         return {name: float(row["bits_per_byte"]) for name, row in rows.items()}

@@ -116,6 +116,14 @@ def sum_rows(rows_ND: Tensor, index_TK: Tensor) -> Tensor:
     return rows_ND[index_TK].float().sum(1).to(rows_ND.dtype)
 
 
+def allow_many_shapes() -> None:
+    """To be called in every thread that runs compiled pieces, because the limit is a thread's own: past it (8 by default)
+    a new shape runs uncompiled, and which shapes are new depends on where a run was resumed."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 64
+
+
 class Pointwise:
     """The functions above, plain or compiled: chosen once per run and handed down."""
 
@@ -123,9 +131,6 @@ class Pointwise:
         def prepare(function: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(function, dynamic=False) if compiled else function
 
-        if compiled:
-            # a shape per sequence length and per row count, each compiled once
-            torch._dynamo.config.cache_size_limit = 64
         self.compiled = compiled
         self.rms_norm = prepare(rms_norm)
         self.add_rms_norm = prepare(add_rms_norm)

@@ -25,7 +25,7 @@ from ridgepoint.train.network import (
     stays_float32,
 )
 from ridgepoint.train.optimizer import balance, clip_norm, learning_rate, make_adamw
-from ridgepoint.train.pointwise import Pointwise
+from ridgepoint.train.pointwise import Pointwise, allow_many_shapes
 from ridgepoint.train.recipe import Recipe
 from ridgepoint.train.tokens import Mixture
 
@@ -40,6 +40,11 @@ class StepRecord:
     lr: float
     max_load_ratio: float  # worst layer's max / mean tokens per expert
     dead_experts: int  # experts without a token in this batch, all layers
+
+
+def prepare_worker() -> None:
+    torch.set_num_threads(1)
+    allow_many_shapes()
 
 
 class Trainer:
@@ -58,7 +63,7 @@ class Trainer:
         self.compute: Parameters = {}
         self.refresh()
         self.step = 0
-        self._pool = ThreadPoolExecutor(recipe.run.workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(recipe.run.workers, initializer=prepare_worker)
         self._first = threading.Lock()
         self._seen: set[tuple[int, ...]] = set()
 
