@@ -22,3 +22,10 @@ def echo(tiny_folder: Path) -> Iterator[ServerProcess]:
     """One server that many tests share; a test that harms its server starts its own."""
     with echo_server(tiny_folder, echo={"step_s": 0.002}, limits={"max_body_bytes": 1 << 20}) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def slow_echo(tiny_folder: Path) -> Iterator[ServerProcess]:
+    """Its answers take a minute and more, so whoever interrupts one is never too late, however busy the machine."""
+    with echo_server(tiny_folder, echo={"step_s": 0.05}) as server:
+        yield server

@@ -55,15 +55,15 @@ def test_complete_into_a_closed_pipe(echo: ServerProcess) -> None:
     echo.wait_for_metric("ridgepoint:num_requests_in_flight", 0)
 
 
-def test_ctrl_c_cancels_and_exits_130(echo: ServerProcess) -> None:
-    process = start("complete", "never ends", "--url", echo.url, "--max-tokens", "1900")
+def test_ctrl_c_cancels_and_exits_130(slow_echo: ServerProcess) -> None:
+    process = start("complete", "never ends", "--url", slow_echo.url, "--max-tokens", "1900")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.read(5) == "never"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    echo.wait_for_metric("ridgepoint:num_requests_in_flight", 0)
-    echo.wait_for_metric("ridgepoint:kv_blocks_used", 0)
+    slow_echo.wait_for_metric("ridgepoint:num_requests_in_flight", 0)
+    slow_echo.wait_for_metric("ridgepoint:kv_blocks_used", 0)
 
 
 def test_chat_keeps_the_conversation(echo: ServerProcess) -> None:

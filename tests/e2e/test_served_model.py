@@ -130,11 +130,11 @@ def test_complete_with_an_engine_of_its_own(folder: Path) -> None:
     assert found["text"] and found["model"] == "tiny-moe" and found["completion_tokens"] == 10
 
 
-def test_chat_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(served: ServerProcess) -> None:
+def test_chat_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(slow_echo: ServerProcess) -> None:
     """A pseudo-terminal, as a person has it: an answer is cut by Ctrl-C, the next one comes, Ctrl-D ends it."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ridgepoint.cli.main", "chat", "--url", served.url, "--max-tokens", "400", "--seed", "1"],
+        [sys.executable, "-m", "ridgepoint.cli.main", "chat", "--url", slow_echo.url, "--max-tokens", "1900"],
         stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_chat_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(served: Se
     os.close(master)
     assert process.wait(30) == 0
     assert b"Traceback" not in process.stderr.read()
-    served.wait_for_metric("ridgepoint:num_requests_in_flight", 0)
+    slow_echo.wait_for_metric("ridgepoint:num_requests_in_flight", 0)
 
 
 def test_chat_with_a_model_that_cannot(tmp_path: Path, folder: Path) -> None:
