@@ -47,7 +47,10 @@ def results(name: str) -> str:
     """The table of one benchmark result, with its provenance below."""
     result = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
     sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
-    benchmark = importlib.import_module(Path(name).stem)  # a result is named after its benchmark
+    script = re.search(r"benchmarks/(\w+)\.py", result["command"])
+    if script is None:
+        raise SystemExit(f"{name}: its command names no benchmark")
+    benchmark = importlib.import_module(script[1])
     hardware = result["hardware"]
     where = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
     return f"```text\n{benchmark.table(result)}\n```\n\n`{result['command']}` at {result['commit'][:10]}; {where}.\n"
