@@ -30,6 +30,7 @@ def run(command: str) -> str:
     if words[0] != "ridgepoint":
         raise SystemExit(f"only ridgepoint commands are run here, got {command!r}")
     environment = os.environ | {"COLUMNS": "118", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "src"), "LC_ALL": "C.UTF-8"}
+    environment["RIDGEPOINT_ISA"] = "portable"  # so that a model's greedy text does not depend on the processor
     done = subprocess.run(
         [sys.executable, "-m", "ridgepoint.cli.main", *words[1:]],
         capture_output=True,
