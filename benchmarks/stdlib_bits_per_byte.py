@@ -17,13 +17,13 @@ import argparse
 import sys
 import time
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
+import ridgepoint
 from provenance import provenance, save
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
@@ -32,7 +32,7 @@ from ridgepoint.train.evaluate import bits_per_byte, xz_bits_per_byte
 from ridgepoint.train.tokens import encode_documents
 from ridgepoint.train.vocabulary import end_id
 
-EMBEDDED = Path(str(resources.files("ridgepoint"))) / "assets" / "stdlib-moe"
+EMBEDDED = Path(ridgepoint.__file__).parent / "assets" / "stdlib-moe"
 HOLD_OUT_ONE_IN, EXCLUDE = 24, ("encodings/", "pydoc_data/")  # recipes/stdlib.toml
 SMOKE_BYTES = 20_000
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+import ridgepoint
 from ridgepoint.models.checkpoint import load
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.corpus import read_corpus
@@ -19,7 +19,7 @@ from ridgepoint.train.recipe import load_recipe
 from ridgepoint.train.tokens import encode_documents
 from ridgepoint.train.vocabulary import end_id
 
-FOLDER = Path(str(resources.files("ridgepoint"))) / "assets" / "stdlib-moe"
+FOLDER = Path(ridgepoint.__file__).parent / "assets" / "stdlib-moe"
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 

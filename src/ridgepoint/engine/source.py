@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import ridgepoint
 from ridgepoint.catalog.families import read_checkpoint_config
 from ridgepoint.errors import CheckpointError, ConfigError, MissingExtraError
 
@@ -32,7 +32,7 @@ class ModelSource:
 
 def embedded_folder() -> Path | None:
     """The folder of the model that ships with the package; None in a build without it."""
-    folder = Path(str(resources.files("ridgepoint"))) / "assets" / EMBEDDED
+    folder = Path(ridgepoint.__file__).parent / "assets" / EMBEDDED
     return folder if (folder / "config.json").is_file() else None
 
 
