@@ -316,5 +316,3 @@ def test_a_timed_budget_needs_hardware_and_predicts_with_it(decoder: Decoder) ->
     assert choose_timer(EngineOptions(model="m"), decoder, told.append) is None
     with pytest.raises(CatalogError, match="unknown accelerator"):
         choose_timer(EngineOptions(model="m", hardware="abacus"), decoder, told.append)
-    with pytest.raises(ConfigError, match="no format 'int3'"):
-        choose_timer(EngineOptions(model="m", hardware="epyc-9654", weight_format="int3"), decoder, told.append)

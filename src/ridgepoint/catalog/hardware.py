@@ -33,6 +33,7 @@ class Accelerator:
     """One chip (package) and the links it sits on. `spec_scaleup_bytes_per_s` is per chip and one-way, as is scale-out.
 
     `scaleup_domain_chips` counts the chips that reach each other at scale-up bandwidth: a node, a rack or a pod.
+    `measure_engine` holds constants of the step law fitted to steps measured on this very machine, by the names `cost` gives them.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Accelerator:
     measure_memory_bytes_per_s: float | None = None
     measure_step_overhead_s: float | None = None
     measure_memory_bytes: float | None = None
+    measure_engine: dict[str, float] = field(default_factory=dict)
     memory_type: str = ""
     confidence: str = ""
     notes: str = ""
@@ -130,16 +132,20 @@ def accelerator_from_table(ident: str, table: dict[str, Any], sources: dict[str,
     origin: dict[str, str] = {}
     known = set(_known_keys())
     for key, raw in table.items():
+        if key == "engine":
+            values["measure_engine"], engine_origin = _engine_table(ident, raw)
+            origin |= {f"engine.{name}": named.get(source, source) for name, source in engine_origin.items()}
+            continue
         if key not in known:
-            raise CatalogError(f"{ident}: unknown hardware key {key!r}", hint="allowed: " + ", ".join(_known_keys()))
+            raise CatalogError(
+                f"{ident}: unknown hardware key {key!r}", hint="allowed: " + ", ".join([*_known_keys(), "engine"])
+            )
         if key in _TEXT:
             if not isinstance(raw, str):
                 raise CatalogError(f"{ident}: {key} must be text, got {raw!r}")
             values[key] = raw
             continue
-        number, source = (raw[0], str(raw[1])) if isinstance(raw, list) and len(raw) == 2 else (raw, "")
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != number:
-            raise CatalogError(f'{ident}: {key} must be a number or [number, "source"], got {raw!r}')
+        number, source = _number(ident, key, raw)
         if number < 0 or (number == 0 and key not in _MAY_BE_ZERO):
             raise CatalogError(f"{ident}: {key} must be positive, got {number:g}", hint="leave out what is unknown")
         origin[key] = named.get(source, source)
@@ -156,6 +162,22 @@ def accelerator_from_table(ident: str, table: dict[str, Any], sources: dict[str,
     chip = Accelerator(**values, spec_flops_per_s=flops, measure_flops_per_s=achieved, sources=origin)
     _gate(chip)
     return chip
+
+
+def _number(ident: str, key: str, raw: Any) -> tuple[float, str]:
+    number, source = (raw[0], str(raw[1])) if isinstance(raw, list) and len(raw) == 2 else (raw, "")
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number:
+        raise CatalogError(f'{ident}: {key} must be a number or [number, "source"], got {raw!r}')
+    return number, source
+
+
+def _engine_table(ident: str, raw: Any) -> tuple[dict[str, float], dict[str, str]]:
+    if not isinstance(raw, dict):
+        raise CatalogError(f"{ident}: engine must be a table of constants, got {raw!r}")
+    pairs = {key: _number(ident, f"engine.{key}", value) for key, value in raw.items()}
+    return {key: float(number) for key, (number, _) in pairs.items()}, {
+        key: source for key, (_, source) in pairs.items()
+    }
 
 
 def _gate(chip: Accelerator) -> None:

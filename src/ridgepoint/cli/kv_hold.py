@@ -37,10 +37,10 @@ def kv_hold(
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.catalog.tiers import tiers_of
     from ridgepoint.cost.formats import Precision
+    from ridgepoint.cost.transfer import calibration_for
     from ridgepoint.plan.hold import plan_hold
     from ridgepoint.plan.layouts import smallest_layout
     from ridgepoint.plan.named import named_model
-    from ridgepoint.plan.pools import calibration_for
 
     named, chip, recipe = named_model(model), accelerator(hardware), Precision.named(precision)
     layout = smallest_layout(named.spec, chip, recipe)

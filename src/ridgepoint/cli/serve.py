@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ridgepoint.cli.defaults import from_config, from_plan
+
 if TYPE_CHECKING:
     from ridgepoint.engine.options import EngineOptions
     from ridgepoint.engine.source import ModelSource
@@ -31,6 +33,14 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: Annotated[str | None, typer.Argument(help="Checkpoint folder or hub id; none: the embedded model.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of options by name; typed options win.", callback=from_config, is_eager=True),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Serve as this plan (ridgepoint plan --json) chose.", callback=from_plan, is_eager=True),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 lets the system choose.")] = 8000,
     port_file: Annotated[str | None, typer.Option(help="Write the port here once listening.")] = None,
@@ -59,6 +69,16 @@ def serve(
         int, typer.Option(help="Sequences that may queue; past it 429.", rich_help_panel=_ENGINE)
     ] = 256,
     max_step_tokens: Annotated[int | None, typer.Option(help="Tokens per step.", rich_help_panel=_ENGINE)] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict steps for this catalogue id or hardware file (ridgepoint calibrate MODEL writes one).",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="Constants of the prediction where the hardware has none.", rich_help_panel=_ENGINE)
+    ] = "serving",
     step_budget_s: Annotated[
         float | None, typer.Option(help="Predicted seconds a step may take.", rich_help_panel=_ENGINE)
     ] = None,
@@ -82,14 +102,16 @@ def serve(
     from ridgepoint.engine.source import find_model
     from ridgepoint.server.config import Limits, ServerConfig
 
+    del config, plan  # their callbacks made them defaults of the other options
     source = find_model(model, revision=revision)
     options = EngineOptions(
         model=str(source.folder), dtype=dtype, device=device, threads=threads, max_num_seqs=max_num_seqs,
-        max_waiting=max_waiting, max_step_tokens=max_step_tokens, step_budget_s=step_budget_s,
+        max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
+        step_budget_s=step_budget_s,
         max_context=max_context, block_tokens=block_tokens, kv_bytes=kv_bytes, num_blocks=num_blocks,
         prefix_cache=prefix_cache,
     )  # fmt: skip
-    config = ServerConfig(
+    server_config = ServerConfig(
         model_name=served_name or source.name, host=host, port=port, port_file=port_file,
         api_keys=tuple(read_keys(api_key or [], api_key_file)), cors_origins=tuple(cors_origin or ()),
         drain_s=drain_s, log_level=log_level,
@@ -99,7 +121,7 @@ def serve(
             body_timeout_s=body_timeout_s, keep_alive_s=keep_alive_s,
         ),
     )  # fmt: skip
-    if _run(source, options, config, chat_template) is signal.SIGINT:
+    if _run(source, options, server_config, chat_template) is signal.SIGINT:
         raise typer.Exit(EXIT_INTERRUPTED)
 
 

@@ -45,9 +45,9 @@ def simulate(
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.cost.formats import Precision
     from ridgepoint.cost.timer import CostTimer
+    from ridgepoint.cost.transfer import calibration_for
     from ridgepoint.plan.layouts import smallest_layout
     from ridgepoint.plan.named import named_model
-    from ridgepoint.plan.pools import calibration_for
     from ridgepoint.sim.replica import replica_limits
     from ridgepoint.sim.run import simulate as run
     from ridgepoint.sim.traffic import poisson

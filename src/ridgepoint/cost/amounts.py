@@ -60,8 +60,8 @@ class StepAmounts(NamedTuple):
         return sum(kernel.repeats * kernel.launches for kernel in self.kernels)
 
 
-# Grouped expert kernels pick a tile near the mean rows per expert, between these.
-SMALL_TILE, LARGE_TILE = 8.0, 128.0
+# Grouped expert kernels pick a tile near the mean rows per expert, between these; a GPU's matrix units by default.
+TILES = (8.0, 128.0)
 
 
 def _rows(tokens: Num, ranks: Num) -> Num:
@@ -76,7 +76,7 @@ def step_amounts(
     batch: StepBatch,
     *,
     routing_skew: float = 1.0,
-    small_tile: float = SMALL_TILE,
+    tiles: tuple[float, float] = TILES,
 ) -> StepAmounts:
     shape = shape_of(spec)
     tokens = batch.tokens
@@ -89,7 +89,7 @@ def step_amounts(
     d_model = shape.d_model
     for kind in shape.kinds:
         _mixer(kernels, kind, batch, rows, layout, precision, d_model)
-        _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew, small_tile)
+        _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew, tiles)
         _exchange(collectives, kind, rows, layout, precision, d_model)
     head_rows = _rows(batch.logit_rows, ranks)
     head_bytes = bytes_per_value(precision.head)
@@ -169,7 +169,7 @@ def _feed_forward(
     precision: Precision,
     d_model: int,
     skew: float,
-    small_tile: float,
+    tiles: tuple[float, float],
 ) -> None:
     weights, experts = bytes_per_value(precision.weights), bytes_per_value(precision.experts)
     if kind.dense:
@@ -189,7 +189,7 @@ def _feed_forward(
     pairs = stage_tokens * moe.top_k / layout.ep * busy
     per_pair = 2.0 * kind.expert_params / layout.moe_tp
     # A hit expert with r rows computes whole tiles: half a tile more than r on average.
-    tile = smallest(largest(pairs / largest(hit_on_rank, 1e-12), small_tile), LARGE_TILE)
+    tile = smallest(largest(pairs / largest(hit_on_rank, 1e-12), tiles[0]), tiles[1])
     padded_pairs = pairs + 0.5 * tile * hit_on_rank
     out.append(
         Kernel(

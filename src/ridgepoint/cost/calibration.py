@@ -47,6 +47,7 @@ class Calibration:
     prefill_first_frac: float = 0.0
     routing_skew: float = 1.0
     small_tile_rows: float = 8.0  # rows a kernel of one expert computes at least (1: a matrix-vector kernel)
+    large_tile_rows: float = 128.0  # and at most in one tile, half of which is wasted on average
     uncertainty: float = 0.0
     ttft_uncertainty: float = 0.0
 
@@ -69,6 +70,10 @@ class Calibration:
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"calibration {name} must not be negative, got {getattr(self, name):g}")
+
+    @property
+    def tiles(self) -> tuple[float, float]:
+        return self.small_tile_rows, self.large_tile_rows
 
     def adjusted(self, **changes: float) -> Calibration:
         return replace(self, **changes)  # type: ignore[arg-type]

@@ -35,7 +35,10 @@ FORMATS: dict[str, Format] = {
     ),  # one scale per tensor or channel: nothing per value
     "fp8_block": Format(bits=8, scale_bits=32, block=128 * 128, arithmetic="fp8"),  # DeepSeek's 128x128 blocks
     "int8": Format(bits=8, scale_bits=16, block=4096, arithmetic="int8"),  # one scale per output channel
+    "int8_g128": Format(bits=8, scale_bits=16, block=128, arithmetic="int8"),
+    "int8_g32": Format(bits=8, scale_bits=16, block=32, arithmetic="int8"),
     "int4": Format(bits=4, scale_bits=16, block=128, arithmetic="int4"),  # GPTQ/AWQ groups of 128
+    "int4_g32": Format(bits=4, scale_bits=16, block=32, arithmetic="int4"),
     "mxfp4": Format(bits=4, scale_bits=8, block=32, arithmetic="fp4"),
     "nvfp4": Format(bits=4, scale_bits=8, block=16, arithmetic="fp4"),
 }

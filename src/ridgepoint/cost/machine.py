@@ -23,7 +23,8 @@ _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True)
 class MachineMeasure:
-    """`measure_flops_per_s[type][size]` of square products; `measure_bytes_per_s[bytes]` of a read and a write of that much."""
+    """`measure_flops_per_s[type][size]` of square products; `measure_bytes_per_s[bytes]` of reading that much (a GPU
+    and numpy: of reading half and writing half)."""
 
     name: str
     device: str
@@ -156,10 +157,16 @@ def _with_torch(budget_s: float, progress: Callable[[str], None]) -> dict[str, A
             flops.setdefault(kind, {})[size] = 2.0 * size**3 / seconds
     levels: dict[int, float] = {}
     for size in (1 << 24, 1 << 28, 1 << 31) if on_gpu else LEVEL_BYTES:
-        progress(f"copy of {size >> 10} KiB")
-        source = torch.ones(size // 8, dtype=torch.float32, device=device)
-        target = torch.empty_like(source)
-        levels[size] = size / best_s(lambda s=source, t=target: t.copy_(s), wait, budget_s)  # type: ignore[misc]
+        if on_gpu:
+            progress(f"copy of {size >> 10} KiB")
+            source = torch.ones(size // 8, dtype=torch.float32, device=device)
+            target = torch.empty_like(source)
+            seconds = best_s(lambda s=source, t=target: t.copy_(s), wait, budget_s)  # type: ignore[misc]
+        else:  # a step reads its weights; a copy's writes cost a CPU a second read of every line
+            progress(f"read of {size >> 10} KiB")
+            source = torch.ones(size // 4, dtype=torch.float32)
+            seconds = best_s(source.sum, wait, budget_s)
+        levels[size] = size / seconds
     small = torch.ones(8, device=device)
     overhead = best_s(lambda: [small.add_(1.0) for _ in range(100)], wait, budget_s) / 100
     return {

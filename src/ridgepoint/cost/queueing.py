@@ -98,7 +98,7 @@ def open_loop(
         )
     batches = np.unique(np.round(np.geomspace(1, max(seats, 2.0), 96)))
     cost = price_serving(
-        serving_amounts(spec, hardware, layout, precision, workload.loop(batches), routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows),
+        serving_amounts(spec, hardware, layout, precision, workload.loop(batches), routing_skew=calibration.routing_skew, tiles=calibration.tiles),
         hardware, calibration,
     )  # fmt: skip
     decode = np.broadcast_to(cost.decode.estimate_s, batches.shape) / workload.tokens_per_step

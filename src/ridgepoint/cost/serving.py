@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.amounts import SMALL_TILE, StepAmounts, step_amounts
+from ridgepoint.cost.amounts import TILES, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
@@ -141,7 +141,7 @@ def serving_amounts(
     *,
     chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
-    small_tile: float = SMALL_TILE,
+    tiles: tuple[float, float] = TILES,
 ) -> ServingAmounts:
     """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
@@ -167,14 +167,14 @@ def serving_amounts(
     return ServingAmounts(
         workload=workload,
         running=running,
-        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, small_tile=small_tile),
+        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, tiles=tiles),
         mixed=step_amounts(
             spec,
             layout,
             precision,
             others + StepBatch.prefill(together, new, before),
             routing_skew=routing_skew,
-            small_tile=small_tile,
+            tiles=tiles,
         ),
         chunk=step_amounts(
             spec,
@@ -182,7 +182,7 @@ def serving_amounts(
             precision,
             StepBatch.prefill(many, new, before),
             routing_skew=routing_skew,
-            small_tile=small_tile,
+            tiles=tiles,
         ),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
@@ -239,6 +239,6 @@ def closed_loop(
         workload,
         chunk_tokens=chunk_tokens,
         routing_skew=calibration.routing_skew,
-        small_tile=calibration.small_tile_rows,
+        tiles=calibration.tiles,
     )
     return price_serving(amounts, hardware, calibration, energy=energy)

@@ -151,7 +151,7 @@ def step_cost(
 ) -> StepCost:
     """Estimate one step of `batch` (counts of the whole instance) on one instance laid out as `layout`."""
     amounts = step_amounts(
-        spec, layout, precision, batch, routing_skew=calibration.routing_skew, small_tile=calibration.small_tile_rows
+        spec, layout, precision, batch, routing_skew=calibration.routing_skew, tiles=calibration.tiles
     )
     return price_step(amounts, hardware, calibration, energy=energy)
 

@@ -58,22 +58,36 @@ class CostTimer:
 
     def seconds(self, shape: Shape) -> TimedStep:
         """The predicted step."""
-        groups: dict[tuple[int, int], tuple[int, int]] = {}
-        for new, cached in zip(shape.new_tokens, shape.cached_tokens, strict=True):
-            bucket = (new, cached.bit_length())
-            count, total = groups.get(bucket, (0, 0))
-            groups[bucket] = (count + 1, total + cached)
-        return self._price(
-            tuple((new, count, total) for (new, _), (count, total) in sorted(groups.items())), shape.num_samples
-        )
+        return self._price(_groups(shape), shape.num_samples)
 
-    def _price_groups(self, groups: tuple[tuple[int, int, int], ...], num_samples: int) -> TimedStep:
-        sequences = sum(count for _, count, _ in groups)
-        logits = num_samples / sequences  # only sequences that reach their last token go through the head
-        batch = StepBatch(
-            groups=tuple(
-                Group(count=count, new=float(new), cached=total / count, logits=logits) for new, count, total in groups
-            )
-        )
+    def _price_groups(self, groups: _Groups, num_samples: int) -> TimedStep:
+        batch = _batch(groups, num_samples)
         cost = step_cost(self.spec, self.hardware, self.layout, self.precision, batch, self.calibration)
         return TimedStep(float(cost.seconds), cost)
+
+
+_Groups = tuple[tuple[int, int, int], ...]  # (new tokens, sequences, cached tokens of all of them)
+
+
+def batch_of(shape: Shape) -> StepBatch:
+    """The step as the law sees it. Sequences alike in new tokens, and in cached ones to within a factor of two, share a group."""
+    return _batch(_groups(shape), shape.num_samples)
+
+
+def _groups(shape: Shape) -> _Groups:
+    groups: dict[tuple[int, int], tuple[int, int]] = {}
+    for new, cached in zip(shape.new_tokens, shape.cached_tokens, strict=True):
+        bucket = (new, cached.bit_length())
+        count, total = groups.get(bucket, (0, 0))
+        groups[bucket] = (count + 1, total + cached)
+    return tuple((new, count, total) for (new, _), (count, total) in sorted(groups.items()))
+
+
+def _batch(groups: _Groups, num_samples: int) -> StepBatch:
+    sequences = sum(count for _, count, _ in groups)
+    logits = num_samples / sequences  # only sequences that reach their last token go through the head
+    return StepBatch(
+        groups=tuple(
+            Group(count=count, new=float(new), cached=total / count, logits=logits) for new, count, total in groups
+        )
+    )

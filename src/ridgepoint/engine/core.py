@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ridgepoint.engine.ledger import StepLedger
 from ridgepoint.engine.protocol import (
     Cancel,
     Drain,
@@ -85,6 +86,7 @@ class EngineCore:
         self._steps = 0
         self._reported_s = float("-inf")
         self._reported_idle = True
+        self._ledger = StepLedger()
         self._last: tuple[Batch, StepResult] | None = None
 
     def step(self) -> None:
@@ -95,6 +97,7 @@ class EngineCore:
                 self._publish(progress)
             self._steps += 1
             self._last = (batch, result)
+            self._ledger.enter(batch, result)
         self._report()
         if self._draining and self.idle:
             self._stop()
@@ -217,6 +220,7 @@ class EngineCore:
                 total_blocks=pool.num_blocks,
                 step_s=result.seconds if result else 0.0,
                 predicted_s=batch.predicted.seconds if batch and batch.predicted else None,
+                totals=self._ledger.totals(),
                 preemptions_total=scheduler.preemptions_total,
                 prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
                 prefix_query_tokens_total=scheduler.prefix_query_tokens_total,

@@ -41,7 +41,8 @@ class EngineOptions:
     max_num_seqs     sequences that may run together
     max_step_tokens  tokens of one step, over all sequences; at least `max_num_seqs`
     step_budget_s    predicted seconds a step may take (the timetable's interval); None fills steps by tokens alone
-    hardware         what the prediction is for: a catalogue id or a .toml file; None predicts nothing
+    hardware         what the prediction is for: a catalogue id or a .toml file (`ridgepoint calibrate MODEL` writes this
+                     machine's); None predicts nothing
     calibration      measured efficiencies the prediction uses, by name
     block_tokens     tokens per KV block
     kv_bytes         memory for KV; None takes a share of what is free once the weights are loaded

@@ -93,6 +93,23 @@ class Refused(_Message, frozen=True, tag="refused"):
     hint: str | None = None
 
 
+RATIO_EDGES = (0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0)  # of predicted over measured seconds
+
+
+class StepTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the steps that were predicted, since start. `roof_s` are predicted seconds by what set them; `ratio_counts[i]` steps
+    had a ratio predicted / measured up to `RATIO_EDGES[i]` and above the edge before, the last count those past the last edge."""
+
+    steps: int
+    measured_s: float
+    predicted_s: float
+    floor_s: float
+    roof_s: dict[str, float]
+    ratio_counts: list[int]
+    joules: float | None
+    usd: float | None
+
+
 class StepReport(_Message, frozen=True, tag="step"):
     """What one step did, for metrics. Counters are totals since start, gauges are now.
 
@@ -109,6 +126,7 @@ class StepReport(_Message, frozen=True, tag="step"):
     total_blocks: int
     step_s: float
     predicted_s: float | None
+    totals: StepTotals | None
     preemptions_total: int
     prefix_hit_tokens_total: int
     prefix_query_tokens_total: int

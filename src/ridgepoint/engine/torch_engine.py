@@ -10,15 +10,12 @@ from pathlib import Path
 
 import torch
 
-from ridgepoint.catalog.hardware import accelerator
-from ridgepoint.cost.calibration import calibration
-from ridgepoint.cost.formats import FORMATS, Precision
-from ridgepoint.cost.timer import CostTimer
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.options import DTYPES, EngineOptions
+from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models import checkpoint
@@ -30,7 +27,6 @@ from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
 
-_COST_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 STEP_TOKENS = {
     "cpu": 512,
@@ -40,6 +36,15 @@ STEP_TOKENS = {
 
 def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) -> EngineCore:
     folder = resolve(options.model)
+    decoder = load_decoder(folder, options, announce)
+    return engine_around(
+        decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
+        timer=choose_timer(options, decoder, announce),
+    )  # fmt: skip
+
+
+def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str], None]) -> Decoder:
+    """The checkpoint as the kernels of the chosen device want it."""
     device = _choose_device(options, announce)
     dtype = _choose_dtype(options, read_config(folder), announce)
     if device.type == "cpu":
@@ -52,28 +57,7 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
     if device.type == "cpu" and native.available():
         native.set_num_threads(threads)
     announce(pack_for_serving(decoder, options.weight_format))
-    return engine_around(
-        decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
-        timer=choose_timer(options, decoder, announce),
-    )  # fmt: skip
-
-
-def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[str], None]) -> StepTimer | None:
-    """What predicts the seconds of a step: the cost model, for the hardware that was named."""
-    if options.hardware is None:
-        return None
-    chip = accelerator(options.hardware)
-    name = _COST_FORMATS[decoder.compute_dtype]
-    weights = options.weight_format or name
-    if weights not in FORMATS:
-        raise ConfigError(f"the cost model has no format {weights!r}; allowed: {', '.join(FORMATS)}")
-    precision = Precision(
-        weights=weights, experts=weights, head=weights, kv=name, activations=name, attention=name, dispatch=name,
-        combine=name,
-    )  # fmt: skip
-    timer = CostTimer(decoder.spec, chip, precision, calibration(options.calibration))
-    announce(f"predicted seconds: {chip.name}, {weights} weights, calibration {options.calibration!r}")
-    return timer
+    return decoder
 
 
 def engine_around(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ridgepoint.catalog.hardware import Accelerator, accelerator
-from ridgepoint.cost.calibration import Calibration, calibration
+from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.formats import Precision
+from ridgepoint.cost.transfer import calibration_for
 from ridgepoint.errors import ConfigError
 
 ROLES = ("any", "prefill", "decode")
@@ -60,49 +61,6 @@ def parse_pool(
     return Pool(
         chip=chip, precision_name=precision_name, precision=Precision.named(precision_name), calibration=calibration_for(chip, engine),
         count=number, role=role,
-    )  # fmt: skip
-
-
-MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
-UNMEASURED_LOG_SD = 0.2  # how much less is known of a chip whose kind was not among them (an estimate)
-
-
-def calibration_for(chip: Accelerator, engine: str) -> Calibration:
-    """The engine's calibration, made right for the chip: CPUs launch no kernels and keep what was measured of them; chips unlike
-    those of the fit get a wider interval, and the provenance says so."""
-    base = calibration(engine)
-    if engine == "roofline":
-        return base
-    if chip.kind in ("cpu", "custom") and chip.spec_scaleup_bytes_per_s is None:
-        return _single_machine(chip, base)
-    if chip.vendor == "NVIDIA" and chip.kind == "gpu" and (chip.launch_year or 0) >= MEASURED_SINCE:
-        return base
-    return replace(
-        base,
-        provenance=f"{base.provenance}; {chip.id} is unlike the measured chips, so the interval is wider",
-        uncertainty=float((base.uncertainty**2 + UNMEASURED_LOG_SD**2) ** 0.5),
-        ttft_uncertainty=float((base.ttft_uncertainty**2 + UNMEASURED_LOG_SD**2) ** 0.5),
-    )
-
-
-def _single_machine(chip: Accelerator, base: Calibration) -> Calibration:
-    """Function calls instead of kernel launches, no network, no separate host; efficiencies measured where the file has them."""
-
-    def reached(measured: float | None, peak: float | None, otherwise: float) -> float:
-        return min(1.0, measured / peak) if measured and peak else otherwise
-
-    kind = next(iter(chip.measure_flops_per_s), None)
-    flops = reached(chip.measure_flops_per_s.get(kind), chip.spec_flops_per_s.get(kind), 0.75) if kind else 0.75
-    memory = reached(chip.measure_memory_bytes_per_s, chip.spec_memory_bytes_per_s, 0.85)
-    return replace(
-        base,
-        name="single-machine",
-        provenance=f"estimate_: one machine without launches or links{', efficiencies measured' if kind else ', efficiencies typical'}",
-        memory_efficiency=memory, kv_efficiency=memory, matmul_efficiency=flops, grouped_efficiency=0.7 * flops, attention_efficiency=0.4 * flops,
-        step_overhead_s=chip.measure_step_overhead_s if chip.measure_step_overhead_s is not None else 1e-3,
-        kernel_overhead_s=8e-6, eager_kernel_s=8e-6, prefill_host_kernel_s=0.0, prefill_slowdown=1.0, boarding_steps=0.5, request_overhead_s=5e-3,
-        small_tile_rows=1.0,
-        uncertainty=0.35, ttft_uncertainty=0.45,
     )  # fmt: skip
 
 

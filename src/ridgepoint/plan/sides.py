@@ -93,7 +93,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
         side.pool.precision,
         work,
         routing_skew=calibration.routing_skew,
-        small_tile=calibration.small_tile_rows,
+        tiles=calibration.tiles,
     )
     step = price_step(amounts, side.pool.chip, calibration, graph=False)
     seconds = np.asarray(step.estimate_s)

@@ -101,7 +101,7 @@ def close_loop(side: Side, workload: Workload, batch: Array, chunk: Array) -> Lo
     )  # fmt: skip
     amounts = serving_amounts(
         side.spec, pool.chip, side.degrees.layout(2), pool.precision, load, chunk_tokens=chunk, routing_skew=pool.calibration.routing_skew,
-        small_tile=pool.calibration.small_tile_rows,
+        tiles=pool.calibration.tiles,
     )  # fmt: skip
     cost = price_serving(amounts, pool.chip, pool.calibration)
     rho = batch * workload.tokens_per_step / written / workload.rollouts / np.asarray(amounts.prompts_per_chunk)

@@ -10,10 +10,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from ridgepoint.engine.protocol import RATIO_EDGES, StepTotals
 
 if TYPE_CHECKING:
     from ridgepoint.server.generate import Engine, Generation
@@ -123,7 +126,6 @@ class _EngineState:
             ("kv_blocks_used", "KV blocks held by sequences.", used),
             ("kv_blocks_total", "KV blocks there are.", total),
             ("step_seconds", "Measured time of the latest reported step.", stats.step_s if stats else 0),
-            ("step_predicted_seconds", "Predicted time of that step.", (stats.predicted_s if stats else None) or 0),
             ("step_tokens", "Tokens of that step.", stats.num_tokens if stats else 0),
             ("engine_up", "1 while the engine takes work.", int(self._engine.alive)),
         ):
@@ -136,6 +138,40 @@ class _EngineState:
             ("engine_steps", "Steps run.", stats.step if stats else 0),
         ):
             yield self._family(CounterMetricFamily, name, text, value)
+        if stats is not None and stats.predicted_s is not None:
+            text = "Predicted time of the latest reported step."
+            yield self._family(GaugeMetricFamily, "step_predicted_seconds", text, stats.predicted_s)
+        if stats is not None and stats.totals is not None:
+            yield from self._of_predictions(stats.totals)
+
+    def _of_predictions(self, totals: StepTotals) -> Iterable[Metric]:
+        """Absent without a prediction, as are joules and dollars where the hardware's power or rent is unknown."""
+        for name, text, value in (
+            ("predicted_steps", "Steps that were predicted.", totals.steps),
+            ("predicted_steps_seconds", "Predicted time of those steps.", totals.predicted_s),
+            ("predicted_steps_measured_seconds", "Measured time of those steps.", totals.measured_s),
+            (
+                "predicted_steps_floor_seconds",
+                "Least time physics allows those steps on this hardware.",
+                totals.floor_s,
+            ),
+            ("predicted_steps_joules", "Estimated energy of those steps.", totals.joules),
+            ("predicted_steps_usd", "Rent of the hardware while those steps ran.", totals.usd),
+        ):
+            if value is not None:
+                yield self._family(CounterMetricFamily, name, text, value)
+        roofs = CounterMetricFamily(
+            "ridgepoint:predicted_steps_roof_seconds", "Predicted time by what sets it.", labels=["model_name", "roof"]
+        )
+        for roof, seconds in totals.roof_s.items():
+            roofs.add_metric([self._model, roof], seconds)
+        yield roofs
+        ratios = HistogramMetricFamily(
+            "ridgepoint:step_prediction_ratio", "Predicted over measured time of a step.", labels=["model_name"]
+        )
+        edges = [*map(str, RATIO_EDGES), "+Inf"]
+        ratios.add_metric([self._model], list(zip(edges, accumulate(totals.ratio_counts), strict=True)), sum_value=None)
+        yield ratios
 
     def _family(
         self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float

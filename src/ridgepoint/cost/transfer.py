@@ -1,0 +1,68 @@
+"""A calibration carried to the chip it is wanted for: as fitted, with a wider interval, or replaced by what was measured there.
+
+The fitted constants speak of datacentre GPUs of recent years. A chip unlike those keeps them with less certainty; a machine
+without launches and links gets constants of its own; and a machine on which steps were measured (`ridgepoint calibrate MODEL`)
+carries its constants in its hardware file, which then stand above all others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from ridgepoint.catalog.hardware import Accelerator
+from ridgepoint.cost.calibration import Calibration, calibration
+from ridgepoint.errors import ConfigError
+
+MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
+UNMEASURED_LOG_SD = 0.2  # how much less is known of a chip whose kind was not among them (an estimate)
+ENGINE_CONSTANTS = tuple(item.name for item in fields(Calibration) if item.name not in ("name", "provenance"))
+
+
+def calibration_for(chip: Accelerator, engine: str) -> Calibration:
+    """The constants of `engine` on `chip`. `roofline` stays bare everywhere."""
+    base = calibration(engine)
+    if engine == "roofline":
+        return base
+    if chip.kind in ("cpu", "custom") and chip.spec_scaleup_bytes_per_s is None:
+        base = _single_machine(chip, base)
+    elif not (chip.vendor == "NVIDIA" and chip.kind == "gpu" and (chip.launch_year or 0) >= MEASURED_SINCE):
+        base = replace(
+            base,
+            provenance=f"{base.provenance}; {chip.id} is unlike the measured chips, so the interval is wider",
+            uncertainty=float((base.uncertainty**2 + UNMEASURED_LOG_SD**2) ** 0.5),
+            ttft_uncertainty=float((base.ttft_uncertainty**2 + UNMEASURED_LOG_SD**2) ** 0.5),
+        )
+    return _as_measured(chip, base) if chip.measure_engine else base
+
+
+def _as_measured(chip: Accelerator, base: Calibration) -> Calibration:
+    for name in chip.measure_engine:
+        if name not in ENGINE_CONSTANTS:
+            raise ConfigError(
+                f"{chip.id}: the step law has no constant {name!r}", hint="known: " + ", ".join(ENGINE_CONSTANTS)
+            )
+    source = next(
+        (text for name, text in chip.sources.items() if name.startswith("engine.") and text), "measure_: stated"
+    )
+    return replace(base, name=f"{chip.id} engine", provenance=source, **chip.measure_engine)
+
+
+def _single_machine(chip: Accelerator, base: Calibration) -> Calibration:
+    """Function calls instead of kernel launches, no network, no separate host; efficiencies measured where the file has them."""
+
+    def reached(measured: float | None, peak: float | None, otherwise: float) -> float:
+        return min(1.0, measured / peak) if measured and peak else otherwise
+
+    kind = next(iter(chip.measure_flops_per_s), None)
+    flops = reached(chip.measure_flops_per_s.get(kind), chip.spec_flops_per_s.get(kind), 0.75) if kind else 0.75
+    call_s = chip.measure_step_overhead_s or 4e-6
+    memory = reached(chip.measure_memory_bytes_per_s, chip.spec_memory_bytes_per_s, 0.85)
+    return replace(
+        base,
+        name="single-machine",
+        provenance=f"estimate_: one machine without launches or links{', efficiencies measured' if kind else ', efficiencies typical'}",
+        memory_efficiency=memory, kv_efficiency=memory, matmul_efficiency=flops, grouped_efficiency=0.7 * flops, attention_efficiency=0.4 * flops,
+        step_overhead_s=5e-4, kernel_overhead_s=call_s, eager_kernel_s=call_s, prefill_host_kernel_s=0.0, prefill_slowdown=1.0, boarding_steps=0.5, request_overhead_s=5e-3,
+        small_tile_rows=1.0, large_tile_rows=6.0,
+        uncertainty=0.35, ttft_uncertainty=0.45,
+    )  # fmt: skip

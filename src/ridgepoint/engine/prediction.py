@@ -1,0 +1,60 @@
+"""What the cost model must know of an engine to predict its steps: the chip, and the formats its weights really have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.cost.formats import Precision, bytes_per_value
+from ridgepoint.cost.timer import CostTimer
+from ridgepoint.cost.transfer import calibration_for
+from ridgepoint.engine.options import EngineOptions
+from ridgepoint.kernels.packed import Packed
+from ridgepoint.models.decoder import Decoder
+from ridgepoint.nn.ffn import Experts, Router
+from ridgepoint.nn.linear import Linear
+
+_OF_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_OF_PACKED = {
+    "f32": "fp32", "bf16": "bf16", "int8": "int8", "int8-32": "int8_g32", "int8-128": "int8_g128", "int4-32": "int4_g32",
+    "int4-128": "int4", "mxfp4": "mxfp4", "fp8": "fp8_block",
+}  # fmt: skip
+
+
+def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[str], None]) -> CostTimer | None:
+    """What predicts the seconds of a step: the cost model, for the hardware that was named."""
+    if options.hardware is None:
+        return None
+    chip = accelerator(options.hardware)
+    precision = precision_of(decoder)
+    constants = calibration_for(chip, options.calibration)
+    announce(
+        f"predicted seconds: {chip.name}, experts in {precision.experts}, constants {constants.name} ({constants.provenance})"
+    )
+    return CostTimer(decoder.spec, chip, precision, constants)
+
+
+def precision_of(decoder: Decoder) -> Precision:
+    """The formats of a loaded decoder by role. Roles with several formats count as the widest of them."""
+    activations = _OF_DTYPE[decoder.compute_dtype]
+    dense, experts = set(), set()
+    for module in decoder.modules():
+        if isinstance(module, Experts):
+            experts.add(_format(module.w_gate_up_E2FD))
+        elif isinstance(module, Linear) and not isinstance(module, Router):
+            dense.add(_format(module.weight))
+    head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
+    return Precision(
+        weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head), kv=activations,
+        activations=activations, attention=activations, dispatch=activations, combine=activations,
+    )  # fmt: skip
+
+
+def _format(weight: torch.Tensor | Packed) -> str:
+    return _OF_PACKED[weight.format] if isinstance(weight, Packed) else _OF_DTYPE[weight.dtype]
+
+
+def _widest(formats: set[str], otherwise: str) -> str:
+    return max(formats, key=bytes_per_value) if formats else otherwise

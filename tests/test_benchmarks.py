@@ -1,0 +1,25 @@
+"""Every benchmark still runs: those with a `--smoke` mode are run in it, as a user would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WITH_SMOKE = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if '"--smoke"' in path.read_text())
+
+
+@pytest.mark.parametrize("name", WITH_SMOKE)
+def test_smoke(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    arguments = [str(tmp_path / "checkpoint")] if name == "random_checkpoint.py" else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), "--smoke", *arguments], capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip(), "a benchmark prints what it measured"
