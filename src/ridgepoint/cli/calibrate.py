@@ -33,6 +33,9 @@ def calibrate(
     name: Annotated[str, typer.Option(help="The hardware's id in the file.")] = "this-machine",
     seconds: Annotated[float, typer.Option(help="Time budget of each of the dozen measurements.")] = 0.3,
     steps: Annotated[int, typer.Option(help="Steps of MODEL the constants are fitted to.")] = 12,
+    weight_format: Annotated[
+        str | None, typer.Option(help="How the CPU kernels keep MODEL's matrices: bf16, int8, int4-32, ...")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
     """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the engine and
@@ -55,7 +58,7 @@ def calibrate(
         from ridgepoint.engine.source import find_model
 
         source = find_model(model)
-        options = EngineOptions(model=str(source.folder))
+        options = EngineOptions(model=str(source.folder), weight_format=weight_format)
         fitted = calibrate_engine(options, chip, points=steps, announce=_tell)
         text += fitted.to_toml(name, f"measure_: ridgepoint calibrate {source.name}, {fitted.summary}, {measured.date}")
         result["engine"] = fitted.to_dict()
