@@ -1,4 +1,7 @@
-"""The two rates of this machine that bound every step, measured: bytes/s read from memory and bf16 FLOP/s.
+"""The rates of this machine that bound every step, measured: bytes/s read from memory, bf16 FLOP/s, int8 OP/s.
+
+Of a matrix rate the better of two measurements counts: the largest product torch runs, and dot products that never leave
+registers where the native kernels are there to run them.
 
 python benchmarks/machine_roof.py
 """
@@ -7,12 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 import provenance
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from ridgepoint.kernels import native
 
 
 def best_s(run: Callable[[], object], repeats: int) -> float:
@@ -27,25 +36,37 @@ def best_s(run: Callable[[], object], repeats: int) -> float:
 
 
 def measure(threads: int, quick: bool = False) -> dict[str, float]:
-    """`read_bytes_per_s` over a gigabyte (far past any cache) and `bf16_flops_per_s` of a square matrix product."""
+    """`read_bytes_per_s` over a gigabyte (far past any cache), `bf16_flops_per_s` and `int8_flops_per_s`."""
     torch.set_num_threads(threads)
     num_values, n, repeats = (1 << 22, 512, 3) if quick else (1 << 28, 3072, 8)
     values = torch.ones(num_values, dtype=torch.float32)
     read_s = best_s(values.sum, repeats)
     a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
     matmul_s = best_s(lambda: a @ b, repeats)
+    a8, b8 = (torch.randint(-128, 127, (n, n), dtype=torch.int8) for _ in range(2))
+    int8_s = best_s(lambda: torch._int_mm(a8, b8), repeats)
+    rates = {"bf16": 2 * n**3 / matmul_s, "int8": 2 * n**3 / int8_s}
+    if native.available():
+        native.set_num_threads(threads)
+        for kind in rates:
+            rates[kind] = max(rates[kind], native.measure_peak_flops_per_s(kind, 20 if quick else 200))
     return {
         "threads": threads,
         "read_bytes_per_s": 4 * num_values / read_s,
-        "bf16_flops_per_s": 2 * n**3 / matmul_s,
+        "bf16_flops_per_s": rates["bf16"],
+        "int8_flops_per_s": rates["int8"],
     }
 
 
-def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, context: int) -> float:
+WEIGHT_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32}  # int4: a 16-bit scale per 32 values
+
+
+def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, context: int, fmt: str = "bf16") -> float:
     """The most tokens/s any engine could reach at a point: the larger of bytes over bandwidth and FLOPs over rate.
 
-    Weights of distinct experts touched (uniform routing), attention projections, head and KV, in bf16. `size` is the
-    batch of a decode step or the tokens of one prefill.
+    Weights of distinct experts touched (uniform routing), attention projections and head in `fmt`, KV in bf16. Integer
+    weights are multiplied at the integer rate, attention at bf16's. `size` is the batch of a decode step or the tokens of
+    one prefill.
     """
     d, h, g, p = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"))
     e, k, f, vocab = (
@@ -57,10 +78,12 @@ def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, con
     touched = e * (1 - (1 - k / e) ** size)
     keys = size * context if kind == "decode" else size * size / 2  # query-key pairs
     head_rows = size if kind == "decode" else 1
-    flops = layers * (2 * size * (attention + d * e + k * expert) + 4 * h * p * keys) + 2 * head_rows * d * vocab
+    matmul_flops = layers * 2 * size * (attention + d * e + k * expert) + 2 * head_rows * d * vocab
+    rate = roof["bf16_flops_per_s" if fmt == "bf16" else "int8_flops_per_s"]
+    flops_s = matmul_flops / rate + layers * 4 * h * p * keys / roof["bf16_flops_per_s"]
     kv_bytes = layers * 2 * 2 * g * p * (size * (context + 1) if kind == "decode" else size)
-    num_bytes = 2 * (layers * (attention + d * e + touched * expert) + d * vocab) + kv_bytes
-    return size / max(num_bytes / roof["read_bytes_per_s"], flops / roof["bf16_flops_per_s"])
+    num_bytes = WEIGHT_BYTES[fmt] * (layers * (attention + d * e + touched * expert) + d * vocab) + kv_bytes
+    return size / max(num_bytes / roof["read_bytes_per_s"], flops_s)
 
 
 if __name__ == "__main__":

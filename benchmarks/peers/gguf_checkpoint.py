@@ -1,4 +1,7 @@
-"""Rewrite the random Qwen3-MoE folder as one GGUF file with the same bf16 values, for llama.cpp: FOLDER FILE."""
+"""Rewrite the random Qwen3-MoE folder as one GGUF file for llama.cpp: FOLDER FILE FORMAT.
+
+bf16 keeps the same values; int8 and int4 are llama.cpp's Q8_0 and Q4_0 (blocks of 32 with one scale), rounded to nearest.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def bf16_tensors(shard: Path) -> dict[str, np.ndarray]:
     }
 
 
-def main(folder: Path, file: Path) -> None:
+QUANTISED = {"int8": gguf.GGMLQuantizationType.Q8_0, "int4": gguf.GGMLQuantizationType.Q4_0}
+
+
+def main(folder: Path, file: Path, fmt: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     shards = {name: bf16_tensors(folder / name) for name in set(weight_map.values())}
@@ -63,6 +69,9 @@ def main(folder: Path, file: Path) -> None:
     def add(target: str, bits: np.ndarray) -> None:
         if bits.ndim == 1 or target.endswith("ffn_gate_inp.weight"):  # llama.cpp keeps norms and router in float32
             writer.add_tensor(target, (bits.astype(np.uint32) << 16).view(np.float32))
+        elif fmt in QUANTISED:
+            wide = (np.ascontiguousarray(bits).astype(np.uint32) << 16).view(np.float32)
+            writer.add_tensor(target, gguf.quantize(wide, QUANTISED[fmt]), raw_dtype=QUANTISED[fmt])
         else:
             raw = np.ascontiguousarray(bits).view(np.uint8)
             writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
@@ -86,4 +95,4 @@ def main(folder: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

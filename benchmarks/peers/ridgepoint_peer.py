@@ -1,4 +1,4 @@
-"""ridgepoint through its whole path: admission, paging, the step, sampling. Arguments: FOLDER DTYPE THREADS."""
+"""ridgepoint through its whole path: admission, paging, the step, sampling. Arguments: FOLDER DTYPE THREADS WEIGHT_FORMAT."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ridgepoint.sched.params import SamplingParams
 
 
 class Ridgepoint:
-    def __init__(self, folder: str, dtype: str, threads: str) -> None:
+    def __init__(self, folder: str, dtype: str, threads: str, fmt: str) -> None:
         options = EngineOptions(
-            model=folder, dtype=dtype, threads=int(threads), kv_bytes=2 << 30, max_step_tokens=2048, prefix_cache=False
-        )
+            model=folder, dtype=dtype, threads=int(threads), kv_bytes=2 << 30, max_step_tokens=2048, prefix_cache=False,
+            weight_format=None if fmt == "bf16" else fmt,
+        )  # fmt: skip
         self.llm = LLM(options)
 
     def prefill(self, prompt: list[int]) -> float:
@@ -54,4 +55,4 @@ class Ridgepoint:
 
 
 if __name__ == "__main__":
-    answer(lambda: Ridgepoint(*sys.argv[1:4]))
+    answer(lambda: Ridgepoint(*sys.argv[1:5]))
