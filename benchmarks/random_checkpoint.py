@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 CONFIG: dict[str, object] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -78,11 +79,23 @@ def layer_tensors(layer: int, config: dict, generator: torch.Generator) -> dict[
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """The 256 bytes, and a made-up word for every id above them, so that servers that insist on text can start."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [f"Ġw{index}" for index in range(len(alphabet), vocab_size)]
+    vocab = {piece: index for index, piece in enumerate((alphabet + words)[:vocab_size])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
 def write(folder: Path, overrides: dict[str, object] | None = None, seed: int = 0) -> Path:
     """Write config and one shard per four layers; a folder that is already complete is left as it is."""
     config = {**CONFIG, **(overrides or {})}
     done = folder / "config.json"
-    if done.exists() and json.loads(done.read_text()) == config:
+    if done.exists() and (folder / "tokenizer.json").exists() and json.loads(done.read_text()) == config:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +119,7 @@ def write(folder: Path, overrides: dict[str, object] | None = None, seed: int = 
         total += sum(tensor.nbytes for tensor in shard.values())
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index_text)
+    write_tokenizer(folder, vocab)
     done.write_text(json.dumps(config))
     return folder
 
