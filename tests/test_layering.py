@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"catalog"},
     "nn": {"catalog", "kernels"},
     "models": {"catalog", "kernels", "nn"},
+    "quantize": {"catalog", "kernels", "nn", "models"},
     "dist": {"catalog"},
     "engine": {"catalog", "cost", "sched", "kernels", "nn", "models", "dist"},
     "train": {"catalog", "cost", "kernels", "nn", "models", "dist"},
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"catalog", "sched", "engine"},
     "cli": {
         "catalog", "cost", "sched", "plan", "sim", "kernels", "nn", "models", "dist",
-        "engine", "train", "recall", "server",
+        "quantize", "engine", "train", "recall", "server",
     },
 }  # fmt: skip
 TORCH_FREE = {"errors", "units", "catalog", "cost", "sched", "plan", "sim", "cli", "server"}

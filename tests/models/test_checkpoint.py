@@ -322,7 +322,10 @@ def test_int8_channels_are_decoded(folder: Path, groups: int) -> None:
 
     before = weights(load(folder, torch.float32))
     edit(folder, quantise)
-    reconfigure(folder, quantization_config=INT8)
+    (group,) = INT8["config_groups"].values()
+    schemes = [{"strategy": "group", "group_size": size} for size in (8, 16, 32)] if groups == 2 else [{}]
+    config_groups = {str(i): {**group, "weights": {**group["weights"], **one}} for i, one in enumerate(schemes)}
+    reconfigure(folder, quantization_config={**INT8, "config_groups": config_groups})
     loaded = weights(load(folder, torch.float32))
     for name, value in plain.items():
         assert torch.allclose(loaded[name], value)
@@ -363,8 +366,8 @@ def test_mxfp4_experts_are_decoded(tmp_path: Path) -> None:
         ({**FP8, "fmt": "e5m2"}, "fp8 format 'e5m2'"),
         ({**FP8, "weight_block_size": None}, "weight_block_size None"),
         ({**FP8, "activation_scheme": "static"}, "activation_scheme 'static'"),
-        ({**INT8, "format": "pack-quantized"}, "format 'pack-quantized'"),
-        ({**INT8, "config_groups": {"g": {"weights": {"num_bits": 4}}}}, "8-bit symmetric"),
+        ({**INT8, "format": "marlin-24"}, "format 'marlin-24'"),
+        ({**INT8, "config_groups": {"g": {"weights": {"num_bits": 4}}}}, "8-bit int, symmetric"),
         ({"quant_method": "mxfp4"}, "'mxfp4' is not supported for qwen3_moe"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.errors import CheckpointError
@@ -23,11 +23,23 @@ class Mxfp4:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Channels:
-    """compressed-tensors, weights only: int8 matrices with a scale (`<weight>_scale`) per row or per group of a row."""
+class Scheme:
+    """Weights of `bits`: two's complement integers, or e2m1 with power-of-two scales. `group` inputs share a scale (0: a row)."""
+
+    bits: int
+    kind: Literal["int", "float"]
+    group: int
 
 
-Storage = Fp8Blocks | Mxfp4 | Int8Channels
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """compressed-tensors, weights only: `<weight>` in int8, or `<weight>_packed` (nibbles or bytes in int32, e2m1 in uint8),
+    each with `<weight>_scale`. A checkpoint may use several schemes; the stored shapes say which one a tensor has."""
+
+    schemes: tuple[Scheme, ...]
+
+
+Storage = Fp8Blocks | Mxfp4 | Compressed
 
 
 def read_storage(c: ConfigReader) -> Storage | None:
@@ -61,26 +73,47 @@ def _fp8(q: dict[str, Any]) -> Fp8Blocks:
     return Fp8Blocks(rows=block[0], columns=block[1])
 
 
-def _compressed(q: dict[str, Any]) -> Int8Channels:
-    fmt = q.get("format")
-    if fmt not in ("int-quantized", "naive-quantized"):
-        raise CheckpointError(
-            f"compressed-tensors format {fmt!r} is not supported; allowed: int-quantized, naive-quantized"
-        )
+# compressed-tensors `format` -> (bits, type) of the weights it may hold
+_FORMATS: dict[str, tuple[tuple[int, str], ...]] = {
+    "int-quantized": ((8, "int"),),
+    "naive-quantized": ((8, "int"),),
+    "pack-quantized": ((4, "int"), (8, "int")),
+    "mxfp4-pack-quantized": ((4, "float"),),
+}
+_HOLDS = {fmt: ", ".join(f"{bits}-bit {kind}" for bits, kind in held) for fmt, held in _FORMATS.items()}
+
+
+def _compressed(q: dict[str, Any]) -> Compressed:
     if q.get("kv_cache_scheme") is not None:
         raise CheckpointError("compressed-tensors kv_cache_scheme is not supported; allowed: none")
     groups = q.get("config_groups")
-    if not isinstance(groups, dict) or not groups:
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise CheckpointError("compressed-tensors config_groups is missing")
-    for name, group in groups.items():
-        weights = group.get("weights") or {}
-        got = (weights.get("num_bits"), weights.get("type"), weights.get("symmetric"), weights.get("strategy"))
-        if got[:3] != (8, "int", True) or got[3] not in ("channel", "group"):
-            raise CheckpointError(
-                f"compressed-tensors {name}: weights {got} are not supported; allowed: 8-bit symmetric int by channel or group"
-            )
-        if group.get("input_activations") is not None or group.get("output_activations") is not None:
-            raise CheckpointError(
-                f"compressed-tensors {name}: quantised activations are not supported; allowed: weights only"
-            )
-    return Int8Channels()
+    return Compressed(schemes=tuple(_scheme(name, group, q.get("format")) for name, group in groups.items()))
+
+
+def _scheme(name: str, group: dict[str, Any], whole_format: Any) -> Scheme:
+    """One config group; its own `format` wins over the checkpoint's (which may be `mixed-precision`)."""
+    fmt = group.get("format") or whole_format
+    if fmt not in _FORMATS:
+        raise CheckpointError(f"compressed-tensors format {fmt!r} is not supported; allowed: {', '.join(_FORMATS)}")
+    if group.get("input_activations") is not None or group.get("output_activations") is not None:
+        raise CheckpointError(
+            f"compressed-tensors {name}: quantised activations are not supported; allowed: weights only"
+        )
+    weights = group.get("weights") or {}
+    bits: Any = weights.get("num_bits")
+    kind: Any = weights.get("type")
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    got = (bits, kind, weights.get("symmetric"), strategy)
+    if (bits, kind) not in _FORMATS[fmt] or got[2] is not True or strategy not in ("channel", "group"):
+        raise CheckpointError(
+            f"compressed-tensors {name}: weights {got} are not supported; allowed: {_HOLDS[fmt]}, symmetric, by channel or group"
+        )
+    if strategy == "group" and not (isinstance(size, int) and size > 0):
+        raise CheckpointError(f"compressed-tensors {name}: group_size {size!r} is not supported; allowed: 1 and up")
+    if weights.get("actorder") not in (None, "weight", "static"):
+        raise CheckpointError(
+            f"compressed-tensors {name}: actorder {weights['actorder']!r} is not supported; allowed: null, weight, static"
+        )
+    return Scheme(bits=bits, kind=kind, group=int(size or 0) if strategy == "group" else 0)

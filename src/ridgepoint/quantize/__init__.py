@@ -1,0 +1,1 @@
+"""Checkpoints of fewer bits: formats, rounding, calibration, and the folder that is written."""
