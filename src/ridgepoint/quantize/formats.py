@@ -46,6 +46,13 @@ _PACKED_INT8 = Format(name="int8", kind="int8", packing="int32", group=0, head="
 _GPT_OSS = Format(name="mxfp4", kind="fp4", packing="gpt-oss blocks", group=32, head="plain")
 
 
+_COMPRESSED_NAMES: dict[Packing, str] = {
+    "bytes": "int-quantized",
+    "int32": "pack-quantized",
+    "fp4 pairs": "mxfp4-pack-quantized",
+}
+
+
 def format_named(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"format {name!r} is unknown; allowed: {', '.join(FORMATS)}")
@@ -76,14 +83,9 @@ def quantization_config(fmt: Format, family: str, kept: list[str], with_head: bo
     groups = {"group_0": _config_group(fmt, ["Linear"])}
     if with_head and fmt.head == "int8":
         groups["group_1"] = _config_group(_PACKED_INT8, [HEAD.removesuffix(".weight")])
-    names: dict[Packing, str] = {
-        "bytes": "int-quantized",
-        "int32": "pack-quantized",
-        "fp4 pairs": "mxfp4-pack-quantized",
-    }
     return {
         "quant_method": "compressed-tensors",
-        "format": names[fmt.packing],
+        "format": _COMPRESSED_NAMES[fmt.packing],
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": kept,
@@ -102,4 +104,11 @@ def _config_group(fmt: Format, targets: list[str]) -> dict[str, Any]:
     }
     if fmt.kind == "fp4":
         weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
-    return {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
+    # A group's own format: without one, readers of weights-only int8 expect it packed into words.
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": _COMPRESSED_NAMES[fmt.packing],
+    }
