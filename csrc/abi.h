@@ -12,7 +12,8 @@ enum { RP_ABI_VERSION = 1, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
-enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1 };
+// CODE is only what rp_pack takes: a byte per weight, already quantised (two's complement, e2m1 or e4m3 by format).
+enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };
 enum RpOp {
     RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
     RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_NUM_OPS

@@ -2,6 +2,7 @@
 // Padding is zero, so padded columns compute zero and padded inputs contribute nothing.
 #include "pack.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -68,12 +69,19 @@ void pack_bf16(const Job& job, int64_t panel) {
 
 // Line (64 bytes) and byte in it of output c and input i, within the steps of their group.
 struct Place { int64_t line; int byte, shift; };
-Place place_of(int32_t format, int64_t i, int64_t c) {
-    const int64_t inputs = step_inputs(format), line = i / inputs * 4 + c / 16;
-    const int column = static_cast<int>(c % 16), k = static_cast<int>(i % inputs);
-    if (format == RP_INT8) return {line, int8_byte(column, k), 0};
-    if (format == RP_FP8) return {line, fp8_byte(column, k), 0};
+template <int32_t kFormat>
+Place place_of(int64_t i, int64_t c) {
+    constexpr int64_t kInputs = step_inputs(kFormat);
+    const int64_t line = i / kInputs * 4 + c / 16;
+    const int column = static_cast<int>(c % 16), k = static_cast<int>(i % kInputs);
+    if (kFormat == RP_INT8) return {line, int8_byte(column, k), 0};
+    if (kFormat == RP_FP8) return {line, fp8_byte(column, k), 0};
     return {line, int4_byte(column, k), k < 4 ? 0 : 4};
+}
+Place place_of(int32_t format, int64_t i, int64_t c) {
+    if (format == RP_INT8) return place_of<RP_INT8>(i, c);
+    if (format == RP_FP8) return place_of<RP_FP8>(i, c);
+    return place_of<RP_INT4>(i, c);
 }
 
 int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
@@ -139,6 +147,15 @@ Group group_of(const PackedWeight& w, int64_t g) {
 }
 int64_t groups_of(const PackedWeight& w) { return w.group ? padded_inputs(w) / w.group : 1; }
 
+// A stored code as the kernels keep it.
+template <int32_t kFormat>
+uint8_t kept_code(uint8_t stored) {
+    if (kFormat == RP_INT8) return static_cast<uint8_t>(stored + kInt8Zero);
+    if (kFormat == RP_INT4) return static_cast<uint8_t>((stored + kInt4Zero) & 15);
+    return stored;
+}
+
+template <int32_t kFormat>
 void pack_codes(const Job& job, int64_t panel) {
     const PackedWeight& w = *job.w;
     uint8_t* out = job.matrix + panel * w.panel_bytes;
@@ -149,13 +166,19 @@ void pack_codes(const Job& job, int64_t panel) {
             const int64_t row = source_row(w, panel, c);
             if (row >= 0) store_scale(w.format, out + group.scales, c, job.scales[row * job.scale_stride + g]);
             const float scale = load_scale(w.format, out + group.scales, c);
-            for (int64_t i = 0; i < group.inputs; i++) {
-                const int64_t input = g * group.inputs + i;
-                const bool real = row >= 0 && input < w.inputs;
-                const uint8_t code = real ? code_of(w.format, value_at(job, row, input), scale) : zero_code(w.format);
-                const Place place = place_of(w.format, i, c);
+            const int64_t first = g * group.inputs;
+            const auto put = [&](int64_t i, uint8_t code) {
+                const Place place = place_of<kFormat>(i, c);
                 out[group.steps + place.line * 64 + place.byte] |= static_cast<uint8_t>(code << place.shift);
+            };
+            const int64_t real = row < 0 ? 0 : std::min(group.inputs, w.inputs - first);
+            if (job.dtype == RP_DTYPE_CODE) {
+                const uint8_t* codes = static_cast<const uint8_t*>(job.source) + row * job.stride + first;
+                for (int64_t i = 0; i < real; i++) put(i, kept_code<kFormat>(codes[i]));
+            } else {
+                for (int64_t i = 0; i < real; i++) put(i, code_of(kFormat, value_at(job, row, first + i), scale));
             }
+            for (int64_t i = std::max<int64_t>(real, 0); i < group.inputs; i++) put(i, zero_code(kFormat));
         }
     }
 }
@@ -186,7 +209,10 @@ void pack_region(Team& team, int, void* context) {
     team.each(panels_of(*job.w), [&](int64_t panel, int64_t) {
         if (job.w->format == RP_F32) pack_f32(job, panel);
         else if (job.w->format == RP_BF16) pack_bf16(job, panel);
-        else pack_codes(job, panel);
+        else if (job.w->format == RP_INT8) pack_codes<RP_INT8>(job, panel);
+        else if (job.w->format == RP_INT4) pack_codes<RP_INT4>(job, panel);
+        else if (job.w->format == RP_MXFP4) pack_codes<RP_MXFP4>(job, panel);
+        else pack_codes<RP_FP8>(job, panel);
     });
 }
 
@@ -214,6 +240,7 @@ int64_t rp_packed_bytes(PackedWeight* weight) {
 int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const void* source, int64_t stride,
                 int32_t source_dtype, const float* scales, int64_t scale_stride) {
     using namespace rp;
+    if (source_dtype == RP_DTYPE_CODE && (weight->format == RP_F32 || weight->format == RP_BF16)) return -1;
     Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype, scales, scale_stride};
     parallel(pack_region, &job);
     return 0;

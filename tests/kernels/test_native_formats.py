@@ -11,7 +11,8 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.linear import linear, linear_f32
 from ridgepoint.kernels.moe_experts import moe_experts, reference
-from ridgepoint.kernels.packed import GROUPS, choose_scales, pack
+from ridgepoint.kernels.packed import GROUPS, choose_scales, pack, pack_codes, unfilled
+from ridgepoint.models.codes import Codes, num_groups
 
 pytestmark = needs_native
 FORMATS = [fmt for fmt in GROUPS if fmt not in ("f32", "bf16")]
@@ -97,3 +98,29 @@ def test_experts_in_every_format(isa: str, fmt: str) -> None:
 def test_unknown_formats_are_refused() -> None:
     with pytest.raises(ConfigError, match="int3"):
         pack(_randn(4, 32), "int3")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("glu", [False, True])
+def test_codes_are_packed_as_they_are(fmt: str, glu: bool) -> None:
+    """Every code of the format, at widths no tile and no group divides, means what it meant before packing."""
+    kind = {"int8": "int8", "int4": "int4", "mxfp4": "fp4", "fp8": "fp8"}[fmt.split("-")[0]]
+    low, high, dtype = {"int8": (-128, 128, torch.int8), "int4": (-8, 8, torch.int8), "fp4": (0, 16, torch.uint8),
+                        "fp8": (0, 127, torch.uint8)}[kind]  # fmt: skip
+    outputs, inputs, group = 70, 300, GROUPS[fmt]
+    generator = torch.Generator().manual_seed(4)
+    packed = unfilled(fmt, 2, outputs, inputs, glu=glu)
+    for index in range(2):
+        codes = torch.randint(low, high, (outputs, inputs), generator=generator).to(dtype)
+        shape = (outputs, num_groups(inputs, group))
+        scales = torch.exp2(torch.randint(-6, 7, shape, generator=generator).float())
+        pack_codes(packed, index, codes, scales)
+        stored = Codes(kind=kind, group=group, codes_OI=codes, scales_ON=scales)
+        assert torch.equal(packed.dense()[index], stored.dense())
+
+
+def test_codes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"codes \(4, 30\) with scales \(4, 1\) do not fill"):
+        pack_codes(unfilled("int4-32", 1, 4, 32), 0, torch.zeros(4, 30, dtype=torch.int8), torch.ones(4, 1))
+    with pytest.raises(ConfigError, match="bf16 does not take codes"):
+        pack_codes(unfilled("bf16", 1, 4, 32), 0, torch.zeros(4, 32, dtype=torch.int8), torch.ones(4, 1))

@@ -24,7 +24,7 @@ from ridgepoint.errors import ConfigError, RidgepointError
 ABI_VERSION = 1
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
-F32, BF16 = 0, 1
+F32, BF16, CODE = 0, 1, 2
 FIXED_ROWS, TOKEN_ROWS, LOGIT_ROWS = 0, 1, 2
 SPIN_US = 200  # a worker stays awake this long after its last work: longer than the gaps inside a step
 
@@ -142,6 +142,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         ("rp_packed_bytes", i64, [ptr]),
         ("rp_pack", i32, [ptr, ptr, i64, ptr, i64, i32, ptr, i64]),
         ("rp_unpack", i32, [ptr, i64, ptr, i64]),
+        ("rp_checksum", ctypes.c_uint64, [ptr, i64]),
         ("rp_run", i32, [ptr, i64, i64, i64]),
         ("rp_profile", i32, [ptr, i64, i64, i64, ptr]),
         ("rp_probe_read", ctypes.c_double, [i64, i32]),

@@ -73,11 +73,18 @@ def pack(
     if matrices.dim() != 3 or matrices.dtype not in DTYPES:
         raise ConfigError(f"cannot pack a {matrices.dtype} tensor of shape {tuple(weight.shape)}")
     fmt = fmt or ("f32" if matrices.dtype == torch.float32 else "bf16")
-    if fmt not in GROUPS:
-        raise ConfigError(f"weight format {fmt!r} is unknown; allowed: {', '.join(GROUPS)}")
     if matrices.stride(2) != 1:
         matrices = matrices.contiguous()
-    count, outputs, inputs = matrices.shape
+    packed = unfilled(fmt, *matrices.shape, glu=glu, stacked=weight.dim() == 3)
+    for index, matrix in enumerate(matrices):
+        pack_matrix(packed, index, matrix, None if scales is None else scales.reshape(*matrices.shape[:2], -1)[index])
+    return packed
+
+
+def unfilled(fmt: str, count: int, outputs: int, inputs: int, *, glu: bool = False, stacked: bool = False) -> Packed:
+    """Room for `count` matrices; `pack_matrix` or `pack_codes` fills each. `glu`: outputs are gate rows, then up rows."""
+    if fmt not in GROUPS:
+        raise ConfigError(f"weight format {fmt!r} is unknown; allowed: {', '.join(GROUPS)}")
     lib = native.library()
     struct = native.PackedWeight(
         format=native.FORMATS[fmt.split("-")[0]], glu=glu, num_matrices=count, outputs=outputs, inputs=inputs,
@@ -85,19 +92,9 @@ def pack(
     )  # fmt: skip
     num_bytes = lib.rp_packed_bytes(ctypes.addressof(struct))
     if num_bytes < 0:
-        raise ConfigError(f"cannot pack shape {tuple(weight.shape)} as {fmt!r} (glu={glu})")
+        raise ConfigError(f"cannot pack shape {(count, outputs, inputs)} as {fmt!r} (glu={glu})")
     data = native.allocate(num_bytes)
     struct.data = data.ctypes.data
-    given = None if scales is None else scales.detach().float().reshape(count, outputs, -1).contiguous()
-    for index in range(count):
-        matrix = matrices[index]
-        scale = None
-        if fmt not in ("f32", "bf16"):
-            scale = choose_scales(matrix, fmt) if given is None else given[index]
-        lib.rp_pack(
-            ctypes.addressof(struct), data.ctypes.data, index, matrix.data_ptr(), matrix.stride(0),
-            DTYPES[matrix.dtype], None if scale is None else scale.data_ptr(), 0 if scale is None else scale.stride(0),
-        )  # fmt: skip
     return Packed(
         format=fmt,
         num_matrices=count,
@@ -106,8 +103,43 @@ def pack(
         glu=glu,
         data=data,
         struct=struct,
-        stacked=weight.dim() == 3,
+        stacked=stacked,
     )
+
+
+def pack_matrix(packed: Packed, index: int, w_OI: torch.Tensor, scales_ON: torch.Tensor | None = None) -> None:
+    """Matrix `index` from numbers. Formats with scales round to nearest, by `scales_ON` or by the largest magnitudes."""
+    scale = None
+    if packed.format not in ("f32", "bf16"):
+        scale = (choose_scales(w_OI, packed.format) if scales_ON is None else scales_ON.detach().float()).contiguous()
+    _rp_pack(packed, index, w_OI, DTYPES[w_OI.dtype], scale)
+
+
+def pack_codes(packed: Packed, index: int, codes_OI: torch.Tensor, scales_ON: torch.Tensor) -> None:
+    """Matrix `index` from codes of one byte each (int8 for integers, uint8 for e2m1 and e4m3), which are kept as they are.
+
+    `scales_ON` are float32, one per group of the format, in numbers that its scales can hold.
+    """
+    groups = -(-packed.inputs // GROUPS[packed.format]) if GROUPS[packed.format] else 1
+    if codes_OI.shape != (packed.outputs, packed.inputs) or scales_ON.shape != (packed.outputs, groups):
+        raise ConfigError(
+            f"codes {tuple(codes_OI.shape)} with scales {tuple(scales_ON.shape)} do not fill {packed.shape[1:]} in "
+            f"{packed.format}, which has {groups} scales a row"
+        )
+    if codes_OI.dtype not in (torch.int8, torch.uint8) or packed.format in ("f32", "bf16"):
+        raise ConfigError(f"{packed.format} does not take codes of {codes_OI.dtype}")
+    _rp_pack(packed, index, codes_OI, native.CODE, scales_ON.float().contiguous())
+
+
+def _rp_pack(packed: Packed, index: int, source_OI: torch.Tensor, dtype: int, scale: torch.Tensor | None) -> None:
+    if source_OI.stride(1) != 1:
+        source_OI = source_OI.contiguous()
+    native.check(
+        native.library().rp_pack(
+            packed.address, packed.data.ctypes.data, index, source_OI.data_ptr(), source_OI.stride(0), dtype,
+            None if scale is None else scale.data_ptr(), 0 if scale is None else scale.stride(0),
+        )
+    )  # fmt: skip
 
 
 def choose_scales(w_OI: torch.Tensor, fmt: str) -> torch.Tensor:
