@@ -36,20 +36,25 @@ def load(
     `max_context` serves a shorter context than the checkpoint allows (never a longer one). `progress` draws a bar on
     stderr. Raises `CheckpointError` naming the fact, tensor or file at fault.
     """
-    source = open_source(resolve(path_or_hub_id, revision))
-    config = read_checkpoint_config(source.config)
-    spec = config.spec
-    if max_context is not None:
-        if not 0 < max_context <= spec.max_context:
-            raise CheckpointError(f"max_context {max_context} is not possible; allowed: 1 to {spec.max_context}")
-        spec = replace(spec, max_context=max_context)
-    check_tensors(source, config)
-    decoder = materialise(Decoder(spec, dtype, device="meta"), device)
+    source, config = open_checked(resolve(path_or_hub_id, revision), max_context)
+    decoder = materialise(Decoder(config.spec, dtype, device="meta"), device)
     targets = dict(decoder.named_parameters()) | dict(decoder.named_buffers())
     with torch.no_grad():
-        for piece in _with_progress(source, config, progress):
-            _fill(source, config, piece, targets[piece.param])
+        for piece in with_progress(source, config, progress):
+            fill(source, config, piece, targets[piece.param])
     return decoder.eval().requires_grad_(False)
+
+
+def open_checked(folder: Path, max_context: int | None = None) -> tuple[Source, CheckpointConfig]:
+    """The files of a checkpoint and what its config says, every tensor's name, shape and type checked."""
+    source = open_source(folder)
+    config = read_checkpoint_config(source.config)
+    if max_context is not None:
+        if not 0 < max_context <= config.spec.max_context:
+            raise CheckpointError(f"max_context {max_context} is not possible; allowed: 1 to {config.spec.max_context}")
+        config = replace(config, spec=replace(config.spec, max_context=max_context))
+    check_tensors(source, config)
+    return source, config
 
 
 def materialise(decoder: Decoder, device: torch.device | str) -> Decoder:
@@ -66,7 +71,7 @@ def to_checkpoint(decoder: Decoder) -> dict[str, torch.Tensor]:
     sources = dict(decoder.named_parameters()) | dict(decoder.named_buffers())
     out: dict[str, torch.Tensor] = {}
     for piece in pieces_of(decoder.spec):
-        region = _region(sources[piece.param].detach(), piece)
+        region = region_of(sources[piece.param].detach(), piece)
         if piece.tensor not in out:
             out[piece.tensor] = torch.empty(piece.shape, dtype=region.dtype)
         _as_region(out[piece.tensor], piece).copy_(region)
@@ -121,19 +126,24 @@ def _is_tied_head(source: Source, config: CheckpointConfig, name: str) -> bool:
     return True
 
 
-def _fill(source: Source, config: CheckpointConfig, piece: Piece, param: torch.Tensor) -> None:
+def fill(source: Source, config: CheckpointConfig, piece: Piece, param: torch.Tensor) -> None:
+    """Copy a piece into the parameter it belongs to, and let its pages go."""
     form = form_of(source.files, config.storage, piece)
-    fill_region(source, form, piece, _region(param, piece))
+    fill_region(source, form, piece, region_of(param, piece))
     for name in form.names:
         source.files[name].release(name)
 
 
-def fill_region(source: Source, form: Form, piece: Piece, region: torch.Tensor) -> None:
-    """Copy a piece into its region, multiplied out where it is quantised: matrix by matrix, so that takes the memory of one."""
+def fill_region(source: Source, form: Form, piece: Piece, region: torch.Tensor, within: int | None = None) -> None:
+    """Copy a piece into its region, multiplied out where it is quantised: matrix by matrix, so that takes the memory of one.
+
+    `within` takes that matrix of a stack alone, and `region` is then one matrix.
+    """
     if form.packing == "plain":
-        _copy(_as_region(source.files[piece.tensor].tensor(piece.tensor), piece), piece, region)
-    elif form.matrices is None:
-        _copy(output_rows(read_codes(source.files, form).dense(), piece), piece, region)
+        stored = _as_region(source.files[piece.tensor].tensor(piece.tensor), piece)
+        _copy(stored if within is None else stored[within], piece, region)
+    elif within is not None or form.matrices is None:
+        _copy(output_rows(read_codes(source.files, form, within).dense(), piece), piece, region)
     else:
         for index in range(form.matrices):
             _copy(output_rows(read_codes(source.files, form, index).dense(), piece), piece, region[index])
@@ -147,7 +157,7 @@ def _copy(stored: torch.Tensor, piece: Piece, region: torch.Tensor) -> None:
     region.copy_(stored)
 
 
-def _region(param: torch.Tensor, piece: Piece) -> torch.Tensor:
+def region_of(param: torch.Tensor, piece: Piece) -> torch.Tensor:
     """The part of a parameter that a piece fills."""
     region = param if piece.index is None else param[piece.index]
     return region if piece.rows is None else region.narrow(piece.axis, piece.rows[0], piece.rows[1] - piece.rows[0])
@@ -183,7 +193,7 @@ def _by_file(source: Source, config: CheckpointConfig) -> list[Piece]:
     return sorted(config.pieces, key=place)
 
 
-def _with_progress(source: Source, config: CheckpointConfig, wanted: bool) -> Iterator[Piece]:
+def with_progress(source: Source, config: CheckpointConfig, wanted: bool) -> Iterator[Piece]:
     pieces = _by_file(source, config)
     if not wanted:
         yield from pieces

@@ -6,6 +6,9 @@ its packed form appears, so the peak is the model plus its largest weight. Biase
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -16,6 +19,9 @@ from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.attention import GqaAttention
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear, replace_weight
+
+# A router is multiplied in float32; a `glu` matrix has gate rows, then up rows.
+Role = Literal["plain", "glu", "router"]
 
 
 @torch.no_grad()
@@ -32,25 +38,34 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
     native.library()
     if decoder.head is None:
         decoder.packed_head = pack(decoder.embed.weight, fmt)
-    for module in decoder.modules():
-        if isinstance(module, Linear):
-            _swap(module, "weight", fmt)
-        elif isinstance(module, Experts):
-            _swap(module, "w_gate_up_E2FD", fmt, glu=True)
-            _swap(module, "w_down_EDF", fmt)
-            _widen(module, "bias_gate_up_E2F")
-            _widen(module, "bias_down_ED")
-        elif isinstance(module, Router):
-            _swap(module, "weight", "f32")
-        elif isinstance(module, GqaAttention):
-            _widen(module, "sinks_H")
-        if isinstance(module, Linear | Router):
-            _widen(module, "bias")
+    for module, name, role in matrices_of(decoder):
+        replace_weight(module, name, pack(getattr(module, name), "f32" if role == "router" else fmt, glu=role == "glu"))
+    widen_vectors(decoder)
     return decoder
 
 
-def _swap(module: nn.Module, name: str, fmt: str | None, *, glu: bool = False) -> None:
-    replace_weight(module, name, pack(getattr(module, name), fmt, glu=glu))
+def matrices_of(decoder: Decoder) -> Iterator[tuple[nn.Module, str, Role]]:
+    """Every matrix that is packed: its module, its name there, and its role."""
+    for module in decoder.modules():
+        if isinstance(module, Linear):
+            yield module, "weight", "plain"
+        elif isinstance(module, Experts):
+            yield module, "w_gate_up_E2FD", "glu"
+            yield module, "w_down_EDF", "plain"
+        elif isinstance(module, Router):
+            yield module, "weight", "router"
+
+
+def widen_vectors(decoder: Decoder) -> None:
+    """Biases and sinks become float32, the type in which the native kernels add them."""
+    for module in decoder.modules():
+        if isinstance(module, Experts):
+            _widen(module, "bias_gate_up_E2F")
+            _widen(module, "bias_down_ED")
+        elif isinstance(module, GqaAttention):
+            _widen(module, "sinks_H")
+        elif isinstance(module, Linear | Router):
+            _widen(module, "bias")
 
 
 def _widen(module: nn.Module, name: str) -> None:
