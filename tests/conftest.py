@@ -11,5 +11,6 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RIDGEPOINT_WEIGHT_CACHE"] = "off"  # no test leaves files in the user's cache
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

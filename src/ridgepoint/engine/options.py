@@ -50,7 +50,8 @@ class EngineOptions:
     max_context      tokens of prompt and output together; None is the model's own, or what the KV memory holds
     max_waiting      requests that may queue; one more is refused with status 429
     prefix_cache     reuse KV blocks of equal prefixes
-    weight_format    how the CPU kernels keep matrices: bf16, f32, int8, ...; None keeps `dtype`
+    weight_format    how the CPU kernels keep matrices: bf16, int8, int4-32, ...; None keeps what the checkpoint stores
+    weight_cache     folder in which packed weights are kept between starts, or `off`; None is the user's cache folder
     threads          cores the engine process computes on; None is every core it may use
     """
 
@@ -69,6 +70,7 @@ class EngineOptions:
     max_waiting: int = 256
     prefix_cache: bool = True
     weight_format: str | None = None
+    weight_cache: str | None = None
     threads: int | None = None
     echo: EchoOptions | None = None
 

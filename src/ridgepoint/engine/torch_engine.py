@@ -18,11 +18,10 @@ from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
-from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
-from ridgepoint.models.step import RecordedOrEager, make_step, pack_for_serving
+from ridgepoint.models.step import RecordedOrEager, load_for_serving, make_step
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
@@ -53,11 +52,12 @@ def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str],
         announce(f"threads {threads}: " + ("as asked" if options.threads else "every core this process may use"))
         if not keep_freed_memory():
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
-    decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
     if device.type == "cpu" and native.available():
         native.set_num_threads(threads)
-    announce(pack_for_serving(decoder, options.weight_format))
-    return decoder
+    return load_for_serving(
+        folder, dtype, device, options.weight_format, announce, max_context=options.max_context,
+        weight_cache=options.weight_cache,
+    )  # fmt: skip
 
 
 def engine_around(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.tensor_call import NotRecordableError
+from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.load_packed import summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
+from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
+from ridgepoint.models.weight_cache import load_cached
 
 
 class Step(Protocol):
@@ -41,6 +48,35 @@ class RecordedOrEager:
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         return self.recorded.run(inputs) if self.recorded.fits(inputs) else self._eager.run(inputs)
+
+
+def load_for_serving(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    fmt: str | None,
+    announce: Callable[[str], None],
+    *,
+    max_context: int | None = None,
+    weight_cache: str | None = None,
+) -> Decoder:
+    """The checkpoint as the fastest kernels here want it: packed where the native ones can serve it, else plain.
+
+    `fmt` None keeps what is stored. `weight_cache`: a folder, `off`, or None for the usual place.
+    """
+    on_cpu, plain = device.type == "cpu", dtype in (torch.bfloat16, torch.float32)
+    if fmt is None and not (on_cpu and plain and native.available()):
+        decoder = checkpoint.load(folder, dtype, device=device, max_context=max_context, progress=True)
+        announce(pack_for_serving(decoder, None))
+        return decoder
+    if not on_cpu or not plain:
+        raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype} on {device.type}")
+    native.library()
+    source, config = checkpoint.open_checked(folder, max_context)
+    place = weight_cache_folder(weight_cache)
+    decoder, targets = load_cached(source, config, dtype, fmt, place, announce, progress=True)
+    announce(f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(targets)}")
+    return decoder
 
 
 def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
