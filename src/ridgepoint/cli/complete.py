@@ -35,6 +35,13 @@ def complete(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; repeat for more.")] = None,
     echo: Annotated[bool, typer.Option(help="Print the prompt first.")] = False,
+    weight_format: Annotated[
+        str | None, typer.Option(help="How weights are kept, int8 or int4-32 say; none: as stored.")
+    ] = None,
+    weight_cache: Annotated[
+        str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     from ridgepoint.cli.backend import find_backend
@@ -50,7 +57,8 @@ def complete(
         "stop": stop or None,
     }  # fmt: skip
     request = parse(json.dumps(fields).encode(), CompletionRequest)
-    asyncio.run(_print(find_backend(model, url, api_key), request, text if echo else "", as_json=json_))
+    backend = find_backend(model, url, api_key, weight_format=weight_format, weight_cache=weight_cache, verbose=verbose)
+    asyncio.run(_print(backend, request, text if echo else "", as_json=json_))
 
 
 async def _print(backend: Backend, request: CompletionRequest, echo: str, *, as_json: bool) -> None:

@@ -40,7 +40,8 @@ def quantize(
 
     found = find_model(source, revision=revision)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{found.name} to {format_}", total=None)
         report = convert(
             found.folder, out, format_named(format_), exclude=exclude or (),

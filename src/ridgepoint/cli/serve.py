@@ -88,6 +88,16 @@ def serve(
     block_tokens: Annotated[int, typer.Option(help="Tokens per KV block.", rich_help_panel=_ENGINE)] = 16,
     kv_bytes: Annotated[int | None, typer.Option(help="Memory for KV, bytes.", rich_help_panel=_ENGINE)] = None,
     num_blocks: Annotated[int | None, typer.Option(help="The same in blocks.", rich_help_panel=_ENGINE)] = None,
+    weight_format: Annotated[
+        str | None,
+        typer.Option(help="How weights are kept, int8 or int4-32 say; none: as stored.", rich_help_panel=_ENGINE),
+    ] = None,
+    weight_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for packed weights between starts, or off; none: the user's cache.", rich_help_panel=_ENGINE
+        ),
+    ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Reuse the KV of equal prefixes.", rich_help_panel=_ENGINE)] = True,
     max_body_bytes: Annotated[int, typer.Option(help="Request body.", rich_help_panel=_LIMIT)] = 8 << 20,
     max_prompts: Annotated[int, typer.Option(help="Prompts per request.", rich_help_panel=_LIMIT)] = 128,
@@ -109,7 +119,7 @@ def serve(
         max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
         step_budget_s=step_budget_s,
         max_context=max_context, block_tokens=block_tokens, kv_bytes=kv_bytes, num_blocks=num_blocks,
-        prefix_cache=prefix_cache,
+        prefix_cache=prefix_cache, weight_format=weight_format, weight_cache=weight_cache,
     )  # fmt: skip
     server_config = ServerConfig(
         model_name=served_name or source.name, host=host, port=port, port_file=port_file,

@@ -101,13 +101,15 @@ class OutputStream:
 
 
 class EngineClient:
-    """One engine process. Use from one event loop.
+    """One engine process. Use from one event loop. `quiet` keeps what it chose, and why, to itself; warnings are told.
 
     `stats` is the latest `StepReport` (None before the first); `on_step` is called with each one as it arrives.
     """
 
-    def __init__(self, options: EngineOptions, *, on_step: Callable[[StepReport], None] | None = None) -> None:
-        self.options = options
+    def __init__(
+        self, options: EngineOptions, *, on_step: Callable[[StepReport], None] | None = None, quiet: bool = False
+    ) -> None:
+        self.options, self._quiet = options, quiet
         self.stats: StepReport | None = None
         self._on_step = on_step
         self._ready: Ready | None = None
@@ -170,8 +172,9 @@ class EngineClient:
         self._socket.bind(address)
         # The child reads its options from stdin and exits when stdin closes, so it cannot outlive this process.
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ridgepoint.engine.worker", address, stdin=asyncio.subprocess.PIPE, stdout=2
-        )
+            sys.executable, "-m", "ridgepoint.engine.worker", address, *(["--quiet"] if self._quiet else []),
+            stdin=asyncio.subprocess.PIPE, stdout=2,
+        )  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self.options) + b"\n")
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]

@@ -1,4 +1,4 @@
-"""The engine process: `python -m ridgepoint.engine.worker ADDRESS`, options as one line of JSON on stdin.
+"""The engine process: `python -m ridgepoint.engine.worker ADDRESS [--quiet]`, options as one line of JSON on stdin.
 
 Talks to its parent over one zmq pair socket and lives exactly as long as it: stdin stays open while the parent lives,
 and its end ends the process, whatever the parent died of. SIGINT is the parent's to handle; SIGTERM drains, because
@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -88,7 +89,17 @@ def read_line(fd: int) -> bytes:
     return line
 
 
-def main(address: str) -> int:
+def announcer(quiet: bool) -> Callable[[str], None]:
+    """Tells the person on stderr; quietly, only warnings."""
+
+    def announce(line: str) -> None:
+        if not quiet or line.startswith("warning"):
+            print(line, file=sys.stderr, flush=True)
+
+    return announce
+
+
+def main(address: str, quiet: bool) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     options = msgspec.json.decode(read_line(0), type=EngineOptions)
     exit_with_parent(0)
@@ -102,7 +113,7 @@ def main(address: str) -> int:
         started_s = time.monotonic()
         from ridgepoint.engine.build import build_engine  # imports torch: after the parent watch is up
 
-        core = build_engine(options, announce=lambda line: print(line, file=sys.stderr, flush=True))
+        core = build_engine(options, announce=announcer(quiet))
         link.send([core.ready(time.monotonic() - started_s)])
         run(core, link)
         return 0
@@ -118,4 +129,4 @@ def main(address: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], quiet="--quiet" in sys.argv[2:]))

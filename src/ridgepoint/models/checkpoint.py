@@ -203,7 +203,8 @@ def with_progress(source: Source, config: CheckpointConfig, wanted: bool) -> Ite
 
     entries = [_weights_of(source, config, piece)[1] for piece in pieces]
     columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=sum(e.stop - e.start for e in entries))
         for piece, entry in zip(pieces, entries, strict=True):
             yield piece

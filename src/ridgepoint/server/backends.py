@@ -45,14 +45,14 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """An engine of its own, for as long as the `async with` lasts."""
+    """An engine of its own, for as long as the `async with` lasts. `verbose`: it tells what it chose and why."""
 
-    def __init__(self, source: ModelSource, options: EngineOptions) -> None:
+    def __init__(self, source: ModelSource, options: EngineOptions, *, verbose: bool = False) -> None:
         from ridgepoint.engine.client import EngineClient
         from ridgepoint.engine.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(source.folder)
-        self._engine = EngineClient(options)
+        self._engine = EngineClient(options, quiet=not verbose)
         self._service = Service(ServerConfig(model_name=source.name), tokenizer, self._engine)
         self.model = source.name
         self.chats: bool | None = tokenizer.chat_template is not None
