@@ -140,24 +140,33 @@ int32_t rp_set_threads(int32_t threads, int32_t spin_us) {
     return 0;
 }
 
+constexpr int64_t kHuge = 2 << 20;
+
 void* rp_alloc(int64_t bytes) {
-    constexpr int64_t kHuge = 2 << 20;
     if (bytes <= 0) bytes = 1;
     if (bytes < kHuge) {
         void* small = aligned_alloc(64, static_cast<size_t>(rp::round_up(bytes, 64)));
         if (small) memset(small, 0, static_cast<size_t>(rp::round_up(bytes, 64)));
         return small;
     }
-    void* memory = aligned_alloc(kHuge, static_cast<size_t>(rp::round_up(bytes, kHuge)));
-    if (!memory) return nullptr;
+    // Fresh pages, which are zero; each appears when first written, by whichever thread writes it.
+    const size_t wanted = static_cast<size_t>(rp::round_up(bytes, kHuge));
+    void* area = mmap(nullptr, wanted + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (area == MAP_FAILED) return nullptr;
+    const size_t before = static_cast<size_t>(-reinterpret_cast<intptr_t>(area) & (kHuge - 1));
+    uint8_t* memory = static_cast<uint8_t*>(area) + before;
+    if (before) munmap(area, before);
+    munmap(memory + wanted, kHuge - before);
 #ifdef MADV_HUGEPAGE
-    madvise(memory, static_cast<size_t>(rp::round_up(bytes, kHuge)), MADV_HUGEPAGE);
+    madvise(memory, wanted, MADV_HUGEPAGE);
 #endif
-    memset(memory, 0, static_cast<size_t>(bytes));
     return memory;
 }
 
-void rp_free(void* memory, int64_t) { free(memory); }
+void rp_free(void* memory, int64_t bytes) {
+    if (bytes < kHuge) free(memory);
+    else munmap(memory, static_cast<size_t>(rp::round_up(bytes, kHuge)));
+}
 
 int32_t rp_run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_rows) {
     return rp::run(ops, count, tokens, logit_rows, nullptr);
