@@ -59,7 +59,13 @@ def open_checked(folder: Path, max_context: int | None = None) -> tuple[Source, 
 
 def materialise(decoder: Decoder, device: torch.device | str) -> Decoder:
     """Give a decoder built on `meta` real, uninitialised memory (rotary frequencies are computed)."""
-    decoder.to_empty(device=device)
+    for module in decoder.modules():  # not `to_empty`: on `meta` it imports sympy, a second of every start
+        for name, old in module._parameters.items():
+            if old is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device=device))
+        for name, kept in module._buffers.items():
+            if kept is not None:
+                module._buffers[name] = torch.empty(kept.shape, dtype=kept.dtype, device=device)
     decoder.reset_rotary(device)
     for _, moe in decoder.moe_layers():
         moe.router.load_E.zero_()
