@@ -112,7 +112,8 @@ class Interrupted(RoundToNearest):
 @given(after=st.integers(0, 14))
 def test_ctrl_c_leaves_nothing(sources: dict[str, Path], tmp_path: Path, after: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        convert(sources["qwen3"], tmp_path / "out", format_named("int8"), method=Interrupted(after), shard_bytes=20_000)
+        convert(sources["qwen3"], tmp_path / "out", format_named("int8"), shard_bytes=20_000,
+                make_method=lambda source, config: Interrupted(after))  # fmt: skip
     assert not list(tmp_path.iterdir())
 
 

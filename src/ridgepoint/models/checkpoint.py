@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ridgepoint.catalog.families import CheckpointConfig, Piece, pieces_of, read_checkpoint_config
 from ridgepoint.errors import CheckpointError
@@ -59,17 +60,24 @@ def open_checked(folder: Path, max_context: int | None = None) -> tuple[Source, 
 
 def materialise(decoder: Decoder, device: torch.device | str) -> Decoder:
     """Give a decoder built on `meta` real, uninitialised memory (rotary frequencies are computed)."""
-    for module in decoder.modules():  # not `to_empty`: on `meta` it imports sympy, a second of every start
-        for name, old in module._parameters.items():
-            if old is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device=device))
-        for name, kept in module._buffers.items():
-            if kept is not None:
-                module._buffers[name] = torch.empty(kept.shape, dtype=kept.dtype, device=device)
+    with_memory(decoder, device)
     decoder.reset_rotary(device)
     for _, moe in decoder.moe_layers():
         moe.router.load_E.zero_()
     return decoder
+
+
+def with_memory(module: nn.Module, device: torch.device | str) -> None:
+    """Replace a module's parameters and buffers by uninitialised ones on `device`. (`to_empty` on a `meta` module imports
+    sympy, a second of every start.)"""
+    for part in module.modules():
+        for name, old in part._parameters.items():
+            if old is not None:
+                fresh = torch.empty(old.shape, dtype=old.dtype, device=device)
+                part._parameters[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
+        for name, kept in part._buffers.items():
+            if kept is not None:
+                part._buffers[name] = torch.empty(kept.shape, dtype=kept.dtype, device=device)
 
 
 def to_checkpoint(decoder: Decoder) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ class Method(Protocol):
     name: str
 
     def codes(self, matrix: Matrix, index: int | None, weight_OI: torch.Tensor) -> Codes: ...
+    def report(self) -> dict[str, Any]: ...
 
 
 class RoundToNearest:
@@ -42,6 +43,9 @@ class RoundToNearest:
 
     def codes(self, matrix: Matrix, index: int | None, weight_OI: torch.Tensor) -> Codes:
         return round_to_nearest(weight_OI, matrix.fmt)
+
+    def report(self) -> dict[str, Any]:
+        return {}
 
 
 @dataclass
@@ -64,20 +68,20 @@ def convert(
     target: Path,
     fmt: Format,
     *,
-    method: Method | None = None,
+    make_method: Callable[[Source, CheckpointConfig], Method] = lambda source, config: RoundToNearest(),
     exclude: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
     shard_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint in `folder` to `target` in `fmt` and return the report."""
     began = time.perf_counter()
-    method = method or RoundToNearest()
     source = open_source(folder)
     config = read_checkpoint_config(source.config)
     check_tensors(source, config)
     matrices = matrices_of(source, config, fmt, exclude)
     if not matrices:
         raise CheckpointError(f"{folder}: no matrix is left to write in {fmt.name}")
+    method = make_method(source, config)
     tally, total, done = Tally(), sum(matrix.num_weights for matrix in matrices), 0
     with CheckpointFolder(target, **({} if shard_bytes is None else {"shard_bytes": shard_bytes})) as out:
         _check_room(target, _estimate_bytes(source, matrices))
@@ -113,6 +117,7 @@ def convert(
         "target_bytes": out.num_bytes,
         "bits_per_quantised_weight": sum(_bits(matrix) for matrix in matrices) / total,
         "relative_rms_error": tally.relative_rms(),
+        **method.report(),
         "copied": copied,
         "notes": notes_of(source, config, fmt, matrices),
         "seconds": time.perf_counter() - began,
