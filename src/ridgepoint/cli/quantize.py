@@ -59,7 +59,7 @@ def quantize(
     found = find_model(source, revision=revision)
     if method == "rtn" and calibration_text is not None:
         raise ConfigError("--calibration-text is for --method activation-aware")
-    ids = _calibration_ids(found.folder, calibration_text, calibration_tokens) if method == "activation-aware" else None
+    ids = calibration_ids(found.folder, calibration_text, calibration_tokens) if method == "activation-aware" else None
 
     def make_method(source: Source, config: CheckpointConfig) -> Method:
         if ids is None:
@@ -82,7 +82,7 @@ def quantize(
         _show(report)
 
 
-def _calibration_ids(folder: Path, text: Path | None, num_tokens: int) -> list[int]:
+def calibration_ids(folder: Path, text: Path | None, num_tokens: int) -> list[int]:
     """At most `num_tokens` ids of the model's own tokenizer; the library's files in the order of their names' hashes."""
     import hashlib
 
