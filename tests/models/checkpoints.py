@@ -28,12 +28,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
+def write(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16, std: float = 0.05, **changes: Any) -> Path:
     """A folder with config, weights and a companion file."""
     config = {"model_type": family, **parity.BASE, **WIDE, "num_hidden_layers": 2, **FAMILIES[family], **changes}
     config = {key: value for key, value in config.items() if value is not None}
     decoder = Decoder(spec_from_config(config), dtype)
-    decoder.initialise(seed=1, std=0.05)
+    decoder.initialise(seed=1, std=std)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ridgepoint.errors import ConfigError
+
 
 def register(app: typer.Typer) -> None:
-    app.command("explain-kernels", epilog="Example: ridgepoint explain-kernels --json")(explain_kernels)
+    app.command("explain-kernels", epilog="Example: ridgepoint explain-kernels stdlib-moe")(explain_kernels)
 
 
 def explain_kernels(
+    model: Annotated[
+        str | None, typer.Argument(help="Also say what the weights of this checkpoint would run on; 'stdlib-moe' too.")
+    ] = None,
+    weight_format: Annotated[str | None, typer.Option(help="For MODEL: packed in this instead of as stored.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     device: Annotated[str, typer.Option(help="Device type: cpu or cuda.")] = "cpu",
     measure: Annotated[
@@ -34,10 +40,35 @@ def explain_kernels(
             report["measure_read_bytes_per_s"] = native.measure_read_bytes_per_s(1 << 29, 3)
             report["measure_bf16_flops_per_s"] = native.measure_peak_flops_per_s("bf16", 100)
     report["ops"] = dispatch.explain_ops(device)
+    if weight_format is not None and model is None:
+        raise ConfigError("--weight-format says how a MODEL is packed, and none was named")
+    weights = [] if model is None else _weights(model, weight_format)
+    if model is not None:
+        report["weights"] = weights
     if as_json:
         print(json.dumps(report, indent=1))
         return
     for key, value in report.items():
-        if key != "ops" and value is not None:
+        if key not in ("ops", "weights") and value is not None:
             print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
     print("\n".join(dispatch.explain_ops(device)))
+    for row in weights:
+        print(f"{row['role']}: {row['matrices']} packed as {row['how']}, {row['kernel']}")
+
+
+def _weights(model: str, weight_format: str | None) -> list[dict[str, Any]]:
+    """By role of the matrix: the format it would be packed in from the headers alone, and the kernel that takes it."""
+    import torch
+
+    from ridgepoint.engine.source import find_model
+    from ridgepoint.kernels import native
+    from ridgepoint.models.checkpoint import open_checked
+    from ridgepoint.models.load_packed import by_role, plan
+
+    rows = by_role(plan(*open_checked(find_model(model).folder), torch.bfloat16, weight_format))
+    for row in rows:
+        op = "moe_experts" if row["role"].startswith("experts.") else "linear"
+        row["kernel"] = (
+            f"{op} native {native.isa()}" if native.available() else f"{op} in torch, multiplied out to bf16"
+        )
+    return rows

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,12 @@ class Target:
     format: str
     stored: bool
     why: str | None = None
+
+    @property
+    def told(self) -> str:
+        if self.stored:
+            return f"{self.format} as stored"
+        return f"{self.format} instead of {self.why}" if self.why else self.format
 
 
 def stored_format(form: Form, files_dtype: str) -> tuple[str | None, str | None]:
@@ -228,10 +235,16 @@ def _owner(decoder: Decoder, param: str) -> tuple[nn.Module, str]:
 
 
 def summary(targets: dict[str, Target]) -> str:
-    """`int4-32 as stored, int8 as stored; bf16 (int8 in groups of 64)`: what is packed how, routers aside."""
-    count: Counter[str] = Counter()
-    for target in targets.values():
-        if target.role != "router":
-            reason = f" instead of {target.why}" if target.why and not target.stored else ""
-            count[target.format + (" as stored" if target.stored else reason)] += 1
+    """`int4-32 as stored (34), int8 as stored (1)`: what is packed how, routers aside."""
+    count = Counter(target.told for target in targets.values() if target.role != "router")
     return ", ".join(f"{what} ({number})" for what, number in count.most_common())
+
+
+def by_role(targets: dict[str, Target]) -> list[dict[str, Any]]:
+    """The same by the parameter's last words (`experts.w_down_EDF`), routers too: what `explain-kernels` shows."""
+    count = Counter(
+        (".".join(t.param.removesuffix(".weight").split(".")[-2:]), t.format, t.told) for t in targets.values()
+    )
+    return [
+        {"role": role, "matrices": number, "packed": fmt, "how": told} for (role, fmt, told), number in count.items()
+    ]
