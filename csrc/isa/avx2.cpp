@@ -12,6 +12,7 @@ namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kLaneVectors = 1;
 #include "rows.inl"
+#include "activations.inl"
 #include "tiles_lanes.inl"
 }  // namespace
 
@@ -24,6 +25,13 @@ extern const KernelTable kAvx2Kernels = {
         {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT4, kLaneRows>},
         {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
         {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
+    },
+    {
+        {}, {},
+        {kLaneRows, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT8, kLaneRows>},
+        {kLaneRows, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT4, kLaneRows>},
+        {kLaneRows, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {},
     },
     4, true, lanes_scores<4>, lanes_values<4>,
     RP_ROW_FUNCTIONS, lanes_peak,

@@ -55,6 +55,12 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     const __m256 l = _mm256_set1_ps(limit);
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
 }
+inline float fold_max(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (int i = 1; i < 16; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
+    return v[0];
+}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

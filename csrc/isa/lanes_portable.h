@@ -78,6 +78,12 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     }
     return value;
 }
+inline float fold_max(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (int i = 1; i < 16; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
+    return v[0];
+}
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 #undef EACH
 
