@@ -10,7 +10,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 6, kFp8Rows = 5;
+constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 6, kA8NibbleRows = 8, kFp8Rows = 5;
 #include "rows.inl"
 #include "activations.inl"
 #include "ahead.inl"
@@ -33,8 +33,8 @@ extern const KernelTable kAvx512Bf16Kernels = {
     {
         {}, {},
         {kA8Rows, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kA8Rows>},
-        {kA8Rows, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8Rows>},
-        {kA8Rows, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8Rows>},
+        {kA8NibbleRows, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8NibbleRows>},
+        {kA8NibbleRows, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8NibbleRows>},
         {},
     },
     6, false, dot_scores<6>, dot_values<6>,

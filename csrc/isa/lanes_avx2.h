@@ -55,6 +55,9 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     const __m256 l = _mm256_set1_ps(limit);
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
 }
+inline bool any_nan(Lanes x) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))) != 0;
+}
 inline float fold_max(Lanes x) {
     float v[16];
     store(v, x);

@@ -41,6 +41,7 @@ inline void store_bf16(uint16_t* p, Lanes x) {
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
 }
+inline bool any_nan(Lanes x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 inline float fold_max(Lanes x) { return _mm512_reduce_max_ps(x); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 

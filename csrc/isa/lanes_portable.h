@@ -78,6 +78,13 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     }
     return value;
 }
+inline bool any_nan(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (float f : v)
+        if (f != f) return true;
+    return false;
+}
 inline float fold_max(Lanes x) {
     float v[16];
     store(v, x);

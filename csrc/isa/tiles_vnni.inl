@@ -20,19 +20,15 @@ template <int Planes> int64_t planes_row_bytes(const PackedWeight& w, int32_t) {
 inline void store_bytes(int8_t* to, __m512i q) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(q)); }
 
 template <int Zero, int Planes> void planes_prepare(const PackedWeight& w, const void* x, int32_t dtype, void* row) {
-    constexpr float kLargest = Planes == 1 ? kLargestA8 : kLargestA16;
-    const int64_t group = scale_inputs(w), padded = padded_inputs(w);
+    const int64_t group = scale_inputs(w);
     uint8_t* at = static_cast<uint8_t*>(row);
-    for (int64_t first = 0; first < padded; first += group, at += group_bytes<Planes>(group)) {
-        alignas(64) float wide[kActivationGroup] = {};
-        const int64_t n = w.inputs - first < group ? w.inputs - first : group;
-        if (n > 0) row_widen(offset_of(x, first, dtype), dtype, n, wide);
-        const GroupScale scale = group_scale(wide, group, kLargest);
+    each_group(w, x, dtype, [&](int64_t, const float* values) {
+        const GroupScale scale = group_scale(values, group, Planes == 1 ? kLargestA8 : kLargestA16);
         int8_t* codes = reinterpret_cast<int8_t*>(at + sizeof(GroupHeader));
         __m512i sum[Planes];
         for (int p = 0; p < Planes; p++) sum[p] = _mm512_setzero_si512();
         for (int64_t i = 0; i < group; i += 16) {
-            const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(wide + i), _mm512_set1_ps(scale.inverse)));
+            const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(values + i), _mm512_set1_ps(scale.inverse)));
             __m512i plane[2] = {q, q};
             if (Planes == 2) {
                 plane[0] = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
@@ -46,7 +42,8 @@ template <int Zero, int Planes> void planes_prepare(const PackedWeight& w, const
         GroupHeader header{scale.scale, {0, 0}, 0};
         for (int p = 0; p < Planes; p++) header.start[p] = -Zero * _mm512_reduce_add_epi32(sum[p]);
         memcpy(at, &header, sizeof header);
-    }
+        at += group_bytes<Planes>(group);
+    });
 }
 
 // sum += four products a lane. In assembly because GCC copies the sum before and after the intrinsic, which doubles the

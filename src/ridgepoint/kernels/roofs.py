@@ -7,6 +7,7 @@ follows from its format and from the bits of its activations.
 from __future__ import annotations
 
 import ctypes
+import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,9 +41,10 @@ class Roofs:
 
 
 def measure_roofs(probe_bytes: int = 1 << 28, milliseconds: int = 100) -> Roofs:
-    """Rates of all threads of the pool in the ISA in use."""
+    """Rates of all threads of the pool in the ISA in use. Of the memory the usual rate, not the best: it comes in bursts."""
+    reads = [native.measure_read_bytes_per_s(probe_bytes, 1) for _ in range(5)]
     return Roofs(
-        read_bytes_per_s=native.measure_read_bytes_per_s(probe_bytes, 3),
+        read_bytes_per_s=statistics.median(reads),
         f32_flops_per_s=native.measure_peak_flops_per_s("f32", milliseconds),
         bf16_flops_per_s=native.measure_peak_flops_per_s("bf16", milliseconds),
         int8_flops_per_s=native.measure_peak_flops_per_s("int8", milliseconds),
