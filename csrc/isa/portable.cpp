@@ -11,9 +11,13 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 2, kLaneVectors = 1;
+// Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
+constexpr int code_vectors(int rows) { return rows == 1 ? 2 : 1; }
 #include "rows.inl"
 #include "activations.inl"
+#include "ahead.inl"
 #include "tiles_lanes.inl"
+#include "tiles_codes.inl"
 }  // namespace
 
 extern const KernelTable kPortableKernels = {
