@@ -2,7 +2,8 @@
 // all at once, it would stop the tile until memory has answered.
 struct Ahead {
     const uint8_t* at;
-    int64_t lines;  // per step
+    int64_t lines;     // per step
+    int64_t owed = 0;  // bytes of scales passed and not asked for yet
 
     // Pass `pass` of `passes` over the panel (each takes some of its columns).
     Ahead(const Tile& t, int pass, int passes) {
@@ -20,7 +21,6 @@ struct Ahead {
     // A group's scales are part of the panel and of no step.
     void ask_scales(int64_t bytes) {
         if (!at) return;
-        for (int64_t done = 0; done < bytes; done += 256, at += 64 * lines)
-            for (int64_t i = 0; i < lines; i++) prefetch(at + 64 * i);
+        for (owed += bytes * lines / 4; owed >= 64; owed -= 64, at += 64) prefetch(at);
     }
 };
