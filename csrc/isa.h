@@ -21,6 +21,7 @@ struct Tile {
     int64_t steps;             // k-steps of 256 (or fewer) bytes
     int64_t prefetch_lines;    // 64-byte lines to ask for per step: 1, 2 or 4
     int64_t panel_bytes;
+    int32_t first_column, columns;  // of the panel's outputs; all 64 unless the format `splits`
     int32_t rows;              // 1 .. max_rows
     int32_t group_steps;       // steps per scale of the activations (and of the weights, when scaled by group)
     bool grouped;              // weights are scaled by group: scales lie before each group; else after the last step
@@ -29,6 +30,7 @@ struct Tile {
 // One weight format under one ISA.
 struct FormatKernels {
     int max_rows;
+    bool splits;  // tiles can take one half of a panel's outputs
     // Bytes of an activation row in the form the tile wants it; 0: rows are read where they are.
     int64_t (*row_bytes)(const PackedWeight& w, int32_t x_dtype);
     void (*prepare)(const PackedWeight& w, const void* x, int32_t x_dtype, void* row);

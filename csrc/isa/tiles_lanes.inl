@@ -64,7 +64,12 @@ template <int R> void bf16_lanes_rows(const Tile& t) {
 }
 template <int R> void f32_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
-    for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+    if (t.columns == kPanel) {
+        for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+    } else {
+        constexpr int V = kLaneVectors < 2 ? 1 : 2;
+        for (int c = t.first_column; c < t.first_column + t.columns; c += 16 * V) f32_lanes_tile<R, V>(t, c, false);
+    }
 }
 
 // Attention: keys [head_dim / 2][16 tokens][2], values [8 token pairs][v_dim][2] per sub-block of 16 tokens.

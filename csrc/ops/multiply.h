@@ -12,10 +12,13 @@ struct Rows {
     const uint8_t* at(int64_t i) const { return base + i * stride_bytes; }
 };
 
+// The outputs of a panel that an item computes.
+struct Columns { int32_t first = 0, count = kPanel; };
+
 // tile(row0, count, values): `values` is count x 64 floats, valid during the call. row(i) is the i-th prepared row.
 template <class Row, class Use>
 void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel, const uint8_t* next, int64_t n, Row&& row,
-              Use&& use) {
+              Use&& use, Columns columns = {}) {
     const FormatKernels& format = kernels_for(region.table, w);
     alignas(64) float values[kMaxRows * kPanel];
     const uint8_t* pointers[kMaxRows];
@@ -28,6 +31,8 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     tile.group_steps = static_cast<int32_t>(scale_inputs(w) / step_inputs(w.format));
     tile.grouped = w.group != 0;
     tile.panel_bytes = w.panel_bytes;
+    tile.first_column = columns.first;
+    tile.columns = columns.count;
     tile.prefetch_lines = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
     const int64_t ahead_bytes = w.panel_bytes / 256 * tile.prefetch_lines * 64;
     int64_t done = 0;

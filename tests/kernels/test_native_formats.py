@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from native_support import ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
+from native_support import FLOAT32_ERROR, ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
 
 from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.errors import ConfigError
@@ -89,6 +89,75 @@ def test_experts_in_every_format(isa: str, fmt: str) -> None:
             assert torch.equal(moe_experts(x[row], weights[row], ids[row], gate_up, down, SwiGlu()), whole[row])
     truth, unfused = _experts(x, weights, ids, gate_up, down, fmt)
     assert rms(whole.double() - truth) <= SLACK * rms(unfused.double() - truth)
+
+
+# tokens, width, hidden width, experts, experts per token; None routes everything to one expert.
+CORNERS = {
+    "empty_experts": (3, 64, 32, 9, 2),
+    "one_expert_takes_all": (11, 96, 40, 3, None),
+    "k_is_1": (7, 33, 70, 4, 1),
+    "k_is_e": (5, 130, 17, 3, 3),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_corners_of_routing(isa: str, fmt: str) -> None:
+    for tokens, d, f, experts, k in CORNERS.values():
+        x, weights = surrounded(_randn(tokens, d).bfloat16()), _randn(tokens, k or 1, seed=3).abs()
+        made = torch.Generator().manual_seed(d)
+        ids = torch.stack([torch.randperm(experts, generator=made)[: k or 1] for _ in range(tokens)])
+        if k is None:
+            ids[:] = 1
+        gate_up = pack(_randn(experts, 2 * f, d, seed=1).bfloat16() / d**0.5, fmt, glu=True)
+        down = pack(_randn(experts, d, f, seed=2).bfloat16() / f**0.5, fmt)
+        truth, unfused = _experts(x, weights, ids, gate_up, down, fmt)
+        for packed in (gate_up, down):  # experts nobody chose may hold anything, NaN scales too
+            for e in set(range(experts)) - set(ids.flatten().tolist()):
+                packed.data.reshape(experts, -1)[e] = 0xFF
+        with native.forced_isa(isa):
+            whole = moe_experts(x, weights, ids, gate_up, down, SwiGlu())
+            one = slice(tokens - 1, tokens)
+            assert torch.equal(moe_experts(x[one], weights[one], ids[one], gate_up, down, SwiGlu()), whole[one])
+        assert rms(whole.double() - truth) <= SLACK * rms(unfused.double() - truth)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_bits_depend_on_the_row_alone(isa: str, fmt: str) -> None:
+    """Tiles of every height, also where the last group of inputs is not whole."""
+    x, packed = _randn(17, 300).bfloat16(), pack(_randn(70, 300, seed=1).bfloat16(), fmt)
+    with native.forced_isa(isa):
+        whole = same_bits_whoever_computes(lambda: linear(x, packed))
+        for rows in range(1, 10):
+            assert torch.equal(linear(x[17 - rows :], packed), whole[17 - rows :])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", A8_FORMATS)
+def test_8_bit_activations_are_what_they_are_said_to_be(isa: str, fmt: str) -> None:
+    """Against the definition: whole numbers up to 127 of each group's largest, and exact sums of products."""
+    x, w = _randn(6, 300).bfloat16(), _randn(70, 300, seed=1).bfloat16()
+    x[1] = 0
+    x[2, :40] *= 1e-33  # too small to have a scale
+    packed = pack(w, fmt)
+    seen = round_activations(x, fmt)
+    assert 1e-3 * rms(x) < rms(seen - x.float()) < 1e-2 * rms(x)
+    truth = seen.double() @ packed.dense()[0].double().T
+    with native.forced_isa(isa):
+        assert rms(linear_f32(x, packed).double() - truth) <= FLOAT32_ERROR * rms(truth)
+        for poison in (float("nan"), float("inf")):
+            poisoned = x.clone()
+            poisoned[3, 299] = poison
+            got = linear_f32(poisoned, packed)
+            assert not got[3].isfinite().any()
+            assert torch.equal(got[4:], linear_f32(x, packed)[4:])
+
+
+def test_only_integer_codes_take_8_bit_activations() -> None:
+    for fmt in ("bf16-a8", "fp8-a8", "f32-a8"):
+        with pytest.raises(ConfigError, match="allowed"):
+            pack(_randn(4, 128), fmt)
 
 
 def _experts(
