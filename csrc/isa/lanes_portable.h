@@ -93,8 +93,9 @@ inline Lanes e2m1(Words w) {
     const Words size = bits_of(w, 7), sign = shift_left<31>(shift_right<3>(w));
     Words r;
     EACH {
-        const u4 large = (size.v[i] << 22) + (126u << 23), small = (size.v[i] & 1) * (126u << 23);
-        const u4 has_exponent = (u4)(size.v[i] > 1);
+        const u4 one_half = {126u << 23, 126u << 23, 126u << 23, 126u << 23};
+        const u4 has_exponent = (u4)((i4)size.v[i] > 1), is_odd = -(size.v[i] & 1);
+        const u4 large = (size.v[i] << 22) + one_half, small = is_odd & one_half;
         r.v[i] = (large & has_exponent) | (small & ~has_exponent) | sign.v[i];
     }
     return as_floats(r);
