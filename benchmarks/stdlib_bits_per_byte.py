@@ -89,10 +89,11 @@ def trained_on(folder: Path, corpus: Corpus) -> bool:
 
 def table(result: dict[str, Any]) -> str:
     """Bits per byte of each way to predict the held-out modules, and what that is of xz."""
-    lines = [f"{'held-out modules':<52}bits/byte  of xz per file  of xz over all"]
+    width = max(32, 2 + max(map(len, result["rows"])))
+    lines = [f"{'held-out modules':<{width}}bits/byte  of xz per file  of xz over all"]
     for name, row in result["rows"].items():
         fracs = f"{row['frac_of_xz_each_file']:>16.2f}{row['frac_of_xz_one_stream']:>16.2f}"
-        lines.append(f"{name:<52}{row['bits_per_byte']:>9.3f}{fracs}")
+        lines.append(f"{name:<{width}}{row['bits_per_byte']:>9.3f}{fracs}")
     return "\n".join(lines)
 
 
