@@ -3,6 +3,10 @@
 Layout: [matrix][panel][k-step][256 bytes], a panel being 64 outputs side by side; a gated projection's panel holds 32
 gate columns and the 32 up columns of the same features. Padding is zero. The bytes never leave the process except
 through the pack cache, which is keyed by the layout's version.
+
+A format says how weights are stored and, by the ending `-a8`, that integer codes meet activations rounded to 8 bits (one
+scale per row and group of inputs, chosen from the row alone, so a token's result stays its own). That is a different
+function, about twice as fast where products bind; without it activations keep 16 bits.
 """
 
 from __future__ import annotations
