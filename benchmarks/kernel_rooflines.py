@@ -7,32 +7,34 @@ For each operator, format and shape: the error against float64 on the same input
 computation), microseconds, GFLOP/s, GB/s, and the fraction of the roof, which is the larger of the two times that the
 bytes and the products of the call need at this machine's rates. Bandwidth is measured around every row (on shared machines
 it changes by the minute) and the better of the two counts; peaks are the best seen in the run. Weights are larger than the last-level
-cache and visited in turn, so they come from memory as they do in a model.
+cache and visited in turn, so they come from memory as they do in a model. Formats that end in `-a8` are held against
+their own definition: float64 on activations rounded to 8 bits.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
 
 import torch
 
+import provenance
 from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.kernels import native, paged_attention
 from ridgepoint.kernels.linear import linear
 from ridgepoint.kernels.moe_experts import moe_experts
-from ridgepoint.kernels.packed import Packed, pack
+from ridgepoint.kernels.packed import A8, Packed, pack, round_activations
+from ridgepoint.kernels.roofs import Roofs, measure_roofs
 
 D, WIDTH, EXPERTS, TOP_K, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 1024, 384, 64, 8, 16, 4, 64, 32000
-INTEGER = ("int8", "int4", "mxfp4")
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Case:
     copies: int
     error: float
     unfused_error: float
+    weight: Packed | None = None
 
 
 @dataclass
@@ -84,11 +87,13 @@ def linear_case(fmt: str, rows: int, outputs: int, smoke: bool) -> Case:
     count = copies_beyond_cache(first.nbytes, smoke)
     weights = [first, *(pack(w, fmt) for _ in range(count - 1))]
     dense = first.dense()[0]
-    truth = x.double() @ dense.double().T
-    unfused = (x.float() @ dense.T).bfloat16()
+    seen = round_activations(x, fmt)
+    truth = seen.double() @ dense.double().T
+    unfused = (seen @ dense.T).bfloat16()
     return Case(
         "linear", fmt, f"{rows}x{D}->{outputs}", 2.0 * rows * D * outputs, first.nbytes + 2 * rows * (D + outputs),
         lambda i: linear(x, weights[i % count]), count, relative(linear(x, first), truth), relative(unfused, truth),
+        first,
     )  # fmt: skip
 
 
@@ -108,16 +113,7 @@ def moe_cases(fmt: str, token_counts: list[int], smoke: bool) -> list[Case]:
         hit = statistics.mean(len(r.unique()) for r in routes)
         few = min(tokens, 8)
         got = moe_experts(x[:few], weights[:few], routes[0][:few], *layers[0], SwiGlu())
-        truth = torch.zeros(few, D, dtype=torch.float64)
-        unfused = torch.zeros(few, D).bfloat16()
-        for t in range(few):
-            for k, e in enumerate(routes[0][t].tolist()):
-                h = gate_up[e].double() @ x[t].double()
-                h = torch.nn.functional.silu(h[:WIDTH]) * h[WIDTH:]
-                truth[t] += weights[t, k].double() * (down[e].double() @ h)
-                g = (gate_up[e] @ x[t].float()).bfloat16()
-                g = torch.nn.functional.silu(g[:WIDTH]) * g[WIDTH:]
-                unfused[t] += weights[t, k].bfloat16() * (down[e] @ g.float()).bfloat16()
+        truth, unfused = experts_reference(x[:few], weights, routes[0], gate_up, down, fmt)
         per_expert = (layers[0][0].nbytes + layers[0][1].nbytes) / EXPERTS
 
         def run(i: int, x: torch.Tensor = x, w: torch.Tensor = weights, routes: list[torch.Tensor] = routes) -> object:
@@ -127,9 +123,29 @@ def moe_cases(fmt: str, token_counts: list[int], smoke: bool) -> list[Case]:
             Case(
                 "moe_experts", fmt, f"{tokens} tokens", 6.0 * tokens * TOP_K * D * WIDTH, hit * per_expert + 4 * tokens * D,
                 run, 8, relative(got, truth), relative(unfused, truth),
+                layers[0][0],
             )
         )  # fmt: skip
     return cases
+
+
+def experts_reference(
+    x: torch.Tensor, weights: torch.Tensor, routes: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, fmt: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 and unfused bf16 results with the activations `fmt` multiplies (between the products too)."""
+    truth, unfused = torch.zeros(len(x), D, dtype=torch.float64), torch.zeros(len(x), D).bfloat16()
+    seen = round_activations(x, fmt)
+    for t in range(len(x)):
+        for k, e in enumerate(routes[t].tolist()):
+            g = gate_up[e].double() @ seen[t].double()
+            h = torch.nn.functional.silu(g[:WIDTH]) * g[WIDTH:]
+            if fmt.endswith(A8):
+                h = round_activations(h.bfloat16()[None], fmt)[0]
+            truth[t] += weights[t, k].double() * (down[e].double() @ h.double())
+            g = (gate_up[e] @ seen[t]).bfloat16()
+            h = round_activations((torch.nn.functional.silu(g[:WIDTH]) * g[WIDTH:])[None], fmt)[0]
+            unfused[t] += weights[t, k].bfloat16() * (down[e] @ h).bfloat16()
+    return truth, unfused
 
 
 def attention_case(seqs: int, context: int, queries: int, smoke: bool) -> Case:
@@ -176,85 +192,79 @@ def measure(case: Case, budget_s: float) -> float:
     return statistics.median(times)
 
 
+def row_of(case: Case, seconds: float, roofs: Roofs) -> Row:
+    peak = roofs.flops_per_s(case.weight.struct) if case.weight else roofs.bf16_flops_per_s
+    by_flops, by_bytes = case.flops / peak, case.bytes / roofs.read_bytes_per_s
+    roof_s, name = (by_flops, "flops") if by_flops > by_bytes else (by_bytes, "bytes")
+    return Row(
+        case.op, case.format, case.shape, case.error, case.unfused_error, seconds * 1e6, case.flops / seconds / 1e9,
+        case.bytes / seconds / 1e9, roof_s * 1e6, name, roofs.read_bytes_per_s / 1e9, roof_s / seconds,
+    )  # fmt: skip
+
+
+def cases_of(fmt: str, smoke: bool) -> list[Case]:
+    cases = [linear_case(fmt, rows, 1536, smoke) for rows in ([1, 8] if smoke else [1, 4, 16, 64, 512])]
+    if not smoke:
+        cases += [linear_case(fmt, rows, VOCAB, False) for rows in (1, 64)]
+    return cases + moe_cases(fmt, [1] if smoke else [1, 4, 16, 32, 64, 512, 2048], smoke)
+
+
+def attention_cases(smoke: bool) -> list[Case]:
+    shapes = [(1, 128, 1)] if smoke else [(1, 128, 1), (64, 128, 1), (16, 2048, 1), (1, 8192, 1), (1, 2048, 2048)]
+    return [attention_case(*shape, smoke) for shape in shapes]
+
+
+def measure_all(formats: list[str], smoke: bool) -> tuple[list[Row], Roofs]:
+    """A row a case, and the best roofs of the run."""
+    probe_bytes, milliseconds, budget_s = (64 << 20, 20, 0.0) if smoke else (1 << 28, 100, 0.5)
+    peaks = measure_roofs(probe_bytes, milliseconds)
+    measured: list[tuple[Case, float, float]] = []
+    for fmt in [*formats, ""]:
+        for case in cases_of(fmt, smoke) if fmt else attention_cases(smoke):
+            before = native.measure_read_bytes_per_s(probe_bytes, 2)
+            seconds = measure(case, budget_s)
+            measured.append((case, seconds, max(before, native.measure_read_bytes_per_s(probe_bytes, 2))))
+        peaks = peaks.best(measure_roofs(probe_bytes, milliseconds))
+    return [row_of(case, s, replace(peaks, read_bytes_per_s=read)) for case, s, read in measured], peaks
+
+
+def table(result: dict[str, Any]) -> str:
+    """Error and speed of each operator, format and shape, and the share of its roof."""
+    roofs = result["measure_roofs"]
+    lines = [
+        f"{result['isa']}, {result['threads']} threads; roofs: read {roofs['read_bytes_per_s'] / 1e9:.1f} GB/s, "
+        + ", ".join(f"{name} {roofs[f'{name}_flops_per_s'] / 1e9:.0f} G/s" for name in ("f32", "bf16", "int8")),
+        f"{'op':16}{'format':13}{'shape':30}{'error':>10}{'unfused':>10}{'us':>10}{'GFLOP/s':>9}{'GB/s':>7}{'roof us':>10}  roof   fraction",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['op']:16}{row['format']:13}{row['shape']:30}{row['relative_error']:10.1e}{row['unfused_bf16_error']:10.1e}"
+            f"{row['us']:10.0f}{row['gflop_per_s']:9.0f}{row['gb_per_s']:7.1f}{row['roof_us']:10.0f}  {row['roof']}  {row['roof_frac']:8.2f}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", default="bf16,int8,int4-32,mxfp4,fp8")
+    parser.add_argument("--formats", default="bf16,int8,int8-a8,int4-32,int4-32-a8,mxfp4,mxfp4-a8,fp8")
     parser.add_argument("--isa", help="force one ISA (default: the best this processor runs)")
+    parser.add_argument("--threads", type=int, default=native.usable_cores())
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--smoke", action="store_true", help="tiny: a check that the benchmark runs")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    if options.isa:
-        native._force(native.library(), options.isa)
-    probe_bytes, probe_ms, budget = (64 << 20, 20, 0.0) if options.smoke else (1 << 30, 150, 0.5)
-    formats = options.formats.split(",")
-    peak_names = ["bf16", *(["int8"] if any(f.startswith(INTEGER) for f in formats) else [])]
-
-    def probe() -> dict[str, float]:
-        rates = {name: native.measure_peak_flops_per_s(name, probe_ms) for name in peak_names}
-        return {"read": native.measure_read_bytes_per_s(probe_bytes, 3), **rates}
-
-    def row(case: Case) -> tuple[Case, float, float]:
-        before = native.measure_read_bytes_per_s(probe_bytes // 4, 2)
-        seconds = measure(case, budget)
-        return case, seconds, max(before, native.measure_read_bytes_per_s(probe_bytes // 4, 2))
-
-    roofs = probe()
-    measured: list[tuple[Case, float, float]] = []
-    with torch.inference_mode():
-        for fmt in formats:
-            rows = [1, 8] if options.smoke else [1, 4, 16, 64, 512]
-            cases = [linear_case(fmt, n, 1536, options.smoke) for n in rows]
-            cases += [] if options.smoke else [linear_case(fmt, 1, VOCAB, False), linear_case(fmt, 64, VOCAB, False)]
-            measured += [row(case) for case in cases]
-            tokens = [1] if options.smoke else [1, 4, 16, 32, 64, 512, 2048]
-            measured += [row(case) for case in moe_cases(fmt, tokens, options.smoke)]
-            after = probe()
-            roofs = {name: max(rate, after[name]) for name, rate in roofs.items()}
-        shapes = (
-            [(1, 128, 1)]
-            if options.smoke
-            else [(1, 128, 1), (64, 128, 1), (16, 2048, 1), (1, 8192, 1), (1, 2048, 2048)]
-        )
-        measured += [row(case) for case in (attention_case(*s, options.smoke) for s in shapes)]
-
-    print(f"{native.isa()}, {native.num_threads()} threads; roofs: read {roofs['read'] / 1e9:.1f} GB/s, "
-          + ", ".join(f"{name} {roofs[name] / 1e9:.0f} G{'OP' if name == 'int8' else 'FLOP'}/s" for name in peak_names))  # fmt: skip
-    print(
-        f"{'op':16}{'format':9}{'shape':30}{'error':>10}{'unfused':>10}{'us':>10}{'GFLOP/s':>9}{'GB/s':>7}{'roof us':>10}  roof   fraction"
-    )
-    rows_out: list[Row] = []
-    for case, seconds, read in measured:
-        # Integer codes meet two planes of 8-bit activations: 16-bit activations at half the integer peak.
-        peak = roofs["int8"] / 2 if case.format.startswith(INTEGER) else roofs["bf16"]
-        by_flops, by_bytes = case.flops / peak, case.bytes / read
-        roof_s, name = (by_flops, "flops") if by_flops > by_bytes else (by_bytes, "bytes")
-        result = Row(
-            case.op, case.format, case.shape, case.error, case.unfused_error, seconds * 1e6, case.flops / seconds / 1e9,
-            case.bytes / seconds / 1e9, roof_s * 1e6, name, read / 1e9, roof_s / seconds,
-        )  # fmt: skip
-        rows_out.append(result)
-        print(f"{result.op:16}{result.format:9}{result.shape:30}{result.relative_error:10.1e}{result.unfused_bf16_error:10.1e}{result.us:10.0f}"
-              f"{result.gflop_per_s:9.0f}{result.gb_per_s:7.1f}{result.roof_us:10.0f}  {result.roof}  {result.roof_frac:8.2f}")  # fmt: skip
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        report = {
-            "question": "how close is each native operator to the roof, and how exact",
-            "command": " ".join(sys.argv), "commit": commit, "date": time.strftime("%Y-%m-%d"),
-            "hardware": cpu_name(), "isa": native.isa(), "threads": native.num_threads(), "measure_roofs": roofs,
-            "rows": [asdict(row) for row in rows_out],
+    native.set_num_threads(options.threads)
+    with torch.inference_mode(), native.forced_isa(options.isa or native.isa()):
+        formats = "bf16,int8-a8" if options.smoke else options.formats
+        rows, roofs = measure_all(formats.split(","), options.smoke)
+        result = {
+            "schema": "ridgepoint.benchmark.kernel_rooflines/1", **provenance.provenance(__doc__), "isa": native.isa(),
+            "threads": native.num_threads(), "torch": torch.__version__, "measure_roofs": asdict(roofs),
+            "rows": [asdict(row) for row in rows],
         }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    provenance.save(options.json, result)
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ knows; the result says so.
 
     python benchmarks/stdlib_bits_per_byte.py
     python benchmarks/stdlib_bits_per_byte.py --model "bfloat16=runs/stdlib-moe/bf16" --model "dense=runs/stdlib-dense/bf16"
+    python benchmarks/stdlib_bits_per_byte.py --context 1024 --packed bf16 int8 int8-a8 int4-32 int4-32-a8
     python benchmarks/stdlib_bits_per_byte.py --smoke
 """
 
@@ -26,6 +27,7 @@ from tokenizers import Tokenizer
 import ridgepoint
 from provenance import provenance, save
 from ridgepoint.models.checkpoint import load
+from ridgepoint.models.pack import pack_decoder
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.corpus import Corpus, read_corpus
 from ridgepoint.train.evaluate import bits_per_byte, xz_bits_per_byte
@@ -37,9 +39,13 @@ HOLD_OUT_ONE_IN, EXCLUDE = 24, ("encodings/", "pydoc_data/")  # recipes/stdlib.t
 SMOKE_BYTES = 20_000
 
 
-def score(folder: Path, texts: list[str], dtype: torch.dtype, context: int) -> dict[str, Any]:
-    """Bits per byte of the decoder in `folder`, and how long it took."""
-    decoder = load(folder, dtype)
+def score(
+    folder: Path, texts: list[str], dtype: torch.dtype, context: int, packed: str | None = None
+) -> dict[str, Any]:
+    """Bits per byte of the decoder in `folder`, and how long it took. `packed`: as the CPU kernels keep its matrices."""
+    decoder = load(folder, dtype).requires_grad_(False)
+    if packed is not None:
+        pack_decoder(decoder, packed)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     documents = encode_documents(tokenizer, texts, cut_every_chars=0, seed=0)
 
@@ -83,10 +89,11 @@ def trained_on(folder: Path, corpus: Corpus) -> bool:
 
 def table(result: dict[str, Any]) -> str:
     """Bits per byte of each way to predict the held-out modules, and what that is of xz."""
-    lines = [f"{'held-out modules':<32}bits/byte  of xz per file  of xz over all"]
+    width = max(32, 2 + max(map(len, result["rows"])))
+    lines = [f"{'held-out modules':<{width}}bits/byte  of xz per file  of xz over all"]
     for name, row in result["rows"].items():
         fracs = f"{row['frac_of_xz_each_file']:>16.2f}{row['frac_of_xz_one_stream']:>16.2f}"
-        lines.append(f"{name:<32}{row['bits_per_byte']:>9.3f}{fracs}")
+        lines.append(f"{name:<{width}}{row['bits_per_byte']:>9.3f}{fracs}")
     return "\n".join(lines)
 
 
@@ -94,6 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="score this folder too")
     parser.add_argument("--context", type=int, nargs="+", default=[1024, 2048], help="tokens a window, each measured")
+    parser.add_argument("--packed", nargs="+", default=[], metavar="FORMAT", help="also score each model in bfloat16 with its matrices in these formats")  # fmt: skip
+    parser.add_argument("--files", type=int, default=None, help="the first held-out files alone")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="a few small files")
@@ -102,7 +111,7 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     corpus = read_corpus(one_in=HOLD_OUT_ONE_IN, exclude=EXCLUDE)
-    texts = choose(corpus, args.smoke)
+    texts = choose(corpus, args.smoke)[: args.files]
     folders = {"shipped int8": EMBEDDED} | {n: Path(f) for n, _, f in (model.partition("=") for model in args.model)}
     rows: dict[str, dict[str, Any]] = {}
     for name, concatenated in (("xz -9e, each file", False), ("xz -9e, one stream", True)):
@@ -113,6 +122,9 @@ def main() -> None:
             print(f"scoring {row} ({folder}) ...", file=sys.stderr, flush=True)
             rows[row] = score(folder, texts, getattr(torch, args.dtype), context)
             rows[row]["corpus_is_the_trained_one"] = trained_on(folder, corpus)
+            for fmt in args.packed:
+                print(f"scoring {row}, packed as {fmt} ...", file=sys.stderr, flush=True)
+                rows[f"{row}, packed {fmt}"] = score(folder, texts, torch.bfloat16, context, fmt)
     each, stream = (rows[name]["bits_per_byte"] for name in ("xz -9e, each file", "xz -9e, one stream"))
     for row in rows.values():
         row["frac_of_xz_each_file"], row["frac_of_xz_one_stream"] = (

@@ -8,7 +8,7 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 1, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 2, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
@@ -35,6 +35,8 @@ struct PackedWeight {
     int64_t group;         // inputs per scale; 0: none
     int64_t panel_bytes;   // one panel of one matrix, scales included
     const uint8_t* data;
+    int32_t activation_bits;  // 16, or 8: activations are rounded to 8 bits by group (integer codes only)
+    int32_t pad;
 };
 
 struct LinearOp {

@@ -17,9 +17,11 @@ struct Tile {
     const uint8_t* panel;
     const uint8_t* const* x;   // prepared rows
     float* out;
-    const uint8_t* prefetch;   // panel this thread reads next, or null
+    const uint8_t* prefetch;   // this tile's part of the panel that this thread reads next, or null
     int64_t steps;             // k-steps of 256 (or fewer) bytes
-    int64_t prefetch_lines;    // 64-byte lines to ask for per step
+    int64_t prefetch_lines;    // 64-byte lines to ask for per step: 1, 2 or 4
+    int64_t panel_bytes;
+    int32_t first_column, columns;  // of the panel's outputs; all 64 unless the format `splits`
     int32_t rows;              // 1 .. max_rows
     int32_t group_steps;       // steps per scale of the activations (and of the weights, when scaled by group)
     bool grouped;              // weights are scaled by group: scales lie before each group; else after the last step
@@ -28,6 +30,7 @@ struct Tile {
 // One weight format under one ISA.
 struct FormatKernels {
     int max_rows;
+    bool splits;  // tiles can take one half of a panel's outputs
     // Bytes of an activation row in the form the tile wants it; 0: rows are read where they are.
     int64_t (*row_bytes)(const PackedWeight& w, int32_t x_dtype);
     void (*prepare)(const PackedWeight& w, const void* x, int32_t x_dtype, void* row);
@@ -49,6 +52,7 @@ struct AttendTile {
 struct KernelTable {
     const char* name;
     FormatKernels formats[RP_NUM_FORMATS];
+    FormatKernels formats_a8[RP_NUM_FORMATS];     // with activations of 8 bits; no tile: not for this format
 
     int attend_rows;                              // rows of an attention tile
     bool attend_f32;                              // wants q_f32
@@ -78,6 +82,10 @@ struct KernelTable {
 };
 
 const KernelTable& kernels();  // the table in use
+
+inline const FormatKernels& kernels_for(const KernelTable& table, const PackedWeight& w) {
+    return (w.activation_bits == 8 ? table.formats_a8 : table.formats)[w.format];
+}
 
 extern const KernelTable kPortableKernels;
 #if defined(__x86_64__)

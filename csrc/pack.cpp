@@ -218,6 +218,8 @@ void pack_region(Team& team, int, void* context) {
 
 bool sensible(const PackedWeight& w) {
     if (w.format < 0 || w.format >= RP_NUM_FORMATS || (w.glu && w.outputs % 2)) return false;
+    const bool integer = w.format == RP_INT8 || w.format == RP_INT4 || w.format == RP_MXFP4;
+    if (w.activation_bits != 16 && !(w.activation_bits == 8 && integer)) return false;
     if (w.format == RP_F32 || w.format == RP_BF16) return w.group == 0;
     if (w.format == RP_INT8 && w.group == 0) return true;
     if (w.format == RP_MXFP4) return w.group == 32;

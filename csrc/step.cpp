@@ -67,7 +67,7 @@ void run_step(Team& team, int thread, void* context) {
     }
 }
 
-bool has_format(const PackedWeight* w) { return kernels().formats[w->format].tile != nullptr; }
+bool has_format(const PackedWeight* w) { return kernels_for(kernels(), *w).tile != nullptr; }
 
 int fail(int code) {
     last_error = kMessages[code];

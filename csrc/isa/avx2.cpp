@@ -11,19 +11,31 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kLaneVectors = 1;
+// Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
+constexpr int code_vectors(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #include "rows.inl"
+#include "activations.inl"
+#include "ahead.inl"
 #include "tiles_lanes.inl"
+#include "tiles_codes.inl"
 }  // namespace
 
 extern const KernelTable kAvx2Kernels = {
     "avx2",
     {
-        {kLaneRows, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
-        {kLaneRows, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
-        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT8, kLaneRows>},
-        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT4, kLaneRows>},
-        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
-        {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
+        {kLaneRows, true, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT8, kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT4, kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
+    },
+    {
+        {}, {},
+        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT8, kLaneRows>},
+        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT4, kLaneRows>},
+        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {},
     },
     4, true, lanes_scores<4>, lanes_values<4>,
     RP_ROW_FUNCTIONS, lanes_peak,

@@ -10,22 +10,32 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kIntegerRows = 4, kFp8Rows = 5;
+constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 6, kA8NibbleRows = 8, kFp8Rows = 5;
 #include "rows.inl"
+#include "activations.inl"
+#include "ahead.inl"
 #include "tiles_lanes.inl"
 #include "tiles_bf16.inl"
 #include "tiles_vnni.inl"
+#include "tiles_fp8.inl"
 }  // namespace
 
 extern const KernelTable kAvx512Bf16Kernels = {
     "avx512_bf16",
     {
-        {kLaneRows, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
-        {kDotRows, bf16_row_bytes, bf16_prepare, bf16_dot_rows<kDotRows>},
-        {kIntegerRows, planes_row_bytes, planes_prepare<kInt8Zero>, vnni_rows<RP_INT8, kIntegerRows>},
-        {kIntegerRows, planes_row_bytes, planes_prepare<kInt4Zero>, vnni_rows<RP_INT4, kIntegerRows>},
-        {kIntegerRows, planes_row_bytes, planes_prepare<kFp4Zero>, vnni_rows<RP_MXFP4, kIntegerRows>},
-        {kFp8Rows, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},
+        {kLaneRows, true, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
+        {kDotRows, false, bf16_row_bytes, bf16_prepare, bf16_dot_rows<kDotRows>},
+        {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kInt8Zero, 2>, vnni_rows<RP_INT8, 2, kA16Rows>},
+        {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kInt4Zero, 2>, vnni_rows<RP_INT4, 2, kA16Rows>},
+        {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kFp4Zero, 2>, vnni_rows<RP_MXFP4, 2, kA16Rows>},
+        {kFp8Rows, false, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},
+    },
+    {
+        {}, {},
+        {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kA8Rows>},
+        {kA8NibbleRows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8NibbleRows>},
+        {kA8NibbleRows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8NibbleRows>},
+        {},
     },
     6, false, dot_scores<6>, dot_values<6>,
     RP_ROW_FUNCTIONS, best_peak,

@@ -51,9 +51,43 @@ inline void store_bf16(uint16_t* p, Lanes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// Sixteen 32-bit words.
+struct Words { __m256i a, b; };
+inline Words load_words(const uint8_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+// The same when each 16 bytes hold the first halves of four words, then the second ones.
+inline Words load_split_words(const uint8_t* p) {
+    const Words raw = load_words(p);
+    return {_mm256_unpacklo_epi16(raw.a, _mm256_bsrli_epi128(raw.a, 8)), _mm256_unpacklo_epi16(raw.b, _mm256_bsrli_epi128(raw.b, 8))};
+}
+template <int N> inline Words shift_right(Words w) { return {_mm256_srli_epi32(w.a, N), _mm256_srli_epi32(w.b, N)}; }
+template <int N> inline Words shift_left(Words w) { return {_mm256_slli_epi32(w.a, N), _mm256_slli_epi32(w.b, N)}; }
+inline Words bits_of(Words w, uint32_t mask) {
+    const __m256i m = _mm256_set1_epi32(static_cast<int>(mask));
+    return {_mm256_and_si256(w.a, m), _mm256_and_si256(w.b, m)};
+}
+inline Words either(Words x, Words y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline Lanes as_floats(Words w) { return {_mm256_castsi256_ps(w.a), _mm256_castsi256_ps(w.b)}; }
+inline Lanes to_floats(Words w) { return {_mm256_cvtepi32_ps(w.a), _mm256_cvtepi32_ps(w.b)}; }
+// e2m1 by the low four bits of each word: a size by three of them, a sign by the fourth.
+inline __m256 e2m1_of(__m256i w) {
+    const __m256 size = _mm256_permutevar8x32_ps(_mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f), w);
+    return _mm256_or_ps(size, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(w, 3), 31)));
+}
+inline Lanes e2m1(Words w) { return {e2m1_of(w.a), e2m1_of(w.b)}; }
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     const __m256 l = _mm256_set1_ps(limit);
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
+}
+inline bool any_nan(Lanes x) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))) != 0;
+}
+inline float fold_max(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (int i = 1; i < 16; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
+    return v[0];
 }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 

@@ -38,9 +38,30 @@ inline void store_bf16(uint16_t* p, Lanes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 
+// Sixteen 32-bit words.
+typedef __m512i Words;
+inline Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// The same when each 16 bytes hold the first halves of four words, then the second ones.
+inline Words load_split_words(const uint8_t* p) {
+    const __m512i raw = _mm512_loadu_si512(p);
+    return _mm512_unpacklo_epi16(raw, _mm512_bsrli_epi128(raw, 8));
+}
+template <int N> inline Words shift_right(Words w) { return N ? _mm512_srli_epi32(w, N) : w; }
+template <int N> inline Words shift_left(Words w) { return N ? _mm512_slli_epi32(w, N) : w; }
+inline Words bits_of(Words w, uint32_t mask) { return _mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(mask))); }
+inline Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
+inline Lanes as_floats(Words w) { return _mm512_castsi512_ps(w); }
+inline Lanes to_floats(Words w) { return _mm512_cvtepi32_ps(w); }
+// e2m1 by the low four bits of each word.
+inline Lanes e2m1(Words w) {
+    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    return _mm512_permutexvar_ps(w, values);
+}
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
 }
+inline bool any_nan(Lanes x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+inline float fold_max(Lanes x) { return _mm512_reduce_max_ps(x); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

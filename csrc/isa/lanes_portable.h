@@ -67,6 +67,39 @@ inline void store_bf16(uint16_t* p, Lanes a) {
         p[i] = static_cast<uint16_t>(nan ? (u[i] >> 16) | 0x40 : rounded);
     }
 }
+// Sixteen 32-bit words.
+struct Words { u4 v[4]; };
+inline Words load_words(const uint8_t* p) { Words r; memcpy(&r, p, 64); return r; }
+// The same when each 16 bytes hold the first halves of four words, then the second ones.
+inline Words load_split_words(const uint8_t* p) {
+    typedef uint16_t h8 __attribute__((vector_size(16)));
+    Words r;
+    EACH {
+        h8 raw;
+        memcpy(&raw, p + 16 * i, 16);
+        raw = __builtin_shuffle(raw, h8{0, 4, 1, 5, 2, 6, 3, 7});
+        memcpy(&r.v[i], &raw, 16);
+    }
+    return r;
+}
+template <int N> inline Words shift_right(Words w) { EACH w.v[i] >>= N; return w; }
+template <int N> inline Words shift_left(Words w) { EACH w.v[i] <<= N; return w; }
+inline Words bits_of(Words w, uint32_t mask) { EACH w.v[i] &= mask; return w; }
+inline Words either(Words a, Words b) { EACH a.v[i] |= b.v[i]; return a; }
+inline Lanes as_floats(Words w) { Lanes r; memcpy(&r, &w, 64); return r; }
+inline Lanes to_floats(Words w) { Lanes r; EACH r.v[i] = __builtin_convertvector((i4)w.v[i], f4); return r; }
+// e2m1 by the low four bits of each word. With an exponent, its bits moved to a float's place; without, 0 or 1/2.
+inline Lanes e2m1(Words w) {
+    const Words size = bits_of(w, 7), sign = shift_left<31>(shift_right<3>(w));
+    Words r;
+    EACH {
+        const u4 one_half = {126u << 23, 126u << 23, 126u << 23, 126u << 23};
+        const u4 has_exponent = (u4)((i4)size.v[i] > 1), is_odd = -(size.v[i] & 1);
+        const u4 large = (size.v[i] << 22) + one_half, small = is_odd & one_half;
+        r.v[i] = (large & has_exponent) | (small & ~has_exponent) | sign.v[i];
+    }
+    return as_floats(r);
+}
 // value where x >= limit, else zero (also for NaN x).
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     EACH {
@@ -77,6 +110,19 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
         memcpy(&value.v[i], &bits, 16);
     }
     return value;
+}
+inline bool any_nan(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (float f : v)
+        if (f != f) return true;
+    return false;
+}
+inline float fold_max(Lanes x) {
+    float v[16];
+    store(v, x);
+    for (int i = 1; i < 16; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
+    return v[0];
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 #undef EACH

@@ -92,11 +92,7 @@ float row_max(const float* x, int64_t n) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) best = vmax(best, load(x + i));
     if (i < n) best = vmax(best, load_tail<RP_DTYPE_F32>(x, i, n - i, -3.4e38f));
-    float v[16];
-    store(v, best);
-    float r = v[0];
-    for (int j = 1; j < 16; j++) r = v[j] > r ? v[j] : r;
-    return r;
+    return fold_max(best);
 }
 
 template <int D> float sum_squares_as(const void* x, int64_t n, float centre) {

@@ -64,7 +64,12 @@ template <int R> void bf16_lanes_rows(const Tile& t) {
 }
 template <int R> void f32_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
-    for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+    if (t.columns == kPanel) {
+        for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+    } else {
+        constexpr int V = kLaneVectors < 2 ? 1 : 2;
+        for (int c = t.first_column; c < t.first_column + t.columns; c += 16 * V) f32_lanes_tile<R, V>(t, c, false);
+    }
 }
 
 // Attention: keys [head_dim / 2][16 tokens][2], values [8 token pairs][v_dim][2] per sub-block of 16 tokens.
@@ -109,54 +114,4 @@ double lanes_peak(int32_t, int64_t iterations) {
         for (int j = 0; j < 12; j++) acc[j] = fma(acc[j], a, b);
     for (int i = 1; i < 12; i++) acc[0] = add(acc[0], acc[i]);
     return fold_sum(acc[0]) > 1e30f ? -1.0 : static_cast<double>(iterations) * 12 * 32;
-}
-
-// Low-precision formats, widened to float32 one output vector at a time: correct everywhere, fast nowhere.
-template <int F> inline Lanes wide_codes(const uint8_t* line, int k) {
-    alignas(64) float v[16];
-    for (int c = 0; c < 16; c++) {
-        if (F == RP_INT8) v[c] = static_cast<float>(line[int8_byte(c, k)] - kInt8Zero);
-        if (F == RP_INT4) v[c] = static_cast<float>((line[int4_byte(c, k)] >> (k < 4 ? 0 : 4) & 15) - kInt4Zero);
-        if (F == RP_MXFP4) v[c] = static_cast<float>(kFp4Twice[line[int4_byte(c, k)] >> (k < 4 ? 0 : 4) & 15]);
-        if (F == RP_FP8) v[c] = fp8_value(line[fp8_byte(c, k)]);
-    }
-    return load(v);
-}
-template <int F> inline Lanes wide_scales(const uint8_t* scales, int vector) {
-    if (F == RP_INT4) return load_bf16(reinterpret_cast<const uint16_t*>(scales) + 16 * vector);
-    if (F == RP_MXFP4) {
-        float v[16];
-        for (int c = 0; c < 16; c++) v[c] = 0.5f * e8m0_value(scales[16 * vector + c]);
-        return load(v);
-    }
-    return load(reinterpret_cast<const float*>(scales) + 16 * vector);
-}
-
-template <int F, int R> void codes_lanes_rows(const Tile& t) {
-    if (t.rows != R) { if constexpr (R > 1) codes_lanes_rows<F, R - 1>(t); return; }
-    constexpr int kInputs = F == RP_INT4 || F == RP_MXFP4 ? 8 : 4;
-    const uint8_t* end = t.panel + t.steps * 256;  // of an ungrouped panel: its scales
-    for (int v = 0; v < 4; v++) {
-        Lanes total[R];
-        for (int r = 0; r < R; r++) total[r] = zero();
-        const uint8_t* w = t.panel;
-        for (int64_t first = 0; first < t.steps; first += t.group_steps) {
-            const uint8_t* scales = w;
-            if (t.grouped) w += scale_bytes(F);
-            const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
-            Lanes acc[R];
-            for (int r = 0; r < R; r++) acc[r] = zero();
-            for (int64_t s = 0; s < n; s++, w += 256) {
-                for (int k = 0; k < kInputs; k++) {
-                    const Lanes wide = wide_codes<F>(w + 64 * v, k);
-                    for (int r = 0; r < R; r++)
-                        acc[r] = fma(set1(reinterpret_cast<const float*>(t.x[r])[(first + s) * kInputs + k]), wide, acc[r]);
-                }
-            }
-            for (int r = 0; r < R; r++)
-                total[r] = t.grouped ? fma(acc[r], wide_scales<F>(scales, v), total[r]) : add(total[r], acc[r]);
-        }
-        for (int r = 0; r < R; r++)
-            store(t.out + r * kPanel + 16 * v, t.grouped ? total[r] : mul(total[r], wide_scales<F>(end, v)));
-    }
 }

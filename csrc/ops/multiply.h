@@ -12,13 +12,14 @@ struct Rows {
     const uint8_t* at(int64_t i) const { return base + i * stride_bytes; }
 };
 
-inline const FormatKernels& format_of(const Region& region, const PackedWeight& w) { return region.table.formats[w.format]; }
+// The outputs of a panel that an item computes.
+struct Columns { int32_t first = 0, count = kPanel; };
 
 // tile(row0, count, values): `values` is count x 64 floats, valid during the call. row(i) is the i-th prepared row.
 template <class Row, class Use>
 void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel, const uint8_t* next, int64_t n, Row&& row,
-              Use&& use) {
-    const FormatKernels& format = format_of(region, w);
+              Use&& use, Columns columns = {}) {
+    const FormatKernels& format = kernels_for(region.table, w);
     alignas(64) float values[kMaxRows * kPanel];
     const uint8_t* pointers[kMaxRows];
     const int64_t groups = ceil_div(n, format.max_rows);
@@ -29,8 +30,11 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     tile.steps = steps_of(w);
     tile.group_steps = static_cast<int32_t>(scale_inputs(w) / step_inputs(w.format));
     tile.grouped = w.group != 0;
+    tile.panel_bytes = w.panel_bytes;
+    tile.first_column = columns.first;
+    tile.columns = columns.count;
     tile.prefetch_lines = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
-    const int64_t ahead_bytes = tile.steps * tile.prefetch_lines * 64;
+    const int64_t ahead_bytes = w.panel_bytes / 256 * tile.prefetch_lines * 64;
     int64_t done = 0;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t count = (n - done) / (groups - g);
@@ -46,7 +50,7 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
 // Brings rows of activations into the form of w's tiles, sharing the work. Needs a barrier before the rows are read
 // when `prepare_bytes` is not 0.
 inline int64_t prepare_bytes(const KernelTable& table, const PackedWeight& w, int32_t dtype) {
-    return round_up(table.formats[w.format].row_bytes(w, dtype), 64);
+    return round_up(kernels_for(table, w).row_bytes(w, dtype), 64);
 }
 inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, int32_t dtype, int64_t stride, int64_t n,
                          uint8_t* into) {
@@ -54,7 +58,7 @@ inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, i
     if (bytes == 0) return {static_cast<const uint8_t*>(x), stride * (dtype == RP_DTYPE_F32 ? 4 : 2)};
     const int64_t size = region.team.size();
     for (int64_t i = region.thread; i < n; i += size)
-        format_of(region, w).prepare(w, offset(x, i * stride, dtype), dtype, into + i * bytes);
+        kernels_for(region.table, w).prepare(w, offset(x, i * stride, dtype), dtype, into + i * bytes);
     return {into, bytes};
 }
 

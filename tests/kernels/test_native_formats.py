@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from native_support import ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
+from native_support import FLOAT32_ERROR, ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
 
 from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.linear import linear, linear_f32
 from ridgepoint.kernels.moe_experts import moe_experts, reference
-from ridgepoint.kernels.packed import GROUPS, choose_scales, pack, pack_codes, unfilled
+from ridgepoint.kernels.packed import A8, GROUPS, Packed, choose_scales, pack, pack_codes, round_activations, unfilled
 from ridgepoint.models.codes import Codes, num_groups
 
 pytestmark = needs_native
 FORMATS = [fmt for fmt in GROUPS if fmt not in ("f32", "bf16")]
+A8_FORMATS = [fmt for fmt in FORMATS if fmt.endswith(A8)]
 # Relative rms error of rounding normal weights to nearest: what the format itself costs (and no more).
 LOSS = {
     "int8": 0.009,
@@ -37,7 +40,7 @@ def test_rounding_costs_what_the_format_costs(fmt: str) -> None:
     w = _randn(100, 300).bfloat16()
     packed = pack(surrounded(w), fmt)
     dense = packed.dense()[0]
-    assert rms(dense - w.float()) <= LOSS[fmt] * rms(w)
+    assert rms(dense - w.float()) <= LOSS[fmt.removesuffix(A8)] * rms(w)
     assert torch.equal(pack(dense, fmt, scales=choose_scales(w, fmt)).dense()[0], dense), "codes are not recovered"
     assert rms(pack(torch.zeros(3, 40), fmt).dense()) == 0
 
@@ -65,8 +68,9 @@ def test_products_are_as_exact_as_unfused_ones(isa: str, fmt: str) -> None:
             x[:, inputs // 3] *= 300  # an outlier, as activations have them
             packed = pack(w, fmt)
             dense = packed.dense()[0]
-            truth = x.double() @ dense.double().T
-            unfused = x @ dense.bfloat16().T if fmt == "fp8" else (x.float() @ dense.T).bfloat16()
+            seen = round_activations(x, fmt)
+            truth = seen.double() @ dense.double().T
+            unfused = x @ dense.bfloat16().T if fmt == "fp8" else (seen @ dense.T).bfloat16()
             assert rms(linear(surrounded(x), packed).double() - truth) <= SLACK * rms(unfused.double() - truth)
             assert rms(linear_f32(x, packed).double() - truth) <= 2.0**-10 * rms(truth)
 
@@ -84,15 +88,105 @@ def test_experts_in_every_format(isa: str, fmt: str) -> None:
         for t in (0, 7):
             row = slice(t, t + 1)
             assert torch.equal(moe_experts(x[row], weights[row], ids[row], gate_up, down, SwiGlu()), whole[row])
-    dense = [p.dense() for p in (gate_up, down)]
-    truth = reference.moe_experts(x.double(), weights.double(), ids, *(w.double() for w in dense), SwiGlu())
-    unfused = torch.zeros(tokens, d).bfloat16()
-    for t in range(tokens):
-        for j in range(k):
-            h = (dense[0][ids[t, j]] @ x[t].float()).bfloat16()
-            h = torch.nn.functional.silu(h[:f]) * h[f:]
-            unfused[t] += weights[t, j].bfloat16() * (dense[1][ids[t, j]] @ h.float()).bfloat16()
+    truth, unfused = _experts(x, weights, ids, gate_up, down, fmt)
     assert rms(whole.double() - truth) <= SLACK * rms(unfused.double() - truth)
+
+
+# tokens, width, hidden width, experts, experts per token; None routes everything to one expert.
+CORNERS = {
+    "empty_experts": (3, 64, 32, 9, 2),
+    "one_expert_takes_all": (11, 96, 40, 3, None),
+    "k_is_1": (7, 33, 70, 4, 1),
+    "k_is_e": (5, 130, 17, 3, 3),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_corners_of_routing(isa: str, fmt: str) -> None:
+    for tokens, d, f, experts, k in CORNERS.values():
+        x, weights = surrounded(_randn(tokens, d).bfloat16()), _randn(tokens, k or 1, seed=3).abs()
+        made = torch.Generator().manual_seed(d)
+        ids = torch.stack([torch.randperm(experts, generator=made)[: k or 1] for _ in range(tokens)])
+        if k is None:
+            ids[:] = 1
+        gate_up = pack(_randn(experts, 2 * f, d, seed=1).bfloat16() / d**0.5, fmt, glu=True)
+        down = pack(_randn(experts, d, f, seed=2).bfloat16() / f**0.5, fmt)
+        truth, unfused = _experts(x, weights, ids, gate_up, down, fmt)
+        for packed in (gate_up, down):  # experts nobody chose may hold anything, NaN scales too
+            for e in set(range(experts)) - set(ids.flatten().tolist()):
+                packed.data.reshape(experts, -1)[e] = 0xFF
+        with native.forced_isa(isa):
+            whole = moe_experts(x, weights, ids, gate_up, down, SwiGlu())
+            one = slice(tokens - 1, tokens)
+            assert torch.equal(moe_experts(x[one], weights[one], ids[one], gate_up, down, SwiGlu()), whole[one])
+        assert rms(whole.double() - truth) <= SLACK * rms(unfused.double() - truth)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_bits_depend_on_the_row_alone(isa: str, fmt: str) -> None:
+    """Tiles of every height, also where the last group of inputs is not whole."""
+    x, packed = _randn(17, 300).bfloat16(), pack(_randn(70, 300, seed=1).bfloat16(), fmt)
+    with native.forced_isa(isa):
+        whole = same_bits_whoever_computes(lambda: linear(x, packed))
+        for rows in range(1, 10):
+            assert torch.equal(linear(x[17 - rows :], packed), whole[17 - rows :])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", A8_FORMATS)
+def test_8_bit_activations_are_what_they_are_said_to_be(isa: str, fmt: str) -> None:
+    """Against the definition: whole numbers up to 127 of each group's largest, and exact sums of products."""
+    x, w = _randn(6, 300).bfloat16(), _randn(70, 300, seed=1).bfloat16()
+    x[1] = 0
+    x[2, :40] *= 1e-33  # too small to have a scale
+    packed = pack(w, fmt)
+    seen = round_activations(x, fmt)
+    assert 1e-3 * rms(x) < rms(seen - x.float()) < 1e-2 * rms(x)
+    truth = seen.double() @ packed.dense()[0].double().T
+    with native.forced_isa(isa):
+        assert rms(linear_f32(x, packed).double() - truth) <= FLOAT32_ERROR * rms(truth)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_is_not_finite_shows_in_its_row_alone(isa: str, fmt: str) -> None:
+    x, packed = _randn(6, 300).bfloat16(), pack(_randn(70, 300, seed=1).bfloat16(), fmt)
+    with native.forced_isa(isa):
+        clean = linear_f32(x, packed)
+        for poison in (float("nan"), float("inf")):
+            x[3, 299] = poison
+            got = linear_f32(x, packed)
+            assert not got[3].isfinite().any()
+            assert torch.equal(got[[0, 1, 2, 4, 5]], clean[[0, 1, 2, 4, 5]])
+
+
+def test_only_integer_codes_take_8_bit_activations() -> None:
+    for fmt in ("bf16-a8", "fp8-a8", "f32-a8"):
+        with pytest.raises(ConfigError, match="allowed"):
+            pack(_randn(4, 128), fmt)
+
+
+def _experts(
+    x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, gate_up: Packed, down: Packed, fmt: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 and unfused bf16 results over dequantised weights, with the activations that `fmt` multiplies."""
+    tokens, f = x.shape[0], down.inputs
+    w_gu, w_dn = gate_up.dense(), down.dense()
+    truth, unfused = torch.zeros(tokens, x.shape[1]).double(), torch.zeros(tokens, x.shape[1]).bfloat16()
+    seen = round_activations(x, fmt)
+    for t, j in itertools.product(range(tokens), range(ids.shape[1])):
+        e = ids[t, j]
+        g = w_gu[e].double() @ seen[t].double()
+        h = torch.nn.functional.silu(g[:f]) * g[f:]
+        if fmt.endswith(A8):  # of what the experts keep between their two products, which is bf16
+            h = round_activations(h.bfloat16()[None], fmt)[0]
+        truth[t] += weights[t, j].double() * (w_dn[e].double() @ h.double())
+        g = (w_gu[e] @ seen[t]).bfloat16()
+        h = round_activations((torch.nn.functional.silu(g[:f]) * g[f:])[None], fmt)[0]
+        unfused[t] += weights[t, j].bfloat16() * (w_dn[e] @ h).bfloat16()
+    return truth, unfused
 
 
 def test_unknown_formats_are_refused() -> None:

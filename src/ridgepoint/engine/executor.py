@@ -18,7 +18,7 @@ class TorchExecutor:
 
     def __init__(self, step: Step, cache: KVCache, *, max_num_seqs: int, max_context: int) -> None:
         device = cache.layers[0].device
-        self._step = step
+        self.step = step
         self.cache = cache
         self._inputs = InputBuilder(max_num_seqs, -(-max_context // cache.block_tokens), cache.block_tokens, device)
         self._sampler = Sampler()
@@ -27,7 +27,7 @@ class TorchExecutor:
     def run(self, batch: Batch) -> StepResult:
         started_s = time.perf_counter()
         inputs, scored = self._inputs.build(batch)
-        logits_RV = self._step.run(inputs)
+        logits_RV = self.step.run(inputs)
         samplers = [segment.request for segment in batch.segments if segment.wants_sample]
         result = StepResult(token_ids=[], seconds=0.0)
         if len(inputs.logit_rows_R):

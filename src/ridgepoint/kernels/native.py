@@ -21,7 +21,7 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
 F32, BF16, CODE = 0, 1, 2
@@ -38,8 +38,9 @@ def _struct(name: str, **fields: Any) -> type[ctypes.Structure]:
 _HEADER = {"op": i32, "rows_from": i32, "rows": i64}
 
 PackedWeight = _struct(
-    "PackedWeight", format=i32, glu=i32, num_matrices=i64, outputs=i64, inputs=i64, group=i64, panel_bytes=i64, data=ptr
-)
+    "PackedWeight", format=i32, glu=i32, num_matrices=i64, outputs=i64, inputs=i64, group=i64, panel_bytes=i64, data=ptr,
+    activation_bits=i32, pad=i32,
+)  # fmt: skip
 LinearOp = _struct(
     "LinearOp", **_HEADER, weight=ptr, x=ptr, y=ptr, bias=ptr, x_stride=i64, y_stride=i64,
     x_dtype=i32, y_dtype=i32, heads=i32, pad=i32,

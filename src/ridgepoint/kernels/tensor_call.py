@@ -91,6 +91,11 @@ class Recording:
     def __len__(self) -> int:
         return len(self._ops)
 
+    @property
+    def operators(self) -> tuple[ctypes.Structure, ...]:
+        """In the order they run."""
+        return tuple(self._ops)
+
     def add(self, operator: ctypes.Structure, keep: tuple[Any, ...]) -> None:
         if operator.rows != self.capacity[self.rows_from]:
             raise NotRecordableError(

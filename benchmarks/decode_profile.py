@@ -1,0 +1,183 @@
+"""Where do the seconds of a decode step go, operator by operator, against this machine's roof?
+
+Sequences decode through the engine (scheduler, pages, recorded step, sampler); the median step is timed, and then the last
+recorded step is run again with a clock around each operator. An operator's roof is the larger of the time its bytes
+need at the measured read bandwidth and its products at the measured peak of its format. Experts that a step touches are
+counted as uniform routing expects: E (1 - (1 - K/E)^T).
+
+    python benchmarks/decode_profile.py /tmp/moe-1.3b --formats bf16 int8 int4-32 --batches 1 64
+    python benchmarks/decode_profile.py --smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
+
+import torch
+
+import provenance
+import random_checkpoint
+from ridgepoint.engine.llm import LLM
+from ridgepoint.engine.options import EngineOptions
+from ridgepoint.engine.protocol import Submit
+from ridgepoint.kernels import native
+from ridgepoint.kernels.roofs import Roofs, measure_roofs, weight_at, weight_bytes
+from ridgepoint.kernels.tensor_call import Recording
+from ridgepoint.sched.params import SamplingParams
+
+REPLAYS = 15
+STEP_TOKENS = 512
+
+
+def amounts(operator: ctypes.Structure, rows: int, contexts: int, roofs: Roofs) -> tuple[str, float, float, float]:
+    """Name, bytes from memory, FLOPs and peak FLOP/s of one operator over `rows` rows with `contexts` cached tokens."""
+    if isinstance(operator, native.LinearOp):
+        w = weight_at(operator.weight)
+        name = f"linear {w.inputs} to {w.outputs}"
+        return name, weight_bytes(w), 2.0 * rows * w.inputs * w.outputs, roofs.flops_per_s(w)
+    if isinstance(operator, native.MoeOp):
+        gate_up, down = weight_at(operator.gate_up), weight_at(operator.down)
+        experts, k = gate_up.num_matrices, operator.top_k
+        flops = 2.0 * rows * k * (gate_up.inputs * gate_up.outputs + down.inputs * down.outputs)
+        hit_frac = 1 - (1 - k / experts) ** rows
+        return "experts", hit_frac * (weight_bytes(gate_up) + weight_bytes(down)), flops, roofs.flops_per_s(gate_up)
+    if isinstance(operator, native.AttentionOp):
+        width = operator.head_dim + operator.v_dim
+        flops = 2.0 * contexts * operator.heads * width
+        return "attention", 2.0 * contexts * operator.kv_heads * width, flops, roofs.bf16_flops_per_s
+    return type(operator).__name__.removesuffix("Op").lower(), 0.0, 0.0, roofs.f32_flops_per_s
+
+
+def profile(recording: Recording, rows: int, contexts: int, roofs: Roofs) -> list[dict[str, Any]]:
+    """One row an operator and shape, summed over layers: median seconds over replays."""
+    replays = [[s for _, s in recording.profile(rows, rows)] for _ in range(REPLAYS)]
+    seconds = [statistics.median(times) for times in zip(*replays, strict=True)]
+    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
+    for operator, elapsed_s in zip(recording.operators, seconds, strict=True):
+        name, read, flops, peak = amounts(operator, rows, contexts, roofs)
+        roof_s = max(read / roofs.read_bytes_per_s, flops / peak)
+        for place, amount in enumerate((1, elapsed_s, read, flops, roof_s)):
+            sums[name][place] += amount
+    return [
+        {"operator": name, "calls": int(calls), "seconds": s, "bytes": read, "flops": flops, "roof_s": roof_s}
+        for name, (calls, s, read, flops, roof_s) in sorted(sums.items(), key=lambda item: -item[1][1])
+    ]
+
+
+def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> list[float]:
+    """Seconds of decode steps of `batch` sequences that stand at about `context` tokens."""
+    core, rng = llm.core, random.Random(batch)
+    # The first sequences decode while the last are still in prefill.
+    params = SamplingParams(max_tokens=steps + batch * context // STEP_TOKENS + 4, temperature=0.0, ignore_eos=True)
+    names = [f"profile-{batch}-{i}" for i in range(batch)]
+    for name in names:
+        prompt = [rng.randrange(2, vocab) for _ in range(context)]
+        core.handle(Submit(request_id=name, prompt_ids=prompt, params=params))
+    while core.scheduler.waiting or any(request.num_wanted > 1 for request in core.scheduler.running):
+        core.step()
+    if len(core.scheduler.running) != batch:
+        raise SystemExit(f"{len(core.scheduler.running)} of {batch} sequences are running")
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        core.step()
+        core.take_outbox()
+        seconds.append(time.perf_counter() - started)
+    for name in names:
+        core.scheduler.cancel(name)
+    return seconds
+
+
+def measure(folder: Path, fmt: str, batches: list[int], context: int, steps: int, threads: int) -> list[dict[str, Any]]:
+    room = context + steps + max(batches) * context // STEP_TOKENS + 8
+    llm = LLM(
+        EngineOptions(
+            model=str(folder), dtype="bfloat16", weight_format=fmt, threads=threads, max_num_seqs=max(batches),
+            max_step_tokens=STEP_TOKENS, max_context=room, num_blocks=max(batches) * -(-room // 16), prefix_cache=False,
+        )
+    )  # fmt: skip
+    step = llm.core.executor.step  # type: ignore[attr-defined]
+    points = []
+    for batch in batches:
+        roofs = measure_roofs()
+        step_s = statistics.median(decode(llm, batch, context, steps, llm.core.facts.vocab_size))
+        roofs = roofs.best(measure_roofs())
+        rows = profile(step.recorded.recording, batch, batch * (context + steps), roofs)
+        points.append({
+            "format": fmt, "batch": batch, "step_s": step_s, "tokens_per_s": batch / step_s,
+            "operators_s": sum(row["seconds"] for row in rows), "measure_roofs": asdict(roofs), "operators": rows,
+        })  # fmt: skip
+    return points
+
+
+def table(result: dict[str, Any]) -> str:
+    """Operators of each point, slowest first, and what the engine adds around them."""
+    lines = []
+    for point in result["points"]:
+        roof_s = sum(row["roof_s"] for row in point["operators"])
+        read = point["measure_roofs"]["read_bytes_per_s"]
+        lines += [
+            f"{point['format']}, batch {point['batch']}: {point['tokens_per_s']:.0f} tokens/s, step {1e6 * point['step_s']:.0f} us, "
+            f"{roof_s / point['step_s']:.2f} of the roof (read {read / 1e9:.1f} GB/s)",
+            f"  {'operator':<24}{'calls':>6}{'us':>9}{'of step':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of roof':>9}",
+        ]
+        for row in point["operators"]:
+            s = row["seconds"]
+            lines.append(
+                f"  {row['operator']:<24}{row['calls']:>6}{1e6 * s:>9.0f}{s / point['step_s']:>9.1%}{row['bytes'] / s / 1e9:>8.1f}"
+                f"{row['flops'] / s / 1e9:>9.0f}{row['roof_s'] / s:>9.2f}"
+            )
+        around_s = point["step_s"] - point["operators_s"]
+        lines.append(f"  {'around the operators':<24}{'':>6}{1e6 * around_s:>9.0f}{around_s / point['step_s']:>9.1%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint (default: the benchmark's random one)")
+    parser.add_argument("--formats", nargs="+", default=["bf16", "int8", "int8-a8", "int4-32", "int4-32-a8"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=native.usable_cores())
+    parser.add_argument("--json", type=Path, default=None, help="also write the result here")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model, one format: a check that the benchmark runs"
+    )
+    args = parser.parse_args()
+    if args.smoke:
+        args.formats, args.batches, args.context, args.steps = ["int4-32-a8"], [1, 3], 16, 2
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or random_checkpoint.write(Path(scratch), random_checkpoint.SMOKE if args.smoke else None)
+        points = [
+            point
+            for fmt in args.formats
+            for point in measure(folder, fmt, args.batches, args.context, args.steps, args.threads)
+        ]
+    result = {
+        "schema": "ridgepoint.benchmark.decode_profile/1",
+        **provenance.provenance(__doc__),
+        "threads": args.threads,
+        "isa": native.isa(),
+        "context": args.context,
+        "torch": torch.__version__,
+        "points": points,
+    }
+    provenance.save(args.json, result)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
