@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.hardware import Accelerator
-from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import ModelSpec, MoeSpec
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import usable_bytes, weight_bytes_per_chip
@@ -78,7 +78,7 @@ def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int) -> Deg
 
 
 def _heads(spec: ModelSpec) -> set[int]:
-    return {layer.mixer.num_heads for layer in spec.layers if isinstance(layer.mixer, GqaSpec | MlaSpec)}
+    return {layer.mixer.num_heads for layer in spec.layers if layer.mixer is not None}
 
 
 def _experts(spec: ModelSpec) -> int:
