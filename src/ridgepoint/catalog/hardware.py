@@ -101,6 +101,12 @@ class Accelerator:
             return self.usd_per_hour_high if self.usd_per_hour_low is None else self.usd_per_hour_low
         return float((self.usd_per_hour_low * self.usd_per_hour_high) ** 0.5)
 
+    def rent_range(self, purpose: str) -> tuple[float, float]:
+        """(low, high) USD per hour; where one end is unknown the other stands for both, where both are, it is an error."""
+        known = self.need("usd_per_hour", purpose)
+        low, high = self.usd_per_hour_low, self.usd_per_hour_high
+        return (known if low is None else low), (known if high is None else high)
+
     def with_rent(self, usd_per_hour: float) -> Accelerator:
         if not usd_per_hour > 0:
             raise CatalogError(f"{self.id}: rent must be positive, got {usd_per_hour:g} USD/h")

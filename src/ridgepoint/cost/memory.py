@@ -7,9 +7,11 @@ many more sequences in flight, so KV per chip at a full pipeline does not change
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.arrays import Num, largest, smallest
+from ridgepoint.cost.arrays import Num, largest, smallest, where
 from ridgepoint.cost.formats import Precision, bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.shape import LayerKind, shape_of
@@ -164,7 +166,7 @@ def activation_bytes_per_chip(spec: ModelSpec, tokens: Num, layout: Layout, prec
 def memory_per_chip(
     spec: ModelSpec, precision: Precision, layout: Layout, *, sequences: Num, context: Num, step_tokens: Num
 ) -> dict[str, Num]:
-    """Bytes on each chip by use; their sum must fit in what `usable_bytes` leaves."""
+    """Bytes on each chip by use; `filled_frac` says whether they fit."""
     return {
         "weights": weight_bytes_per_chip(spec, precision, layout),
         "kv": kv_bytes_per_chip(spec, precision, layout, sequences, context),
@@ -173,7 +175,7 @@ def memory_per_chip(
 
 
 def usable_bytes(hardware: Accelerator, layout: Layout, *, reserve_frac: float = 0.08) -> float:
-    """Capacity less what the runtime, graphs and fragmentation take (`reserve_frac`, an estimate).
+    """Capacity of the memory the weights lie in, less what the runtime, graphs and fragmentation take (`reserve_frac`, an estimate).
 
     The capacity is what the driver reports where that is known: a GPU sold as 80 GB reports 81,559 MiB.
     """
@@ -184,10 +186,27 @@ def usable_bytes(hardware: Accelerator, layout: Layout, *, reserve_frac: float =
     return hardware.need("spec_memory_bytes", "whether a model fits") * (1 - reserve_frac)
 
 
+def kv_usable_bytes(hardware: Accelerator, layout: Layout) -> float:
+    """Capacity of the memory the cache lies in: the weights' own, unless the layout keeps it in main memory beside SRAM."""
+    main = replace(layout, sram=False) if layout.split_memory else layout
+    return usable_bytes(hardware, main)
+
+
+def filled_frac(parts: dict[str, Num], hardware: Accelerator, layout: Layout) -> Num:
+    """How full the fuller of a chip's memories is with these `memory_per_chip` bytes; above 1 the layout does not fit."""
+    rest = sum((value for name, value in parts.items() if name != "kv"), 0.0)
+    usable = usable_bytes(hardware, layout)
+    if layout.split_memory:
+        return largest(rest / usable, parts["kv"] / kv_usable_bytes(hardware, layout))
+    return (rest + parts["kv"]) / usable
+
+
 def max_sequences(
     spec: ModelSpec, precision: Precision, layout: Layout, hardware: Accelerator, *, context: Num, step_tokens: Num
 ) -> Num:
     """Sequences of `context` tokens that fit beside the weights; negative or below 1 means the model does not fit."""
     free = usable_bytes(hardware, layout) - weight_bytes_per_chip(spec, precision, layout)
     free = free - activation_bytes_per_chip(spec, step_tokens, layout, precision)
+    if layout.split_memory:
+        free = where(free >= 0, kv_usable_bytes(hardware, layout), free)
     return free / kv_bytes_per_chip(spec, precision, layout, 1.0, context)

@@ -173,13 +173,15 @@ def _terms(report: dict[str, Any]) -> Chart:
 
 def _memory(report: dict[str, Any]) -> Chart:
     explain, choice = report["explain"], report["choice"]
-    bars = [
-        (
-            choice["decode"]["hardware"] + (" decode" if choice["prefill"] else ""),
-            explain["memory_bytes"],
-            explain["memory_usable_bytes"],
-        )
-    ]
+    name = choice["decode"]["hardware"] + (" decode" if choice["prefill"] else "")
+    bars = [(name, explain["memory_bytes"], explain["memory_usable_bytes"])]
+    if choice["decode"]["sram"] and not choice["decode"]["kv_in_sram"]:
+        kv = explain["memory_bytes"]["kv"]
+        rest = {part: size for part, size in explain["memory_bytes"].items() if part != "kv"}
+        bars = [
+            (f"{name} SRAM", rest, explain["memory_usable_bytes"]),
+            (f"{name} main memory", {"kv": kv}, explain["kv_memory_usable_bytes"]),
+        ]
     if choice["prefill"]:
         bars.insert(
             0,

@@ -45,7 +45,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """`alternatives` is the best feasible row of each use of the hardware (together, or which pool prefills for which), best
+    """`alternatives` is the best feasible row of each use of the hardware (together, which pool prefills for which, in which memory), best
     first. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
@@ -81,7 +81,16 @@ def limits(points: Points, goal: Goal) -> dict[str, float]:
     return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
 
 
-FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool")  # rows alike in these are one answer in two sizes
+FAMILY = (
+    "kind",
+    "d_pool",
+    "d_tp",
+    "d_dp",
+    "d_ep",
+    "d_pp",
+    "d_memory",
+    "p_pool",
+)  # rows alike in these are one answer in two sizes
 
 
 def choose(points: Points, goal: Goal) -> Choice:
@@ -127,7 +136,7 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
 def _alternatives(
     points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]
 ) -> tuple[dict[str, float], ...]:
-    keys = points["kind"][rows] * 1e6 + points["d_pool"][rows] * 1e3 + points["p_pool"][rows]
+    keys = ((points["kind"] * 4 + points["d_memory"]) * 1e6 + points["d_pool"] * 1e3 + points["p_pool"])[rows]
     best = [_least(points, objective, rows[keys == key]) for key in np.unique(keys)]
     return tuple(points.row(index) for index in sorted(best, key=lambda index: float(objective[index])))
 

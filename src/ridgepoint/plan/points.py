@@ -1,7 +1,8 @@
 """The planner's table: one row per priced deployment, one numpy column per fact about it. Concatenate, filter, rank.
 
 A row is a whole deployment under load: how many instances of which layout, and what it then costs and how fast it is.
-`kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. Latencies and costs
+`kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. `*_memory` is the code of a
+layout's residence. Latencies and costs
 are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
 """
 
@@ -18,7 +19,7 @@ from ridgepoint.errors import PlanError
 Column = NDArray[np.float64]
 
 CONFIG = (
-    "kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "d_instances", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp", "p_instances",
+    "kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "d_memory", "d_instances", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp", "p_memory", "p_instances",
     "batch", "chunk", "draft",
 )  # fmt: skip
 METRICS = (

@@ -33,9 +33,8 @@ class Pool:
     @property
     def usd_per_hour(self) -> tuple[float, float, float]:
         """Rent (low, middle, high); an unknown rent is an error that names it."""
-        low, high = self.chip.usd_per_hour_low, self.chip.usd_per_hour_high
-        middle = self.chip.need("usd_per_hour", "a cost in dollars")
-        return (low if low is not None else middle), middle, (high if high is not None else middle)
+        low, high = self.chip.rent_range("a cost in dollars")
+        return low, self.chip.need("usd_per_hour", "a cost in dollars"), high
 
     def describe(self) -> str:
         many = f"{self.count} x " if self.count else ""

@@ -17,6 +17,7 @@ from ridgepoint.cost.step import Z80
 from ridgepoint.plan.boundary import pipeline_kv, rack_boundary
 from ridgepoint.plan.explain import decode_layout, explain, prefill_layout
 from ridgepoint.plan.hold import plan_hold
+from ridgepoint.plan.layouts import RESIDENCES, residences
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.retire import retirement
 from ridgepoint.plan.search import Plan, Question
@@ -114,7 +115,7 @@ def deployment(question: Question, row: dict[str, float]) -> dict[str, Any]:
         "prefill": prefill,
         "serve": {
             "tp": layout.tp, "dp_attention": layout.dp_attention, "ep": layout.ep, "pp": layout.pp, "precision": d_pool.precision_name,
-            "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "step_interval_s": row["interval_s"],
+            "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "sram": layout.sram, "kv_in_sram": layout.sram and layout.kv_in_sram, "step_interval_s": row["interval_s"],
             "draft_tokens": int(row["draft"]),
         },
         "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together)},
@@ -134,7 +135,9 @@ def _side_name(chip: str, row: dict[str, float], side: str) -> str:
     degrees = " ".join(
         f"{name}{value}" for name, value in (("tp", tp), ("dp", dp), ("ep", ep), ("pp", pp)) if value > 1
     )
-    return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if degrees else ''}{degrees}]"
+    place = RESIDENCES[int(row[f"{side}_memory"])].text
+    laid = ", ".join(part for part in (degrees, place) if part)
+    return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if laid else ''}{laid}]"
 
 
 def _figure(row: dict[str, float], name: str, unit: str, kind: str) -> dict[str, Any]:
@@ -241,5 +244,10 @@ def assumptions(question: Question) -> list[str]:
                 found.append(
                     f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown"
                 )
+    for pool in question.pools:
+        if len(residences(pool.chip)) == 1 and pool.chip.spec_sram_bytes and not residences(pool.chip)[0].sram:
+            found.append(
+                f"{pool.chip.id}: layouts in on-chip SRAM were not considered, because the speed of its SRAM is unknown"
+            )
     found.append("memory: every sequence at its mean context, 8 % of each chip kept for the runtime")
     return found

@@ -14,11 +14,12 @@ from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_bytes_per_seq, usable_bytes, weight_bytes
 from ridgepoint.errors import ConfigError, PlanError
 from ridgepoint.plan.choose import Change, Choice, choose, what_would_change
+from ridgepoint.plan.layouts import Residence, residences
 from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sides import sweep_decode, sweep_prefill
+from ridgepoint.plan.sides import DecodeSide, PrefillSide, sweep_decode, sweep_prefill
 from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_together
 from ridgepoint.plan.workload import Goal, Workload
 from ridgepoint.units import si
@@ -81,40 +82,44 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
     spec, workload, goal = question.model.spec, question.workload, question.goal
     jobs = _jobs(question)
     parts: list[Points] = []
-    prefills, decodes = {}, {}
-    for done, (kind, index) in enumerate(jobs):
+    prefills: list[PrefillSide] = []
+    decodes: list[DecodeSide] = []
+    for done, (kind, index, residence) in enumerate(jobs):
         pool = question.pools[index]
-        progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}")
-        side = lay_out(spec, pool, workload, goal, role=kind)
+        where = f", {residence.text}" if residence.text else ""
+        progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}{where}")
+        side = lay_out(spec, pool, workload, goal, role=kind, residence=residence)
         if not len(side.degrees):
             continue
         if kind == "together":
             parts.append(sweep_together(side, index, workload))
         elif kind == "decode":
-            decodes[index] = sweep_decode(side, index, workload)
+            decodes.append(sweep_decode(side, index, workload))
         else:
-            prefills[index] = sweep_prefill(side, index, workload)
-    pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]
+            prefills.append(sweep_prefill(side, index, workload))
+    pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p.pool, d.pool)]
     for done, (p, d) in enumerate(pairs):
-        progress(
-            (len(jobs) + done / len(pairs)) / (len(jobs) + 1),
-            f"pairing {question.pools[p].chip.id} with {question.pools[d].chip.id}",
-        )
-        if len(prefills[p].service_s) and len(decodes[d].step_s):
-            parts.append(pair_sides(spec, prefills[p], decodes[d], question.pools, workload, goal))
+        names = [question.pools[side.pool].chip.id for side in (p, d)]
+        progress((len(jobs) + done / len(pairs)) / (len(jobs) + 1), f"pairing {names[0]} with {names[1]}")
+        if len(p.service_s) and len(d.step_s):
+            parts.append(pair_sides(spec, p, d, question.pools, workload, goal))
     progress(1.0, "ranking")
     if not any(len(part) for part in parts):
         raise _nothing_fits(question)
     return concat(parts)
 
 
-def _jobs(question: Question) -> list[tuple[str, int]]:
+def _jobs(question: Question) -> list[tuple[str, int, Residence]]:
+    """What to price. Prompts alone are bound by compute, so a pool that only prefills lies in its first residence."""
     jobs = []
     for index, pool in enumerate(question.pools):
+        places = residences(pool.chip)
         if pool.role == "any":
-            jobs.append(("together", index))
-        if question.disaggregate:
-            jobs += [(role, index) for role in ("prefill", "decode") if pool.role in ("any", role)]
+            jobs += [("together", index, place) for place in places]
+        if question.disaggregate and pool.role in ("any", "prefill"):
+            jobs.append(("prefill", index, places[0]))
+        if question.disaggregate and pool.role in ("any", "decode"):
+            jobs += [("decode", index, place) for place in places]
     return jobs
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.amounts import step_amounts
 from ridgepoint.cost.batch import Group, StepBatch
-from ridgepoint.cost.memory import kv_bytes_per_chip, memory_per_chip, usable_bytes
+from ridgepoint.cost.memory import filled_frac, kv_bytes_per_chip, memory_per_chip
 from ridgepoint.cost.step import StepCost, price_step, step_cost
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.load import requests_per_s, settle
@@ -107,7 +107,7 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
         context=float(workload.input_tokens),
         step_tokens=ranks * piece,
     )
-    used = np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
+    used = np.asarray(filled_frac(parts, side.pool.chip, layout))
     joules = np.asarray(step.estimate_j) if side.pool.chip.spec_tdp_w is not None else np.full_like(seconds, np.nan)
     rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.layout import Layout
-from ridgepoint.cost.memory import max_sequences, memory_per_chip, usable_bytes
+from ridgepoint.cost.memory import filled_frac, max_sequences, memory_per_chip
 from ridgepoint.cost.serving import ClosedLoop, ServingAmounts, ServingCost, price_serving, serving_amounts
-from ridgepoint.plan.layouts import Degrees, enumerate_layouts
+from ridgepoint.plan.layouts import MAIN, Degrees, Residence, enumerate_layouts
 from ridgepoint.plan.load import requests_per_s, settle
 from ridgepoint.plan.points import Points, flatten
 from ridgepoint.plan.pools import Pool
@@ -54,9 +54,11 @@ def instance_limit(pool: Pool, goal: Goal) -> int:
     return int(min(most, pool.count or most, goal.chips or most))
 
 
-def lay_out(spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role: str) -> Side:
+def lay_out(
+    spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role: str, residence: Residence = MAIN
+) -> Side:
     """Layouts with room for the weights and at least one sequence (of the goal's context, if it sets one)."""
-    degrees = enumerate_layouts(spec, pool.chip, instance_limit(pool, goal))
+    degrees = enumerate_layouts(spec, pool.chip, instance_limit(pool, goal), residence)
     context = float(workload.decode_context if role != "prefill" else workload.input_tokens)
     layout = degrees.layout()
     room = np.asarray(
@@ -133,7 +135,7 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     return flatten(
         np.broadcast_shapes(tpot.shape, used.shape, instances.shape), (loop.utilisation < MAX_UTILISATION) & (used <= 1.0),
         kind=0.0, d_pool=float(index), p_pool=float(index), d_tp=degrees.tp[:, None, None], d_dp=degrees.dp_attention[:, None, None],
-        d_ep=degrees.ep[:, None, None], d_pp=degrees.pp[:, None, None], d_instances=instances, batch=batch, chunk=chunk,
+        d_ep=degrees.ep[:, None, None], d_pp=degrees.pp[:, None, None], d_memory=float(degrees.residence.code), d_instances=instances, batch=batch, chunk=chunk,
         draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, requests_per_s=rate, step_s=tpot * per_token,
         interval_s=np.maximum(decode_s, mixed_s), tpot_s=tpot, ttft_s=loop.ttft_s, ttft_p90_s=loop.ttft_p90_s,
         usd_per_hour=instances * chips * middle, usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
@@ -163,4 +165,4 @@ def memory_frac(side: Side, layout: Layout, sequences: Array, step_tokens: Array
         context=float(workload.decode_context),
         step_tokens=step_tokens,
     )
-    return np.asarray(sum(parts.values())) / usable_bytes(side.pool.chip, layout)
+    return np.asarray(filled_frac(parts, side.pool.chip, layout))
