@@ -43,6 +43,13 @@ def plan(
     rent: Annotated[
         list[str] | None, typer.Option(help="USD per chip-hour: NAME=2.5, instead of the catalogue's range.")
     ] = None,
+    share_units: Annotated[
+        bool,
+        typer.Option(
+            "--share-units/--whole-units",
+            help="Pay only for chips that work, others sharing nodes and racks; or for whole units as they are sold.",
+        ),
+    ] = False,
     users: Annotated[int | None, typer.Option(help="Requests in flight at once.")] = None,
     requests_per_s: Annotated[float | None, typer.Option(help="Arrival rate, instead of --users.")] = None,
     input_tokens: Annotated[int, typer.Option(help="Mean prompt.")] = 2000,
@@ -96,7 +103,7 @@ def plan(
 
     question = Question(
         model=named_model(model),
-        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine),
+        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine, share_units),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
             requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=draft_tokens, acceptance=acceptance,
@@ -123,6 +130,7 @@ def _pools(
     rent: list[str],
     model: str,
     engine: str,
+    share_units: bool,
 ) -> tuple[Pool, ...]:
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.plan.pools import default_precision, parse_pool
@@ -145,7 +153,10 @@ def _pools(
                 or formats.get("")
                 or [default_precision(model, name)]
             )
-            pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
+            pools += [
+                parse_pool(text, recipe, role, rents=rents, engine=engine, share_units=share_units)
+                for recipe in dict.fromkeys(recipes)
+            ]
     named = {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
     unused = (set(rents) | set(formats)) - {""} - named - {pool.chip.id for pool in pools}
     if unused:

@@ -216,6 +216,8 @@ def what_would_change(
                             goal,
                         )
                     )
+    if goal.minimise == "usd" and (points["paid_chips"] > points["chips"] + 0.5).any():
+        trials.append(("sharing nodes and racks with others", _shared(points, pools), goal))
     changes = []
     for what, table, asked in trials:
         rows = feasible_rows(table, keeps(table, asked))
@@ -227,11 +229,22 @@ def what_would_change(
     return tuple(changes)
 
 
+def _shared(points: Points, pools: Sequence[Pool]) -> Points:
+    """The table with only the chips that work paid for."""
+    rents = np.array([p.usd_per_hour[1] for p in pools])
+    d_rent, p_rent = (rents[points[name].astype(int)] for name in ("d_pool", "p_pool"))
+    usd = points["d_chips"] * d_rent + points["p_chips"] * p_rent
+    scale = usd / points["usd_per_hour"]
+    return points.replaced(
+        usd_per_hour=usd, usd_per_mtok=points["usd_per_mtok"] * scale, paid_chips=points["chips"], d_paid=points["d_chips"], p_paid=points["p_chips"]
+    )  # fmt: skip
+
+
 def _reprice(points: Points, pool: int, factor: float, pools: Sequence[Pool]) -> Points:
     """The table with one pool's rent multiplied."""
     rents = np.array([p.usd_per_hour[1] for p in pools])
-    d_usd = points["d_chips"] * rents[points["d_pool"].astype(int)]
-    p_usd = points["p_chips"] * rents[points["p_pool"].astype(int)]
+    d_usd = points["d_paid"] * rents[points["d_pool"].astype(int)]
+    p_usd = points["p_paid"] * rents[points["p_pool"].astype(int)]
     new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(
         points["p_pool"] == pool, factor, 1.0
     )

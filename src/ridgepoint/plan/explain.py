@@ -108,7 +108,7 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
         workload,
         row["chunk"] if row["kind"] else row["chunk"] / (p_layout.dp_attention * p_layout.pp),
     )
-    curve = _curve(spec, pool, layout, workload)
+    curve = _curve(spec, pool, layout, workload, paid=row["d_paid"] / row["d_instances"])
     seconds = float(step.estimate_s)
     return Explanation(
         binds=str(step.binds),
@@ -156,8 +156,8 @@ def _prefill(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, pi
     return step_cost(spec, pool.chip, layout, pool.precision, StepBatch(groups=(group,)), pool.calibration)
 
 
-def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload) -> tuple[BatchPoint, ...]:
-    """Decode alone, over batches from one to eight times what fits (to show the ridge where memory ends first)."""
+def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, *, paid: float) -> tuple[BatchPoint, ...]:
+    """Decode alone, `paid` chips to an instance, over batches from one to eight times what fits (to show the ridge where memory ends first)."""
     room = float(
         max_sequences(spec, pool.precision, layout, pool.chip, context=float(workload.decode_context), step_tokens=1.0)
     )
@@ -166,7 +166,7 @@ def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload) -> t
     step = _decode(spec, pool, layout, workload, batch)
     seconds = np.broadcast_to(step.estimate_s, batch.shape)
     roofs = {name: np.broadcast_to(step.roof_s[name], batch.shape) for name in ROOFS}
-    usd = layout.chips * pool.usd_per_hour[1] / 3600 * seconds / (batch * workload.tokens_per_step) * 1e6
+    usd = paid * pool.usd_per_hour[1] / 3600 * seconds / (batch * workload.tokens_per_step) * 1e6
     binds = np.broadcast_to(step.binds, batch.shape)
     return tuple(
         BatchPoint(

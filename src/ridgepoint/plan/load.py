@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 def settle(workload: Workload, batch: Array, residence_s: Callable[[Array], Array]) -> tuple[Array, Array]:
     """(instances, sequences on each) for instances that may hold up to `batch` [layouts, batches, ...]; `residence_s(batch)` is
     how long a request then stays. Never more sequences than `batch` allows."""
-    if workload.users is None and workload.requests_per_s is None:
+    if workload.is_open:
         return np.ones_like(batch), batch
     if workload.users is not None and workload.think_time_s == 0:
         instances = np.ceil(workload.users / batch - 1e-9)

@@ -3,7 +3,7 @@
 A row is a whole deployment under load: how many instances of which layout, and what it then costs and how fast it is.
 `kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. `*_memory` is the code of a
 layout's residence. Latencies and costs
-are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
+are middle estimates; `*_paid` are the chips paid for, idle ones of whole units included; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG = (
     "batch", "chunk", "draft",
 )  # fmt: skip
 METRICS = (
-    "chips", "d_chips", "p_chips", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
+    "chips", "d_chips", "p_chips", "paid_chips", "d_paid", "p_paid", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
     "usd_high_frac", "usd_per_mtok", "usd_in_per_mtok", "usd_out_per_mtok", "watts", "joules_per_token", "prefill_util", "memory_frac",
     "handoff_s", "supply", "sigma", "sigma_ttft",
 )  # fmt: skip

@@ -27,7 +27,7 @@ SCHEMA = "ridgepoint.plan/1"
 _FIGURES = {
     "tpot_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
     "usd_in_per_mtok": ("USD", "usd"), "usd_out_per_mtok": ("USD", "usd"), "usd_per_hour": ("USD", "rent"), "watts": ("W", "plain"),
-    "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
+    "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "paid_chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
     "prefill_util": ("frac", "plain"), "memory_frac": ("frac", "exact"),
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def _question(question: Question) -> dict[str, Any]:
 def _pool(pool: Pool) -> dict[str, Any]:
     low, middle, high = pool.usd_per_hour
     return {
-        "hardware": pool.chip.id, "name": pool.chip.name, "launch_year": pool.chip.launch_year, "count": pool.count, "role": pool.role,
+        "hardware": pool.chip.id, "name": pool.chip.name, "launch_year": pool.chip.launch_year, "count": pool.count, "role": pool.role, "unit_chips": pool.chip.unit_chips, "share_units": pool.share_units,
         "precision": pool.precision_name, "usd_per_hour": figure(low, middle, high, "USD", "spec"), "calibration": pool.calibration.name,
         "calibration_provenance": pool.calibration.provenance,
     }  # fmt: skip
@@ -214,6 +214,18 @@ def _wide(question: Question, row: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def _bought(pool: Pool) -> str:
+    if pool.share_units:
+        return f"{pool.chip.id}: paid by the chip, others sharing its nodes"
+    if pool.chip.unit_chips is None:
+        return f"{pool.chip.id}: paid by the chip, because how many are sold together is unknown"
+    most = f", at most the {pool.count} there are" if pool.count else ""
+    many = (
+        "by the chip" if pool.unit == 1 else f"in units of {pool.unit} chips, idle ones included (their power is not)"
+    )
+    return f"{pool.chip.id}: paid {many}{most}"
+
+
 def assumptions(question: Question) -> list[str]:
     """What the figures rest on, in sentences."""
     workload, goal = question.workload, question.goal
@@ -225,6 +237,7 @@ def assumptions(question: Question) -> list[str]:
     found.append(
         "dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people"
     )
+    found += [_bought(pool) for pool in question.pools]
     found.append(
         f"requests: in the mean: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, prompts of unlike lengths (M/G/1, cv2 1)"
     )

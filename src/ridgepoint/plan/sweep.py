@@ -19,6 +19,7 @@ from ridgepoint.plan.layouts import MAIN, Degrees, Residence, enumerate_layouts
 from ridgepoint.plan.load import requests_per_s, settle
 from ridgepoint.plan.points import Points, flatten
 from ridgepoint.plan.pools import Pool
+from ridgepoint.plan.purchase import paid_chips
 from ridgepoint.plan.queue import MAX_UTILISATION, mean_wait, wait_quantile
 from ridgepoint.plan.workload import Goal, Workload
 
@@ -129,16 +130,17 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     rate = requests_per_s(workload, instances, batch, loop.residence_s)
     used = memory_frac(side, degrees.layout(2), batch, chunk + batch, workload)
     low, middle, high = pool.usd_per_hour
-    usd_per_request = instances * chips * middle / 3600.0 / rate
+    paid = paid_chips(instances, chips, pool.unit, pool.count, filled=workload.is_open)
+    usd_per_request = paid * middle / 3600.0 / rate
     out_share = np.minimum(1.0, written * decode_s / per_token / loop.residence_s)
     watts = _watts_together(loop, workload, batch, pool) * instances
     return flatten(
         np.broadcast_shapes(tpot.shape, used.shape, instances.shape), (loop.utilisation < MAX_UTILISATION) & (used <= 1.0),
         kind=0.0, d_pool=float(index), p_pool=float(index), d_tp=degrees.tp[:, None, None], d_dp=degrees.dp_attention[:, None, None],
         d_ep=degrees.ep[:, None, None], d_pp=degrees.pp[:, None, None], d_memory=float(degrees.residence.code), d_instances=instances, batch=batch, chunk=chunk,
-        draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, requests_per_s=rate, step_s=tpot * per_token,
+        draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, paid_chips=paid, d_paid=paid, requests_per_s=rate, step_s=tpot * per_token,
         interval_s=np.maximum(decode_s, mixed_s), tpot_s=tpot, ttft_s=loop.ttft_s, ttft_p90_s=loop.ttft_p90_s,
-        usd_per_hour=instances * chips * middle, usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
+        usd_per_hour=paid * middle, usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
         usd_in_per_mtok=usd_per_request * (1 - out_share) / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=usd_per_request * out_share / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
         prefill_util=np.maximum(0.0, 1 - decode_s / (tpot * per_token)), memory_frac=used, supply=instances * chips / (pool.count or np.inf),

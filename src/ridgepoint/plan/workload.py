@@ -62,6 +62,11 @@ class Workload:
             raise ConfigError(f"draft_tokens {self.draft_tokens} needs an acceptance", hint="--acceptance 0.7")
 
     @property
+    def is_open(self) -> bool:
+        """No load is stated: one instance is filled, and priced as one of many."""
+        return self.users is None and self.requests_per_s is None
+
+    @property
     def written_tokens(self) -> int:
         """Tokens decoded per answer."""
         return self.output_tokens + self.thinking_tokens
