@@ -59,6 +59,9 @@ def plan(
     rollouts: Annotated[int, typer.Option(help="Answers per prompt (parallel samples).")] = 1,
     think_time_s: Annotated[float, typer.Option(help="Pause of a user between answer and next request.")] = 0.0,
     draft_tokens: Annotated[int, typer.Option(help="Speculated tokens per step.")] = 0,
+    drafter: Annotated[
+        str, typer.Option(help="Who drafts: ngram (free), mtp (the model's own module), or a model's name.")
+    ] = "ngram",
     acceptance: Annotated[float, typer.Option(help="Probability that a speculated token is accepted.")] = 0.0,
     mean_pause_s: Annotated[float, typer.Option(help="Mean pause between turns, for the KV policy.")] = 60.0,
     reuse_prob: Annotated[float, typer.Option(help="Probability that a conversation continues.")] = 0.5,
@@ -99,10 +102,11 @@ def plan(
         raise ConfigError("--write goes with --example", hint="--html FILE writes a page for this plan")
     if model is None:
         raise ConfigError("which model?", hint="ridgepoint plan gpt-oss-120b --hardware h200")
-    from ridgepoint.plan.named import named_model
+    from ridgepoint.plan.named import named_drafter, named_model
 
+    named = named_model(model)
     question = Question(
-        model=named_model(model),
+        model=named,
         pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine, share_units),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
@@ -113,7 +117,7 @@ def plan(
             ttft_s=_ms(ttft_ms), tpot_s=_ms(tpot_ms), usd_per_mtok=usd_per_mtok, watts=watts, chips=chips, context=context, minimise=minimise,
             confidence=confidence,
         ),
-        disaggregate=disaggregate,
+        disaggregate=disaggregate, drafter=named_drafter(drafter, named),
     )  # fmt: skip
     _answer(_run(question), explain=explain, json_=json_, html=html)
 

@@ -202,11 +202,13 @@ def filled_frac(parts: dict[str, Num], hardware: Accelerator, layout: Layout) ->
 
 
 def max_sequences(
-    spec: ModelSpec, precision: Precision, layout: Layout, hardware: Accelerator, *, context: Num, step_tokens: Num
-) -> Num:
-    """Sequences of `context` tokens that fit beside the weights; negative or below 1 means the model does not fit."""
-    free = usable_bytes(hardware, layout) - weight_bytes_per_chip(spec, precision, layout)
+    spec: ModelSpec, precision: Precision, layout: Layout, hardware: Accelerator, *, context: Num, step_tokens: Num,
+    beside_bytes: Num = 0.0, beside_kv_bytes: Num = 0.0,
+) -> Num:  # fmt: skip
+    """Sequences of `context` tokens that fit beside the weights; negative or below 1 means the model does not fit. A drafter takes
+    `beside_bytes` of every chip and `beside_kv_bytes` for every sequence."""
+    free = usable_bytes(hardware, layout) - weight_bytes_per_chip(spec, precision, layout) - beside_bytes
     free = free - activation_bytes_per_chip(spec, step_tokens, layout, precision)
     if layout.split_memory:
         free = where(free >= 0, kv_usable_bytes(hardware, layout), free)
-    return free / kv_bytes_per_chip(spec, precision, layout, 1.0, context)
+    return free / (kv_bytes_per_chip(spec, precision, layout, 1.0, context) + beside_kv_bytes)

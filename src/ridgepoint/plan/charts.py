@@ -193,7 +193,12 @@ def _memory(report: dict[str, Any]) -> Chart:
         )
     names = [name for name, _, _ in bars]
     data: list[dict[str, Any]] = []
-    for part, colour in (("weights", "var:weights"), ("kv", "var:kv"), ("activations", "var:compute")):
+    for part, colour in (
+        ("weights", "var:weights"),
+        ("kv", "var:kv"),
+        ("activations", "var:compute"),
+        ("drafter", "var:links"),
+    ):
         sizes = [used.get(part, 0.0) / 1e9 for _, used, _ in bars]
         labels = [
             f"{size:.3g} GB" if size > 0.13 * usable / 1e9 else ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.batch import Group, StepBatch
+from ridgepoint.cost.drafting import draft_kv_bytes_per_chip, draft_weight_bytes_per_chip
 from ridgepoint.cost.formats import bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_usable_bytes, max_sequences, memory_per_chip, usable_bytes
@@ -113,13 +114,15 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
     return Explanation(
         binds=str(step.binds),
         roof_frac={name: float(step.roof_s[name]) / seconds for name in ROOFS},
-        term_s={term.name: float(term.seconds) for term in step.terms},
+        term_s={term.name: float(term.seconds) for term in step.terms}
+        | ({"drafter": row["draft_s"]} if row["draft_s"] else {}),
         ridge_formula=ridge_batch_formula(spec, pool, layout),
         ridge_batch=_crossing(curve),
         curve=curve,
         elasticities=_elasticities(spec, pool, layout, workload, row),
         roofline=(_roof_point("decode", pool, step), _roof_point("prefill", prefill_pool, prefill)),
-        memory_bytes=_memory(spec, pool, layout, workload, row["batch"], row["batch"]),
+        memory_bytes=_memory(spec, pool, layout, workload, row["batch"], row["batch"])
+        | _drafter_memory(question, pool, layout, row["batch"]),
         memory_usable_bytes=usable_bytes(pool.chip, layout),
         kv_memory_usable_bytes=kv_usable_bytes(pool.chip, layout),
         prefill_memory_bytes=_memory(
@@ -264,6 +267,19 @@ def _roof_point(phase: str, pool: Pool, step: StepCost) -> RoofPoint:
         phase=phase, chip=pool.chip.id, flop_per_byte=intensity, estimate_flops_per_s=flops / float(step.estimate_s),
         spec_roof_flops_per_s=min(peak, intensity * bandwidth), spec_peak_flops_per_s=peak, spec_memory_bytes_per_s=bandwidth,
     )  # fmt: skip
+
+
+def _drafter_memory(question: Question, pool: Pool, layout: Layout, sequences: float) -> dict[str, float]:
+    """Its weights and its cache together."""
+    if question.drafter is None:
+        return {}
+    context = float(question.workload.decode_context)
+    weights = draft_weight_bytes_per_chip(question.drafter, pool.precision, layout)
+    return {
+        "drafter": float(
+            weights + draft_kv_bytes_per_chip(question.drafter, pool.precision, layout, sequences, context)
+        )
+    }
 
 
 def _memory(

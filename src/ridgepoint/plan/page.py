@@ -19,7 +19,7 @@ from ridgepoint.plan.search import Plan
 from ridgepoint.units import si
 
 _FIGURE_ROWS = (
-    ("Time per token", "tpot_s"), ("Time to first token", "ttft_s"), ("Time to first token, 90th percentile", "ttft_p90_s"),
+    ("Time per token", "tpot_s"), ("Drafting, per step", "draft_s"), ("Time to first token", "ttft_s"), ("Time to first token, 90th percentile", "ttft_p90_s"),
     ("USD per million tokens written, all in", "usd_per_mtok"), ("USD per million new input tokens", "usd_in_per_mtok"),
     ("USD per million output tokens", "usd_out_per_mtok"), ("USD per hour", "usd_per_hour"), ("Requests per second", "requests_per_s"),
     ("Chips", "chips"), ("Chips paid for, in whole nodes or racks", "paid_chips"), ("Accelerator power", "watts"), ("Energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"),

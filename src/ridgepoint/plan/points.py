@@ -23,7 +23,7 @@ CONFIG = (
     "batch", "chunk", "draft",
 )  # fmt: skip
 METRICS = (
-    "chips", "d_chips", "p_chips", "paid_chips", "d_paid", "p_paid", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
+    "chips", "d_chips", "p_chips", "paid_chips", "d_paid", "p_paid", "requests_per_s", "step_s", "draft_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
     "usd_high_frac", "usd_per_mtok", "usd_in_per_mtok", "usd_out_per_mtok", "watts", "joules_per_token", "prefill_util", "memory_frac",
     "handoff_s", "supply", "sigma", "sigma_ttft",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from ridgepoint.plan.render_wide import why, wide_lines
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
-    ("time per token (TPOT)", "tpot_s"), ("time to first token", "ttft_s"), ("  90th percentile", "ttft_p90_s"), ("longest step", "interval_s"),
+    ("time per token (TPOT)", "tpot_s"), ("  drafting, per step", "draft_s"), ("time to first token", "ttft_s"), ("  90th percentile", "ttft_p90_s"), ("longest step", "interval_s"),
     ("USD per Mtok written, all in", "usd_per_mtok"), ("  of which per Mtok of new input", "usd_in_per_mtok"), ("  per Mtok of output", "usd_out_per_mtok"),
     ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("chips paid for", "paid_chips"), ("power", "watts"),
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),

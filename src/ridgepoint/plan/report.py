@@ -21,11 +21,12 @@ from ridgepoint.plan.layouts import RESIDENCES, residences
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.retire import retirement
 from ridgepoint.plan.search import Plan, Question
+from ridgepoint.units import si
 
 SCHEMA = "ridgepoint.plan/1"
 
 _FIGURES = {
-    "tpot_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
+    "tpot_s": ("s", "timed"), "draft_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
     "usd_in_per_mtok": ("USD", "usd"), "usd_out_per_mtok": ("USD", "usd"), "usd_per_hour": ("USD", "rent"), "watts": ("W", "plain"),
     "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "paid_chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
     "prefill_util": ("frac", "plain"), "memory_frac": ("frac", "exact"),
@@ -82,7 +83,16 @@ def _question(question: Question) -> dict[str, Any]:
         "workload": asdict(question.workload),
         "goal": asdict(question.goal),
         "disaggregate": question.disaggregate,
+        "drafter": _drafter(question),
     }  # fmt: skip
+
+
+def _drafter(question: Question) -> dict[str, Any] | None:
+    if not question.workload.draft_tokens:
+        return None
+    if question.drafter is None:
+        return {"name": "ngram", "total_params": 0}
+    return {"name": question.drafter.name, "total_params": shape_of(question.drafter.spec).total_params}
 
 
 def _pool(pool: Pool) -> dict[str, Any]:
@@ -118,7 +128,7 @@ def deployment(question: Question, row: dict[str, float]) -> dict[str, Any]:
             "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "sram": layout.sram, "kv_in_sram": layout.sram and layout.kv_in_sram, "step_interval_s": row["interval_s"],
             "draft_tokens": int(row["draft"]),
         },
-        "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together)},
+        "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together) and not (name == "draft_s" and not row["draft_s"])},
     }  # fmt: skip
 
 
@@ -214,6 +224,16 @@ def _wide(question: Question, row: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def _drafted_by(question: Question) -> str:
+    if question.drafter is None:
+        return "drafts are looked up in the text so far: no weights, no passes"
+    size = si(shape_of(question.drafter.spec).total_params)
+    ends = ", embeddings and head the model's own" if question.drafter.shares_ends else ""
+    return (
+        f"{question.drafter.name} drafts ({size} parameters{ends}): its passes, weights, cache and prompts are paid for"
+    )
+
+
 def _bought(pool: Pool) -> str:
     if pool.share_units:
         return f"{pool.chip.id}: paid by the chip, others sharing its nodes"
@@ -246,7 +266,7 @@ def assumptions(question: Question) -> list[str]:
     if workload.draft_tokens:
         found.append(
             f"speculation: {workload.draft_tokens} drafted tokens, each accepted with probability {workload.acceptance:g} "
-            f"= {workload.tokens_per_step:.2f} tokens a step; the drafter itself is free"
+            f"= {workload.tokens_per_step:.2f} tokens a step; " + _drafted_by(question)
         )
     for pool in question.pools:
         for links, spec in (

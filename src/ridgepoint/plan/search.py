@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ridgepoint.cost.drafting import Drafter
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_bytes_per_seq, usable_bytes, weight_bytes
 from ridgepoint.errors import ConfigError, PlanError
@@ -36,10 +37,15 @@ class Question:
     workload: Workload
     goal: Goal
     disaggregate: bool = True
+    drafter: Drafter | None = None  # with draft tokens and no drafter, they are looked up in the text and cost nothing
 
     def __post_init__(self) -> None:
         if not self.pools:
             raise ConfigError("a plan needs at least one kind of hardware", hint="--hardware h200")
+        if self.drafter is not None and not self.workload.draft_tokens:
+            raise ConfigError(
+                f"a drafter ({self.drafter.name}) without draft tokens", hint="--draft-tokens 3 --acceptance 0.7"
+            )
         length = self.workload.input_tokens + self.workload.written_tokens
         most = self.model.spec.max_context
         if max(length, self.goal.context or 0) > most:
@@ -88,7 +94,7 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
         pool = question.pools[index]
         where = f", {residence.text}" if residence.text else ""
         progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}{where}")
-        side = lay_out(spec, pool, workload, goal, role=kind, residence=residence)
+        side = lay_out(spec, pool, workload, goal, role=kind, residence=residence, drafter=question.drafter)
         if not len(side.degrees):
             continue
         if kind == "together":

@@ -19,7 +19,7 @@ from ridgepoint.cost.step import StepCost, price_step, step_cost
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.load import requests_per_s, settle
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sweep import CHUNKS, Side, batches, memory_frac
+from ridgepoint.plan.sweep import CHUNKS, Side, batches, drafter_parts, drafting, memory_frac
 from ridgepoint.plan.workload import Workload
 
 Array = NDArray[np.float64]
@@ -34,7 +34,8 @@ class DecodeSide:
     batch: Array
     instances: Array
     requests_per_s: Array  # of all instances
-    step_s: Array
+    step_s: Array  # drafting included
+    draft_s: Array
     joules: Array
     memory_frac: Array
 
@@ -46,19 +47,25 @@ def sweep_decode(side: Side, index: int, workload: Workload) -> DecodeSide:
         group = Group(count=batch, new=new, cached=workload.decode_context, logits=new)
         return step_cost(side.spec, pool.chip, layout, pool.precision, StepBatch(groups=(group,)), pool.calibration)
 
+    def seconds_of(batch: Array) -> Array:
+        return np.asarray(step_of(batch).estimate_s) + drafting(side, workload, layout, batch).step_s
+
     def residence(batch: Array) -> Array:
-        return workload.written_tokens * np.asarray(step_of(batch).estimate_s) / workload.tokens_per_step
+        return workload.written_tokens * seconds_of(batch) / workload.tokens_per_step
 
     instances, batch = settle(workload, batches(side.room, workload), residence)
-    step = step_of(batch)
+    step, draft = step_of(batch), drafting(side, workload, layout, batch)
     used = memory_frac(side, layout, batch, batch, workload)
-    seconds = np.asarray(step.estimate_s)
+    seconds = np.asarray(step.estimate_s) + draft.step_s
     rate = requests_per_s(workload, instances, batch, residence(batch))
-    joules = np.asarray(step.estimate_j) if pool.chip.spec_tdp_w is not None else np.full_like(seconds, np.nan)
+    joules = np.full_like(seconds, np.nan)
+    if pool.chip.spec_tdp_w is not None:
+        joules = np.asarray(step.estimate_j) + draft.step_j
+    draft_s = np.broadcast_to(draft.step_s, seconds.shape)
     rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
     return DecodeSide(
         pool=index, degrees=side.degrees.pick(rows), batch=batch[rows, columns], instances=instances[rows, columns],
-        requests_per_s=rate[rows, columns], step_s=seconds[rows, columns], joules=joules[rows, columns],
+        requests_per_s=rate[rows, columns], step_s=seconds[rows, columns], draft_s=draft_s[rows, columns], joules=joules[rows, columns],
         memory_frac=np.broadcast_to(used, seconds.shape)[rows, columns],
     )  # fmt: skip
 
@@ -107,13 +114,16 @@ def sweep_prefill(side: Side, index: int, workload: Workload) -> PrefillSide:
         context=float(workload.input_tokens),
         step_tokens=ranks * piece,
     )
+    parts |= drafter_parts(side, layout, ranks * 1.0, np.asarray(parts["kv"]), workload)
     used = np.asarray(filled_frac(parts, side.pool.chip, layout))
+    draft = drafting(side, workload, layout, ranks * 1.0)
+    draft_s, draft_j = (np.broadcast_to(each, seconds.shape) for each in (draft.prompt_s, draft.prompt_j))
     joules = np.asarray(step.estimate_j) if side.pool.chip.spec_tdp_w is not None else np.full_like(seconds, np.nan)
     rows, columns = np.nonzero(np.broadcast_to(used <= 1.0, seconds.shape))
-    per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0]
+    per_prompt = joules[rows, columns] * steps[0, columns] / ranks[rows, 0] + draft_j[rows, columns]
     return PrefillSide(
         pool=index, degrees=side.degrees.pick(rows), chunk=piece[0, columns], ranks=ranks[rows, 0],
-        service_s=seconds[rows, columns] * steps[0, columns], latency_s=latency[rows, columns], joules=per_prompt,
+        service_s=seconds[rows, columns] * steps[0, columns] + draft_s[rows, columns], latency_s=latency[rows, columns] + draft_s[rows, columns], joules=per_prompt,
         memory_frac=np.broadcast_to(used, seconds.shape)[rows, columns],
     )  # fmt: skip
 

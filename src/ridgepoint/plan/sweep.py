@@ -12,6 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.drafting import (
+    Drafter,
+    draft_kv_bytes_per_chip,
+    draft_prefill,
+    draft_step,
+    draft_weight_bytes_per_chip,
+)
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import filled_frac, max_sequences, memory_per_chip
 from ridgepoint.cost.serving import ClosedLoop, ServingAmounts, ServingCost, price_serving, serving_amounts
@@ -37,6 +44,7 @@ class Side:
     pool: Pool
     degrees: Degrees
     room: Array  # sequences of the mean context per instance
+    drafter: Drafter | None = None
 
     @property
     def chips(self) -> Array:
@@ -56,23 +64,35 @@ def instance_limit(pool: Pool, goal: Goal) -> int:
 
 
 def lay_out(
-    spec: ModelSpec, pool: Pool, workload: Workload, goal: Goal, *, role: str, residence: Residence = MAIN
+    spec: ModelSpec,
+    pool: Pool,
+    workload: Workload,
+    goal: Goal,
+    *,
+    role: str,
+    residence: Residence = MAIN,
+    drafter: Drafter | None = None,
 ) -> Side:
-    """Layouts with room for the weights and at least one sequence (of the goal's context, if it sets one)."""
+    """Layouts with room for the weights (a drafter's too) and at least one sequence (of the goal's context, if it sets one)."""
     degrees = enumerate_layouts(spec, pool.chip, instance_limit(pool, goal), residence)
     context = float(workload.decode_context if role != "prefill" else workload.input_tokens)
     layout = degrees.layout()
-    room = np.asarray(
-        max_sequences(spec, pool.precision, layout, pool.chip, context=context, step_tokens=min(CHUNKS)),
-        dtype=np.float64,
-    )
+
+    def seats(tokens: float) -> Array:
+        weights, kv = 0.0, 0.0
+        if drafter is not None:
+            weights = draft_weight_bytes_per_chip(drafter, pool.precision, layout)
+            kv = draft_kv_bytes_per_chip(drafter, pool.precision, layout, 1.0, tokens)
+        found = max_sequences(
+            spec, pool.precision, layout, pool.chip, context=tokens, step_tokens=min(CHUNKS), beside_bytes=weights, beside_kv_bytes=kv
+        )  # fmt: skip
+        return np.asarray(found, dtype=np.float64)
+
+    room = seats(context)
     fits = room >= 1
     if goal.context is not None:
-        longest = max_sequences(
-            spec, pool.precision, layout, pool.chip, context=float(goal.context), step_tokens=min(CHUNKS)
-        )
-        fits &= np.asarray(longest) >= 1
-    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]))
+        fits &= seats(float(goal.context)) >= 1
+    return Side(spec=spec, pool=pool, degrees=degrees.pick(fits), room=np.floor(room[fits]), drafter=drafter)
 
 
 def batches(room: Array, workload: Workload) -> Array:
@@ -88,9 +108,38 @@ class Loop:
     amounts: ServingAmounts
     cost: ServingCost
     utilisation: Array  # of the prompts a full chunk could take
+    tpot_s: Array
     ttft_s: Array
     ttft_p90_s: Array
     residence_s: Array
+    drafting: Drafting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What a drafter adds: to every step of an instance, and to every prompt. Zero without one."""
+
+    step_s: Array
+    step_j: Array
+    prompt_s: Array
+    prompt_j: Array
+
+
+def drafting(side: Side, workload: Workload, layout: Layout, batch: Array) -> Drafting:
+    if side.drafter is None:
+        zero = np.zeros(1)
+        return Drafting(step_s=zero, step_j=zero, prompt_s=zero, prompt_j=zero)
+    pool, prompt = side.pool, workload.new_input_tokens * workload.rollouts
+    step = draft_step(
+        side.drafter, pool.chip, layout, pool.precision, pool.calibration, sequences=batch, context=float(workload.decode_context),
+        draft_tokens=float(workload.draft_tokens),
+    )  # fmt: skip
+    prefill = draft_prefill(
+        side.drafter, pool.chip, layout, pool.precision, pool.calibration, new=prompt, cached=workload.cached_input_tokens
+    )  # fmt: skip
+    amounts = (step.estimate_s, step.estimate_j, prefill.estimate_s, prefill.estimate_j)
+    step_s, step_j, prompt_s, prompt_j = (np.asarray(amount, dtype=np.float64) for amount in amounts)
+    return Drafting(step_s=step_s, step_j=step_j, prompt_s=prompt_s, prompt_j=prompt_j)
 
 
 def close_loop(side: Side, workload: Workload, batch: Array, chunk: Array) -> Loop:
@@ -107,13 +156,19 @@ def close_loop(side: Side, workload: Workload, batch: Array, chunk: Array) -> Lo
         tiles=pool.calibration.tiles,
     )  # fmt: skip
     cost = price_serving(amounts, pool.chip, pool.calibration)
-    rho = batch * workload.tokens_per_step / written / workload.rollouts / np.asarray(amounts.prompts_per_chunk)
+    draft = drafting(side, workload, side.degrees.layout(2), batch)
+    per_token = workload.tokens_per_step
+    others = np.maximum(np.asarray(amounts.running) - 1.0, 0.0) / written / workload.rollouts
+    tpot = np.asarray(cost.estimate_tpot_s) + draft.step_s / per_token + others * draft.prompt_s
+    rho = batch * per_token / written / workload.rollouts / np.asarray(amounts.prompts_per_chunk)
     bounded = np.where(rho < MAX_UTILISATION, rho, 0.0)
-    service = np.asarray(cost.mixed.estimate_s) * amounts.steps_per_prompt
-    ttft = np.asarray(cost.estimate_ttft_s) + mean_wait(bounded, service)
-    ttft_p90 = np.asarray(cost.estimate_ttft_s) + 0.5 * cost.mixed.estimate_s + wait_quantile(bounded, service, 0.9)
-    residence = ttft + written * np.asarray(cost.estimate_tpot_s)
-    return Loop(amounts=amounts, cost=cost, utilisation=rho, ttft_s=ttft, ttft_p90_s=ttft_p90, residence_s=residence)
+    service = np.asarray(cost.mixed.estimate_s) * amounts.steps_per_prompt + draft.prompt_s
+    unhurried = np.asarray(cost.estimate_ttft_s) + draft.prompt_s
+    ttft = unhurried + mean_wait(bounded, service)
+    ttft_p90 = unhurried + 0.5 * cost.mixed.estimate_s + wait_quantile(bounded, service, 0.9)
+    return Loop(
+        amounts=amounts, cost=cost, utilisation=rho, tpot_s=tpot, ttft_s=ttft, ttft_p90_s=ttft_p90, residence_s=ttft + written * tpot, drafting=draft
+    )  # fmt: skip
 
 
 def sweep_together(side: Side, index: int, workload: Workload) -> Points:
@@ -125,8 +180,10 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
     room = batches(side.room, workload)[:, :, None]
     instances, batch = settle(workload, room, lambda filled: close_loop(side, workload, filled, chunk).residence_s)
     loop = close_loop(side, workload, batch, chunk)
-    decode_s, mixed_s = np.asarray(loop.cost.decode.estimate_s), np.asarray(loop.cost.mixed.estimate_s)
-    tpot = np.asarray(loop.cost.estimate_tpot_s)
+    decode_s, mixed_s = (
+        np.asarray(step.estimate_s) + loop.drafting.step_s for step in (loop.cost.decode, loop.cost.mixed)
+    )
+    tpot = loop.tpot_s
     rate = requests_per_s(workload, instances, batch, loop.residence_s)
     used = memory_frac(side, degrees.layout(2), batch, chunk + batch, workload)
     low, middle, high = pool.usd_per_hour
@@ -139,7 +196,7 @@ def sweep_together(side: Side, index: int, workload: Workload) -> Points:
         kind=0.0, d_pool=float(index), p_pool=float(index), d_tp=degrees.tp[:, None, None], d_dp=degrees.dp_attention[:, None, None],
         d_ep=degrees.ep[:, None, None], d_pp=degrees.pp[:, None, None], d_memory=float(degrees.residence.code), d_instances=instances, batch=batch, chunk=chunk,
         draft=float(workload.draft_tokens), chips=instances * chips, d_chips=instances * chips, paid_chips=paid, d_paid=paid, requests_per_s=rate, step_s=tpot * per_token,
-        interval_s=np.maximum(decode_s, mixed_s), tpot_s=tpot, ttft_s=loop.ttft_s, ttft_p90_s=loop.ttft_p90_s,
+        draft_s=loop.drafting.step_s, interval_s=np.maximum(decode_s, mixed_s), tpot_s=tpot, ttft_s=loop.ttft_s, ttft_p90_s=loop.ttft_p90_s,
         usd_per_hour=paid * middle, usd_low_frac=low / middle, usd_high_frac=high / middle, usd_per_mtok=usd_per_request / written * 1e6,
         usd_in_per_mtok=usd_per_request * (1 - out_share) / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=usd_per_request * out_share / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
@@ -155,7 +212,8 @@ def _watts_together(loop: Loop, workload: Workload, batch: Array, pool: Pool) ->
     decode_j, mixed_j = np.asarray(loop.cost.decode.estimate_j), np.asarray(loop.cost.mixed.estimate_j)
     prompts_per_step = batch * workload.tokens_per_step / workload.written_tokens / workload.rollouts
     per_step_j = decode_j + prompts_per_step / np.asarray(loop.amounts.prompts_per_mixed) * (mixed_j - decode_j)
-    return per_step_j / (np.asarray(loop.cost.estimate_tpot_s) * workload.tokens_per_step)
+    per_step_j = per_step_j + loop.drafting.step_j + prompts_per_step * loop.drafting.prompt_j
+    return per_step_j / (loop.tpot_s * workload.tokens_per_step)
 
 
 def memory_frac(side: Side, layout: Layout, sequences: Array, step_tokens: Array, workload: Workload) -> Array:
@@ -167,4 +225,14 @@ def memory_frac(side: Side, layout: Layout, sequences: Array, step_tokens: Array
         context=float(workload.decode_context),
         step_tokens=step_tokens,
     )
+    parts |= drafter_parts(side, layout, sequences, parts["kv"], workload)
     return np.asarray(filled_frac(parts, side.pool.chip, layout))
+
+
+def drafter_parts(side: Side, layout: Layout, sequences: Array, kv: Array, workload: Workload) -> dict[str, Array]:
+    """The drafter's weights, and the cache with its own beside the model's `kv`."""
+    if side.drafter is None:
+        return {}
+    precision, context = side.pool.precision, float(workload.decode_context)
+    own = draft_kv_bytes_per_chip(side.drafter, precision, layout, sequences, context)
+    return {"drafter": draft_weight_bytes_per_chip(side.drafter, precision, layout), "kv": kv + own}
