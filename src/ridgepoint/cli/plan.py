@@ -67,6 +67,15 @@ def plan(
     reuse_prob: Annotated[float, typer.Option(help="Probability that a conversation continues.")] = 0.5,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal: mean time to first token at most.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal: time per written token at most.")] = None,
+    wait_ms: Annotated[
+        float | None, typer.Option(help="Goal: worst wait of who just missed a step (two intervals) at most.")
+    ] = None,
+    interval_ms: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Step intervals to consider, instead of free-running steps and a grid of timetables. Repeatable."
+        ),
+    ] = None,
     usd_per_mtok: Annotated[
         float | None, typer.Option(help="Goal: USD per million written tokens, all in, at most.")
     ] = None,
@@ -114,10 +123,10 @@ def plan(
             mean_pause_s=mean_pause_s, reuse_prob=reuse_prob,
         ),
         goal=Goal(
-            ttft_s=_ms(ttft_ms), tpot_s=_ms(tpot_ms), usd_per_mtok=usd_per_mtok, watts=watts, chips=chips, context=context, minimise=minimise,
+            ttft_s=_ms(ttft_ms), tpot_s=_ms(tpot_ms), wait_s=_ms(wait_ms), usd_per_mtok=usd_per_mtok, watts=watts, chips=chips, context=context, minimise=minimise,
             confidence=confidence,
         ),
-        disaggregate=disaggregate, drafter=named_drafter(drafter, named),
+        disaggregate=disaggregate, intervals_s=tuple(ms / 1e3 for ms in interval_ms) if interval_ms else None, drafter=named_drafter(drafter, named),
     )  # fmt: skip
     _answer(_run(question), explain=explain, json_=json_, html=html)
 

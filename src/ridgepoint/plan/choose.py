@@ -20,8 +20,16 @@ from ridgepoint.plan.workload import Goal
 Mask = NDArray[np.bool_]
 
 OBJECTIVE = {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}
-UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
-_TIMED = ("ttft_s", "tpot_s", "usd_per_mtok")  # what the uncertainty of seconds widens
+UNITS = {
+    "worst_wait_s": "s",
+    "ttft_s": "s",
+    "tpot_s": "s",
+    "usd_per_mtok": "USD",
+    "watts": "W",
+    "chips": "chips",
+    "supply": "x",
+}
+_TIMED = ("ttft_s", "tpot_s", "worst_wait_s", "usd_per_mtok")  # what the uncertainty of seconds widens
 FRONTIER_ROWS = 40
 
 
@@ -63,8 +71,12 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
     values = points[metric]
     if metric not in _TIMED:
         return values
-    z = NormalDist().inv_cdf(confidence)
-    return values * np.exp(z * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
+    wide = np.exp(NormalDist().inv_cdf(confidence) * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
+    if metric in ("tpot_s", "worst_wait_s"):
+        # A timetable is kept for as long as the work of a step fits into its interval; beyond, departures stretch with it.
+        late = np.maximum(1.0, points["busy_tpot_s"] / points["tpot_s"] * wide)
+        return values * np.where(points["timetable"] > 0, late, wide)
+    return values * wide
 
 
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
@@ -192,7 +204,7 @@ def what_would_change(
 ) -> tuple[Change, ...]:
     """Changed limits, rents and confidence under which another family of deployment wins; only those that change it."""
     trials: list[tuple[str, Points, Goal]] = []
-    for name in ("ttft_s", "tpot_s"):
+    for name in ("ttft_s", "tpot_s", "wait_s"):
         limit = getattr(goal, name)
         if limit is not None:
             trials += [

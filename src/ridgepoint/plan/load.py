@@ -43,6 +43,19 @@ def _where_curve_reaches(target: Array, carried: Array, batch: Array) -> Array:
     return np.moveaxis(found.reshape(np.moveaxis(target, 1, -1).shape), -1, 1)
 
 
+def carries(
+    workload: Workload, instances: Array, batch: Array, residence_s: Array, *, within: float = 0.05
+) -> NDArray[np.bool_]:
+    """Whether a settled row carries its load: on a timetable the residence jumps from one departure to the next, and a load may
+    land on no batch at all."""
+    if workload.requests_per_s is not None:
+        return np.abs(instances * batch / residence_s / workload.requests_per_s - 1.0) <= within
+    if workload.users is not None and workload.think_time_s > 0:
+        users = instances * batch * (residence_s + workload.think_time_s) / residence_s
+        return np.abs(users / workload.users - 1.0) <= within
+    return np.ones(np.broadcast_shapes(instances.shape, batch.shape, residence_s.shape), dtype=bool)
+
+
 def requests_per_s(workload: Workload, instances: Array, batch: Array, residence_s: Array) -> Array:
     """Of all instances together."""
     if workload.requests_per_s is not None:

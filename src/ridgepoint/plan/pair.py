@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.energy import DEFAULT_ENERGY
+from ridgepoint.cost.queueing import worst_wait_s
 from ridgepoint.errors import CatalogError
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.points import Points, flatten, pareto
@@ -132,7 +133,8 @@ def pair_sides(
         d_pp=d.pp[:, None, None], d_memory=float(d.residence.code), p_memory=float(p.residence.code), d_instances=d_count, p_pool=float(prefill.pool), p_tp=p.tp[None, :, None], p_dp=p.dp_attention[None, :, None],
         p_ep=p.ep[None, :, None], p_pp=p.pp[None, :, None], p_instances=p_count, batch=batch, chunk=on_p(prefill.chunk),
         draft=float(workload.draft_tokens), chips=p_chips + d_chips, d_chips=d_chips, p_chips=p_chips, paid_chips=p_paid + d_paid, d_paid=d_paid, p_paid=p_paid, requests_per_s=rate, step_s=step, draft_s=on_d(decode.draft_s),
-        interval_s=step, tpot_s=step / per_token, ttft_s=ttft, ttft_p90_s=ttft_p90, usd_per_hour=dollars[1], usd_low_frac=dollars[0] / dollars[1],
+        interval_s=step, worst_wait_s=worst_wait_s(1.0) * step, timetable=float(decode.timetable), busy_tpot_s=on_d(decode.busy_s) / per_token,
+        tpot_s=step / per_token, ttft_s=ttft, ttft_p90_s=ttft_p90, usd_per_hour=dollars[1], usd_low_frac=dollars[0] / dollars[1],
         usd_high_frac=dollars[2] / dollars[1], usd_per_mtok=dollars[1] / 3600 / rate / written * 1e6,
         usd_in_per_mtok=p_paid * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
         usd_out_per_mtok=d_paid * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),

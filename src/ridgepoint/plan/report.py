@@ -21,12 +21,14 @@ from ridgepoint.plan.layouts import RESIDENCES, residences
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.retire import retirement
 from ridgepoint.plan.search import Plan, Question
+from ridgepoint.plan.sweep import CHUNKS, NUM_BATCHES
+from ridgepoint.plan.timetable import checked_intervals, intervals_worth_searching
 from ridgepoint.units import si
 
 SCHEMA = "ridgepoint.plan/1"
 
 _FIGURES = {
-    "tpot_s": ("s", "timed"), "draft_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
+    "tpot_s": ("s", "timed"), "draft_s": ("s", "timed"), "interval_s": ("s", "timed"), "worst_wait_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
     "usd_in_per_mtok": ("USD", "usd"), "usd_out_per_mtok": ("USD", "usd"), "usd_per_hour": ("USD", "rent"), "watts": ("W", "plain"),
     "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "paid_chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
     "prefill_util": ("frac", "plain"), "memory_frac": ("frac", "exact"),
@@ -84,6 +86,23 @@ def _question(question: Question) -> dict[str, Any]:
         "goal": asdict(question.goal),
         "disaggregate": question.disaggregate,
         "drafter": _drafter(question),
+        "intervals_s": question.intervals_s,
+        "searched": _searched(question),
+    }  # fmt: skip
+
+
+def _searched(question: Question) -> dict[str, Any]:
+    """The dimensions of the search and their values; degrees and batches depend on the model and on what fits."""
+    workload = question.workload
+    stated = question.intervals_s
+    intervals = intervals_worth_searching(workload, question.goal) if stated is None else checked_intervals(stated)
+    return {
+        "hardware": [pool.describe() for pool in question.pools],
+        "memory": sorted({place.text or "main memory" for pool in question.pools for place in residences(pool.chip)}),
+        "layout": "tp x dp_attention x ep x pp that divide heads, experts and layers",
+        "batch": f"{NUM_BATCHES} sizes from 1 to what fits", "chunk_tokens": list(CHUNKS),
+        "step_interval_s": [float(value) for value in intervals], "free_running": stated is None,
+        "pools": "prompts and answers together" + (", and in separate pools" if question.disaggregate else ""),
     }  # fmt: skip
 
 
@@ -120,6 +139,7 @@ def deployment(question: Question, row: dict[str, float]) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "mode": "together" if together else "disaggregated",
+        "timetable": bool(row["timetable"]),
         "name": deployment_name(question, row),
         "decode": decode,
         "prefill": prefill,
@@ -153,8 +173,11 @@ def _side_name(chip: str, row: dict[str, float], side: str) -> str:
 def _figure(row: dict[str, float], name: str, unit: str, kind: str) -> dict[str, Any]:
     value = row[name]
     wide = math.exp(Z80 * row["sigma_ttft" if name.startswith("ttft") else "sigma"])
+    timed = (value / wide, value * wide)
+    if row["timetable"] and name in ("tpot_s", "interval_s", "worst_wait_s"):
+        timed = (value, value * max(1.0, row["busy_tpot_s"] / row["tpot_s"] * wide))  # kept while the work fits into it
     ends = {
-        "timed": (value / wide, value * wide),
+        "timed": timed,
         "rate": (value / wide, value * wide),
         "usd": (value / wide * row["usd_low_frac"], value * wide * row["usd_high_frac"]),
         "rent": (value * row["usd_low_frac"], value * row["usd_high_frac"]),

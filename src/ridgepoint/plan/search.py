@@ -1,4 +1,4 @@
-"""The search: pools x layouts x batch x chunk x prefill:decode ratio, priced, filtered by the goal and ranked.
+"""The search: pools x layouts x batch x chunk x step interval x prefill:decode ratio, priced, filtered by the goal and ranked.
 
 `plan(question) -> Plan` is the whole of `ridgepoint plan`. Progress is reported through a callback, because a mixed-hardware
 search takes seconds; everything it decides is in `sweep`, `pair` and `choose`.
@@ -22,6 +22,7 @@ from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.sides import DecodeSide, PrefillSide, sweep_decode, sweep_prefill
 from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_together
+from ridgepoint.plan.timetable import checked_intervals, intervals_worth_searching
 from ridgepoint.plan.workload import Goal, Workload
 from ridgepoint.units import si
 
@@ -37,6 +38,9 @@ class Question:
     workload: Workload
     goal: Goal
     disaggregate: bool = True
+    intervals_s: tuple[float, ...] | None = (
+        None  # None: free-running steps and a grid of timetables; else these timetables alone
+    )
     drafter: Drafter | None = None  # with draft tokens and no drafter, they are looked up in the text and cost nothing
 
     def __post_init__(self) -> None:
@@ -87,6 +91,10 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
     """Every row there is. Raises PlanError when the model fits nowhere."""
     spec, workload, goal = question.model.spec, question.workload, question.goal
     jobs = _jobs(question)
+    if question.intervals_s is None:
+        intervals = intervals_worth_searching(workload, goal)
+    else:
+        intervals = checked_intervals(question.intervals_s)
     parts: list[Points] = []
     prefills: list[PrefillSide] = []
     decodes: list[DecodeSide] = []
@@ -98,9 +106,11 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
         if not len(side.degrees):
             continue
         if kind == "together":
-            parts.append(sweep_together(side, index, workload))
+            if question.intervals_s is None:
+                parts.append(sweep_together(side, index, workload))
+            parts.append(sweep_together(side, index, workload, intervals))
         elif kind == "decode":
-            decodes.append(sweep_decode(side, index, workload))
+            decodes.append(sweep_decode(side, index, workload, None if question.intervals_s is None else intervals))
         else:
             prefills.append(sweep_prefill(side, index, workload))
     pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p.pool, d.pool)]
