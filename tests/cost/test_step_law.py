@@ -16,8 +16,10 @@ from ridgepoint.cost import (
     Layout,
     Precision,
     StepBatch,
+    filled_frac,
     kv_bytes_per_chip,
     max_sequences,
+    memory_per_chip,
     step_cost,
     weight_bytes,
     weight_bytes_per_chip,
@@ -203,6 +205,45 @@ def test_sram_resident_layout_needs_and_uses_sram() -> None:
     assert cost.binds in ("overhead", "links", "compute")  # 80 TB/s a chip: bytes no longer bind
     with pytest.raises(CatalogError, match="spec_sram_bytes_per_s is unknown"):
         step_cost(spec, H100, Layout(tp=8, sram=True), precision, StepBatch.decode(1.0, 10.0), SERVING)
+
+
+def test_weights_in_sram_and_cache_in_main_memory_have_a_capacity_and_a_speed_each() -> None:
+    chip, spec, precision = accelerator("tpu-v5e"), model_spec("qwen3-8b"), Precision.named("int8")
+    main, split, all_sram = (
+        Layout(tp=32, pp=8, sram=sram, kv_in_sram=kv) for sram, kv in ((False, True), (True, False), (True, True))
+    )
+    sequences = [
+        float(max_sequences(spec, precision, layout, chip, context=4000.0, step_tokens=1.0))
+        for layout in (main, split, all_sram)
+    ]
+    assert sequences[2] >= 1
+    assert sequences[0] >= sequences[1] * 0.95 > 20 * sequences[2]  # the cache has main memory to itself
+    assert (
+        max_sequences(spec, precision, Layout(tp=8, sram=True, kv_in_sram=False), chip, context=1.0, step_tokens=1.0)
+        < 0
+    )
+    batch = StepBatch.decode(4.0, 4000.0)
+    steps = [step_cost(spec, chip, layout, precision, batch, ROOFLINE) for layout in (main, split, all_sram)]
+    assert steps[0].estimate_s > 3 * steps[1].estimate_s and steps[1].estimate_s > 3 * steps[2].estimate_s
+    assert steps[0].sram_bytes == 0 and steps[2].sram_bytes == steps[2].memory_bytes
+    assert steps[1].sram_bytes == steps[1].memory_bytes - steps[1].kv_bytes
+    kv_s = steps[1].kv_bytes / chip.need("spec_memory_bytes_per_s", "")
+    assert steps[1].floor_s == pytest.approx(max(kv_s, steps[1].weight_bytes / chip.need("spec_sram_bytes_per_s", "")))
+    parts = memory_per_chip(spec, precision, split, sequences=sequences[1], context=4000.0, step_tokens=1.0)
+    assert filled_frac(parts, chip, split) == pytest.approx(1.0)
+
+
+def test_a_byte_from_sram_takes_less_energy() -> None:
+    chip = replace(accelerator("tpu-v5e"), spec_tdp_w=200.0)
+    batch = StepBatch.decode(1.0, 1000.0)
+    main, sram = (
+        step_cost(
+            model_spec("qwen3-8b"), chip, Layout(tp=32, pp=4, sram=sram), Precision.named("int8"), batch, ROOFLINE
+        )
+        for sram in (False, True)
+    )
+    static = 128 * 200.0 * main.energy.static_frac
+    assert sram.estimate_j - static * sram.estimate_s < 0.3 * (main.estimate_j - static * main.estimate_s)
 
 
 def test_power_stays_between_static_and_the_boards_limit() -> None:

@@ -13,6 +13,7 @@ from ridgepoint.catalog.spec import (
     ModelSpec,
     MoeSpec,
     NormSpec,
+    PlainResidual,
     RopeSpec,
     RouterSpec,
     SharedExpertSpec,
@@ -33,7 +34,7 @@ def _spec(*, tied: bool = False, clip: float | None = None) -> ModelSpec:
     mixer = GqaSpec(
         num_heads=4, num_kv_heads=2, head_dim=32, v_head_dim=32, scale=32**-0.5,
         rope=RopeSpec(theta=1e4, rotary_dim=32, interleaved=False, scaling=None), qkv_bias=True, o_bias=False,
-        qk_norm="per_head", sinks=True, qkv_clip=clip,
+        qk_norm="per_head", sinks=True, qkv_clip=clip, output_gate="none", v_from_k=False,
     )  # fmt: skip
     router = RouterSpec(
         scores="softmax", normalise=True, scale=1.0, bias=True, correction_bias=False, num_groups=1, topk_groups=1,
@@ -41,15 +42,16 @@ def _spec(*, tied: bool = False, clip: float | None = None) -> ModelSpec:
     )  # fmt: skip
     moe = MoeSpec(
         num_experts=8, top_k=3, width=48, activation=SwiGlu(), bias=True, router=router,
-        shared=SharedExpertSpec(width=40, gated=True), latent_dim=None,
+        shared=SharedExpertSpec(width=40, gated=True), latent_dim=None, latent_norm=False,
     )  # fmt: skip
     dense = DenseSpec(width=72, activation=SwiGlu(), bias=False)
     layers = [
-        LayerSpec(mixer=mixer, ffn=f, window=w, indexer=None, kv_from_layer=None) for f, w in ((dense, 9), (moe, None))
+        LayerSpec(mixer=mixer, ffn=f, window=w, indexer=None, kv_from_layer=None, post_norms=False)
+        for f, w in ((dense, 9), (moe, None))
     ]
     return ModelSpec(
         family="test", vocab_size=300, d_model=96, layers=tuple(layers), norm=NormSpec(kind="rms", eps=1e-6),
-        tied_embeddings=tied, head_bias=False, embedding_scale=1.0, residual_scale=1.0, logit_scale=1.0,
+        tied_embeddings=tied, head_bias=False, embedding_scale=1.0, residual=PlainResidual(), residual_scale=1.0, logit_scale=1.0,
         max_context=128, bos_ids=(0,), eos_ids=(1,),
     )  # fmt: skip
 

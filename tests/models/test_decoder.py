@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ridgepoint.catalog.families import read_checkpoint_config
-from ridgepoint.catalog.spec import IndexerSpec, LinearMixerSpec, ModelSpec
+from ridgepoint.catalog.linear import kimi_delta
+from ridgepoint.catalog.spec import HyperConnections, IndexerSpec, ModelSpec, ReluSquared
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.dispatch import forced
 from ridgepoint.models.checkpoint import load, to_checkpoint
@@ -109,18 +110,41 @@ def test_initialise_is_repeatable_and_complete(spec: ModelSpec) -> None:
     ("changes", "message"),
     [
         (
-            {"mixer": LinearMixerSpec(kind="gdn", num_params=1, state_bytes_per_seq=1, flops_per_token=1.0)},
+            {"mixer": kimi_delta(64, num_heads=2, head_dim=8, conv=4, full_rank_gate=True)},
             "layer 0: mixer",
         ),
         ({"ffn": None}, "without feed-forward"),
-        ({"indexer": IndexerSpec(num_heads=1, head_dim=1, top_k=1)}, "indexer"),
+        ({"indexer": IndexerSpec(num_heads=1, head_dim=1, top_k=1, block=1, weighted=True, fp8_keys=True)}, "indexer"),
         ({"kv_from_layer": 1}, "KV shared from layer 1"),
+        ({"post_norms": True}, "norms after the mixer"),
     ],
 )
 def test_a_fact_it_cannot_execute_is_refused(spec: ModelSpec, changes: dict, message: str) -> None:
     layers = (replace(spec.layers[0], **changes), *spec.layers[1:])
     with pytest.raises(CheckpointError, match=message):
         Decoder(replace(spec, layers=layers), torch.float32, "meta")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("mixer", {"output_gate": "per_head"}, "a per_head output gate"),
+        ("ffn", {"activation": ReluSquared()}, "activation ReluSquared"),
+        ("ffn", {"latent_dim": 16}, "latent width of 16"),
+    ],
+)
+def test_a_fact_inside_a_layer_it_cannot_execute_is_refused(
+    spec: ModelSpec, part: str, changes: dict, message: str
+) -> None:
+    layer = spec.layers[-1]
+    inner = replace(getattr(layer, part), **changes)
+    with pytest.raises(CheckpointError, match=f"layer {spec.num_layers - 1}: .*{message}.* cannot be executed"):
+        Decoder(replace(spec, layers=(*spec.layers[:-1], replace(layer, **{part: inner}))), torch.float32, "meta")
+
+
+def test_several_residual_streams_are_refused(spec: ModelSpec) -> None:
+    with pytest.raises(CheckpointError, match=r"HyperConnections\(streams=4\) cannot be executed"):
+        Decoder(replace(spec, residual=HyperConnections(streams=4)), torch.float32, "meta")
 
 
 def test_importing_families_does_not_import_torch() -> None:

@@ -118,6 +118,8 @@ def test_causal_attention_sees_only_its_own_past(window: int | None, sinks: bool
         qk_norm="none",
         sinks=sinks,
         qkv_clip=None,
+        output_gate="none",
+        v_from_k=False,
     )
     ctx, g = CausalContext(2, 6), torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(12, heads, 8, generator=g) for heads in (4, 2, 2))

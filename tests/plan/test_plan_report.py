@@ -72,6 +72,8 @@ def test_a_server_can_read_its_settings(made: tuple[Plan, dict[str, Any]]) -> No
         "chunk_tokens",
         "step_interval_s",
         "draft_tokens",
+        "sram",
+        "kv_in_sram",
     }
     assert serve["max_sequences"] >= 1 and serve["chunk_tokens"] >= 1 and serve["step_interval_s"] > 0
 
@@ -130,5 +132,11 @@ def test_pool_chart_says_when_there_is_nothing_to_choose() -> None:
 def test_every_field_of_the_schema_is_documented(made: tuple[Plan, dict[str, Any]]) -> None:
     text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     for name in [*made[1], *made[1]["choice"]["serve"], *made[1]["explain"]]:
-        if name not in ("memory_bytes", "memory_usable_bytes", "prefill_memory_bytes", "prefill_memory_usable_bytes"):
+        if name not in (
+            "memory_bytes",
+            "memory_usable_bytes",
+            "kv_memory_usable_bytes",
+            "prefill_memory_bytes",
+            "prefill_memory_usable_bytes",
+        ):
             assert f"`{name}`" in text, name

@@ -33,6 +33,7 @@ class Accelerator:
     """One chip (package) and the links it sits on. `spec_scaleup_bytes_per_s` is per chip and one-way, as is scale-out.
 
     `scaleup_domain_chips` counts the chips that reach each other at scale-up bandwidth: a node, a rack or a pod.
+    `unit_chips` counts those bought or rented together: a card, a board, a rack, a slice.
     `measure_engine` holds constants of the step law fitted to steps measured on this very machine, by the names `cost` gives them.
     """
 
@@ -50,6 +51,7 @@ class Accelerator:
     spec_tdp_w: float | None = None
     spec_allin_w: float | None = None
     scaleup_domain_chips: int | None = None
+    unit_chips: int | None = None
     spec_scaleup_bytes_per_s: float | None = None
     spec_scaleout_bytes_per_s: float | None = None
     spec_hostlink_bytes_per_s: float | None = None
@@ -101,6 +103,12 @@ class Accelerator:
             return self.usd_per_hour_high if self.usd_per_hour_low is None else self.usd_per_hour_low
         return float((self.usd_per_hour_low * self.usd_per_hour_high) ** 0.5)
 
+    def rent_range(self, purpose: str) -> tuple[float, float]:
+        """(low, high) USD per hour; where one end is unknown the other stands for both, where both are, it is an error."""
+        known = self.need("usd_per_hour", purpose)
+        low, high = self.usd_per_hour_low, self.usd_per_hour_high
+        return (known if low is None else low), (known if high is None else high)
+
     def with_rent(self, usd_per_hour: float) -> Accelerator:
         if not usd_per_hour > 0:
             raise CatalogError(f"{self.id}: rent must be positive, got {usd_per_hour:g} USD/h")
@@ -111,10 +119,10 @@ _RENAMED = {
     "memory_bytes", "memory_bytes_per_s", "sram_bytes", "sram_bytes_per_s", "cache_bytes", "tdp_w", "allin_w",
     "scaleup_bytes_per_s", "scaleout_bytes_per_s", "hostlink_bytes_per_s",
 }  # fmt: skip
-_PLAIN = {"launch_year", "scaleup_domain_chips", "usd_per_hour_low", "usd_per_hour_high"}
+_PLAIN = {"launch_year", "scaleup_domain_chips", "unit_chips", "usd_per_hour_low", "usd_per_hour_high"}
 _MEASURED = {"measure_memory_bytes_per_s", "measure_step_overhead_s", "measure_memory_bytes"}
 _TEXT = {"name", "vendor", "kind", "memory_type", "confidence", "notes"}
-_WHOLE = {"launch_year", "scaleup_domain_chips"}
+_WHOLE = {"launch_year", "scaleup_domain_chips", "unit_chips"}
 _MAY_BE_ZERO = {"usd_per_hour_low", "usd_per_hour_high", "measure_step_overhead_s"}
 
 

@@ -9,7 +9,7 @@ P head width, C MLA latent width, R rope width, E experts, K experts per token, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 # ---------------------------------------------------------------- rotary embeddings
 
@@ -71,6 +71,9 @@ class RopeSpec:
 
 # ---------------------------------------------------------------- token mixers
 
+# A sigmoid of the layer's input scales the mixer's output before its last projection: one number a head, or one a channel.
+OutputGate = Literal["none", "per_head", "per_channel"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GqaSpec:
@@ -87,6 +90,8 @@ class GqaSpec:
     qk_norm: Literal["none", "per_head", "full"]  # "full" normalises the whole projection, before heads are split
     sinks: bool  # one learnt logit per query head joins the softmax's denominator
     qkv_clip: float | None  # after a "full" norm, before the rotation
+    output_gate: OutputGate
+    v_from_k: bool  # values are the key projection before its norm and rotation: one matrix fewer, as many cached bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,30 +105,62 @@ class MlaSpec:
     rope_dim: int
     v_dim: int
     scale: float
-    rope: RopeSpec
+    rope: RopeSpec | None  # None: the R channels are kept and cached, but not rotated
     bias: bool  # on the two down-projections and the output
+    output_gate: OutputGate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedSpec:
+    """DeepSeek-V4's attention: one head of width P is key and value for all H queries; beyond the layer's window, every `ratio`
+    tokens are pooled into one cached entry, and an indexer may choose which entries are read. Planner only.
+
+    `ratio` None: the layer sees its window alone. `overlapping`: each entry pools two runs of tokens, so its two projections
+    (of values and of pooling weights) are twice as wide. The output leaves through `o_groups` blocks of rank `o_rank`.
+    """
+
+    num_heads: int
+    head_dim: int
+    q_rank: int
+    ratio: int | None
+    overlapping: bool
+    o_groups: int
+    o_rank: int
+    scale: float
+    rope: RopeSpec
+    sinks: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMixerSpec:
-    """A recurrent token mixer (Gated DeltaNet, KDA, Mamba-2): its state has a fixed size per sequence. Planner only."""
+    """A recurrent token mixer (Gated DeltaNet, KDA, Mamba-2): what it keeps per sequence has a fixed size, the recurrent state
+    and the last inputs of its short convolution. Planner only; `catalog.linear` makes one from a layer's widths."""
 
     kind: Literal["gdn", "kda", "mamba2"]
+    num_heads: int
     num_params: int
     state_bytes_per_seq: int
+    conv_bytes_per_seq: int
     flops_per_token: float
 
 
-Mixer = GqaSpec | MlaSpec | LinearMixerSpec
+Mixer = GqaSpec | MlaSpec | CompressedSpec | LinearMixerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexerSpec:
-    """Sparse attention (DeepSeek's DSA): a small indexer scores every cached token, attention reads the best `top_k`."""
+    """Sparse attention: a small indexer scores every cached key, attention reads the best `top_k` runs of `block` of them.
+
+    DeepSeek's DSA chooses single tokens (`block` 1), MiniMax-M3 blocks of 128. `weighted`: its heads' scores are summed by
+    weights that depend on the query; otherwise each head chooses for its own group of queries.
+    """
 
     num_heads: int
     head_dim: int
     top_k: int
+    block: int
+    weighted: bool
+    fp8_keys: bool  # its keys are kept in fp8 whatever the cache's format
 
 
 # ---------------------------------------------------------------- feed-forward
@@ -133,21 +170,63 @@ class IndexerSpec:
 class SwiGlu:
     """`silu(gate) * up`."""
 
+    matrices: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitedSwiGlu:
+    """`silu(min(gate, limit)) * clamp(up, -limit, limit)`."""
+
+    matrices: ClassVar[int] = 3
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeGlu:
+    """`gelu(gate) * up`, GELU by its tanh form."""
+
+    matrices: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SituGlu:
+    """Kimi-K3's gated activation; what its two published constants do is not published, only that there are three matrices."""
+
+    matrices: ClassVar[int] = 3
+    beta: float
+    linear_beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gelu:
+    """`gelu(up)`, no gate: two matrices (GPT, OPT, BLOOM)."""
+
+    matrices: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReluSquared:
+    """`relu(up) ** 2`, no gate: two matrices (Nemotron)."""
+
+    matrices: ClassVar[int] = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClampedSwiGlu:
     """gpt-oss: `g = min(gate, limit)`, `u = clamp(up, -limit, limit)`, `g * sigmoid(alpha * g) * (u + 1)`."""
 
+    matrices: ClassVar[int] = 3
     alpha: float
     limit: float
 
 
-Activation = SwiGlu | ClampedSwiGlu
+# `matrices` is how many a feed-forward with this activation has: gate, up and down, or up and down.
+Activation = SwiGlu | LimitedSwiGlu | ClampedSwiGlu | GeGlu | SituGlu | Gelu | ReluSquared
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSpec:
-    """Gated dense feed-forward of width `width`."""
+    """Dense feed-forward of width `width`."""
 
     width: int
     activation: Activation
@@ -159,12 +238,13 @@ class RouterSpec:
     """How K of E experts are chosen and weighted.
 
     `scores`: what the logits become. `softmax` and `sigmoid` act before the choice; `softmax_topk` is a softmax over the
-    K chosen logits; `sparsemixer` is Phi-3.5-MoE's two-step masked softmax (`jitter_eps` is its mask width).
+    K chosen logits; `sparsemixer` is Phi-3.5-MoE's two-step masked softmax (`jitter_eps` is its mask width); `sqrt_softplus`
+    is DeepSeek-V4's, and `sqrt_softplus_hashed` the same where a table by token id makes the choice and the scores only weight it.
     `correction_bias` is added for the choice only, never for the weight. With groups, only the best `topk_groups` of
     `num_groups` may be chosen from, a group's score being its best expert (`max`) or its best two (`top2_sum`).
     """
 
-    scores: Literal["softmax", "sigmoid", "softmax_topk", "sparsemixer"]
+    scores: Literal["softmax", "sigmoid", "softmax_topk", "sparsemixer", "sqrt_softplus", "sqrt_softplus_hashed"]
     normalise: bool
     scale: float
     bias: bool
@@ -177,7 +257,8 @@ class RouterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedExpertSpec:
-    """Experts every token visits, fused into one feed-forward of width `width`; `gated` scales it by a sigmoid."""
+    """Experts every token visits, fused into one feed-forward of width `width`; `gated` scales it by a sigmoid. A dense
+    feed-forward beside the experts (Gemma 4) is the same thing to arithmetic."""
 
     width: int
     gated: bool
@@ -185,7 +266,8 @@ class SharedExpertSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeSpec:
-    """E routed experts of width F, K per token. `latent_dim` is the width routed experts work in when it is not D."""
+    """E routed experts of width F, K per token. `latent_dim` is the width routed experts work in when it is not D, `latent_norm`
+    a norm at the door of that width."""
 
     num_experts: int
     top_k: int
@@ -195,20 +277,44 @@ class MoeSpec:
     router: RouterSpec
     shared: SharedExpertSpec | None
     latent_dim: int | None
+    latent_norm: bool
 
 
 # ---------------------------------------------------------------- the whole model
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainResidual:
+    """One stream, to which every mixer and feed-forward adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperConnections:
+    """`streams` residual streams; before and after every mixer and feed-forward a small projection of all of them mixes them."""
+
+    streams: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionResidual:
+    """Each block of `block_layers` layers reads a learnt mixture of the blocks before it (Kimi-K3). Elementwise."""
+
+    block_layers: int
+
+
+Residual = PlainResidual | HyperConnections | AttentionResidual
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One block: a token mixer and a feed-forward, each behind its own norm and residual."""
+    """One block: a token mixer and a feed-forward (either may be absent), each behind its own norm and residual."""
 
     mixer: Mixer | None
     ffn: DenseSpec | MoeSpec | None
     window: int | None  # keys visible to a query, itself included; None is all of them
     indexer: IndexerSpec | None
     kv_from_layer: int | None  # cross-layer KV sharing: reads that layer's cache and writes none
+    post_norms: bool  # a second norm after the mixer and after the feed-forward, before the residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +337,7 @@ class ModelSpec:
     tied_embeddings: bool
     head_bias: bool
     embedding_scale: float
+    residual: Residual
     residual_scale: float
     logit_scale: float
     max_context: int

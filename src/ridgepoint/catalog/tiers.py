@@ -64,7 +64,7 @@ def hbm_tier(chip: Accelerator) -> Tier:
     purpose = "the price of a byte held in its memory"
     capacity = chip.need("spec_memory_bytes", purpose)
     bandwidth = chip.need("spec_memory_bytes_per_s", purpose)
-    low, high = chip.need("usd_per_hour_low", purpose), chip.need("usd_per_hour_high", purpose)
+    low, high = chip.rent_range(purpose)
     return Tier(
         id="hbm",
         name=f"memory of {chip.name}",

@@ -43,6 +43,13 @@ def plan(
     rent: Annotated[
         list[str] | None, typer.Option(help="USD per chip-hour: NAME=2.5, instead of the catalogue's range.")
     ] = None,
+    share_units: Annotated[
+        bool,
+        typer.Option(
+            "--share-units/--whole-units",
+            help="Pay only for chips that work, others sharing nodes and racks; or for whole units as they are sold.",
+        ),
+    ] = False,
     users: Annotated[int | None, typer.Option(help="Requests in flight at once.")] = None,
     requests_per_s: Annotated[float | None, typer.Option(help="Arrival rate, instead of --users.")] = None,
     input_tokens: Annotated[int, typer.Option(help="Mean prompt.")] = 2000,
@@ -52,11 +59,23 @@ def plan(
     rollouts: Annotated[int, typer.Option(help="Answers per prompt (parallel samples).")] = 1,
     think_time_s: Annotated[float, typer.Option(help="Pause of a user between answer and next request.")] = 0.0,
     draft_tokens: Annotated[int, typer.Option(help="Speculated tokens per step.")] = 0,
+    drafter: Annotated[
+        str, typer.Option(help="Who drafts: ngram (free), mtp (the model's own module), or a model's name.")
+    ] = "ngram",
     acceptance: Annotated[float, typer.Option(help="Probability that a speculated token is accepted.")] = 0.0,
     mean_pause_s: Annotated[float, typer.Option(help="Mean pause between turns, for the KV policy.")] = 60.0,
     reuse_prob: Annotated[float, typer.Option(help="Probability that a conversation continues.")] = 0.5,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal: mean time to first token at most.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal: time per written token at most.")] = None,
+    wait_ms: Annotated[
+        float | None, typer.Option(help="Goal: worst wait of who just missed a step (two intervals) at most.")
+    ] = None,
+    interval_ms: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Step intervals to consider, instead of free-running steps and a grid of timetables. Repeatable."
+        ),
+    ] = None,
     usd_per_mtok: Annotated[
         float | None, typer.Option(help="Goal: USD per million written tokens, all in, at most.")
     ] = None,
@@ -92,21 +111,22 @@ def plan(
         raise ConfigError("--write goes with --example", hint="--html FILE writes a page for this plan")
     if model is None:
         raise ConfigError("which model?", hint="ridgepoint plan gpt-oss-120b --hardware h200")
-    from ridgepoint.plan.named import named_model
+    from ridgepoint.plan.named import named_drafter, named_model
 
+    named = named_model(model)
     question = Question(
-        model=named_model(model),
-        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine),
+        model=named,
+        pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine, share_units),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
             requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=draft_tokens, acceptance=acceptance,
             mean_pause_s=mean_pause_s, reuse_prob=reuse_prob,
         ),
         goal=Goal(
-            ttft_s=_ms(ttft_ms), tpot_s=_ms(tpot_ms), usd_per_mtok=usd_per_mtok, watts=watts, chips=chips, context=context, minimise=minimise,
+            ttft_s=_ms(ttft_ms), tpot_s=_ms(tpot_ms), wait_s=_ms(wait_ms), usd_per_mtok=usd_per_mtok, watts=watts, chips=chips, context=context, minimise=minimise,
             confidence=confidence,
         ),
-        disaggregate=disaggregate,
+        disaggregate=disaggregate, intervals_s=tuple(ms / 1e3 for ms in interval_ms) if interval_ms else None, drafter=named_drafter(drafter, named),
     )  # fmt: skip
     _answer(_run(question), explain=explain, json_=json_, html=html)
 
@@ -123,6 +143,7 @@ def _pools(
     rent: list[str],
     model: str,
     engine: str,
+    share_units: bool,
 ) -> tuple[Pool, ...]:
     from ridgepoint.catalog.hardware import accelerator
     from ridgepoint.plan.pools import default_precision, parse_pool
@@ -145,7 +166,10 @@ def _pools(
                 or formats.get("")
                 or [default_precision(model, name)]
             )
-            pools += [parse_pool(text, recipe, role, rents=rents, engine=engine) for recipe in dict.fromkeys(recipes)]
+            pools += [
+                parse_pool(text, recipe, role, rents=rents, engine=engine, share_units=share_units)
+                for recipe in dict.fromkeys(recipes)
+            ]
     named = {text.rpartition(":")[0] if ":" in text else text for text in [*both, *prefill, *decode]}
     unused = (set(rents) | set(formats)) - {""} - named - {pool.chip.id for pool in pools}
     if unused:

@@ -17,6 +17,7 @@ from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE, SERVING, Calibrati
 from ridgepoint.cost.formats import FORMATS, Precision, bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import (
+    filled_frac,
     kv_bytes_per_chip,
     kv_bytes_per_seq,
     kv_bytes_per_token,
@@ -34,6 +35,6 @@ from ridgepoint.cost.workload import Workload
 
 __all__ = [
     "BEFORE_FIT", "FORMATS", "ROOFLINE", "ROOFS", "SERVING", "Calibration", "ClosedLoop", "Group", "Layout", "ModelShape", "Precision",
-    "ServingCost", "StepBatch", "StepCost", "Term", "Workload", "bytes_per_value", "calibrations", "closed_loop", "kv_bytes_per_chip", "kv_bytes_per_seq", "kv_bytes_per_token", "kv_fixed_bytes_per_seq",
+    "ServingCost", "StepBatch", "StepCost", "Term", "Workload", "bytes_per_value", "calibrations", "closed_loop", "filled_frac", "kv_bytes_per_chip", "kv_bytes_per_seq", "kv_bytes_per_token", "kv_fixed_bytes_per_seq",
     "max_sequences", "memory_per_chip", "shape_of", "step_cost", "usable_bytes", "weight_bytes", "weight_bytes_per_chip",
 ]  # fmt: skip

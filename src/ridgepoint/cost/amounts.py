@@ -90,6 +90,7 @@ def step_amounts(
     for kind in shape.kinds:
         _mixer(kernels, kind, batch, rows, layout, precision, d_model)
         _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew, tiles)
+        _residual(kernels, kind, rows, precision, d_model, shape.residual_streams)
         _exchange(collectives, kind, rows, layout, precision, d_model)
     head_rows = _rows(batch.logit_rows, ranks)
     head_bytes = bytes_per_value(precision.head)
@@ -103,7 +104,11 @@ def step_amounts(
     if not all_true(layout.pp == 1):
         collectives.append(
             Collective(
-                "pp_hops", "hop", (layout.pp > 1) * layout.pp * 1.0, rows * d_model * 2.0 / layout.tp, layout.chips
+                "pp_hops",
+                "hop",
+                (layout.pp > 1) * layout.pp * 1.0,
+                rows * d_model * 2.0 * shape.residual_streams / layout.tp,
+                layout.chips,
             )
         )
     return StepAmounts(tuple(kernels), tuple(collectives), layout, precision, tokens, batch.sequences, rows)
@@ -148,8 +153,9 @@ def _mixer(
 
 
 def _mixer_launches(kind: LayerKind) -> float:
-    """Norm, input projection, rope with cache write, output projection; MLA has low-rank steps and the two absorbed products."""
-    launches = 10.0 if kind.mla else 4.0
+    """Norm, input projection, rope with cache write, output projection; MLA has low-rank steps and the two absorbed products,
+    a compressed cache its pooling."""
+    launches = 14.0 if kind.compressed and kind.compressed.ratio else 10.0 if kind.mla or kind.compressed else 4.0
     if kind.gqa and kind.gqa.qk_norm != "none":
         launches += 1.0 if kind.gqa.qk_norm == "per_head" else 3.0
     return launches + (4.0 if kind.indexer else 0.0)
@@ -194,7 +200,7 @@ def _feed_forward(
     out.append(
         Kernel(
             "experts", "experts", kind.count, 7.0 + 2.0 * _quantises(precision.experts, precision), pairs * per_pair, padded_pairs * per_pair,
-            hit_on_rank * kind.expert_params * experts / layout.moe_tp, 0.0, pairs * (d_model * 4.0 + moe.width * 6.0 / layout.moe_tp),
+            hit_on_rank * kind.expert_params * experts / layout.moe_tp, 0.0, pairs * ((moe.latent_dim or d_model) * 4.0 + moe.width * 6.0 / layout.moe_tp),
         )
     )  # fmt: skip
     flops = 2.0 * rows * kind.router_params
@@ -233,6 +239,16 @@ def _feed_forward(
                 rows * d_model * 4.0,
             )
         )
+
+
+def _residual(out: list[Kernel], kind: LayerKind, rows: Num, precision: Precision, d_model: int, streams: int) -> None:
+    """Several residual streams are read and written around the mixer and around the feed-forward."""
+    if not kind.residual_params:
+        return
+    flops = 2.0 * rows * kind.residual_params
+    moved = rows * d_model * 8.0 * streams
+    weights = kind.residual_params * bytes_per_value(precision.head)
+    out.append(Kernel("residual", "head", kind.count, 4.0, flops, flops, weights, 0.0, moved))
 
 
 def _exchange(

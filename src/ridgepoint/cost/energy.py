@@ -74,13 +74,13 @@ def step_joules(
     seconds: Num,
     flops_by_type: dict[str, Num],
     memory_bytes: Num,
+    sram_bytes: Num,
     link_bytes: Num,
-    sram: bool,
 ) -> Num:
     """Whole-instance joules; amounts are whole-instance too. Average power is capped at the boards' limit."""
     tdp_w = hardware.need("spec_tdp_w", "energy")
-    per_byte = model.sram_j_per_byte if sram else model.memory_j_per_byte
-    dynamic = memory_bytes * per_byte + link_bytes * model.link_j_per_byte
+    moved = memory_bytes * model.memory_j_per_byte + sram_bytes * model.sram_j_per_byte
+    dynamic = moved + link_bytes * model.link_j_per_byte
     for kind, flops in flops_by_type.items():
         dynamic = dynamic + flops * model.flop_joules(kind)
     total = chips * tdp_w * model.static_frac * seconds + dynamic

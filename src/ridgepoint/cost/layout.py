@@ -2,7 +2,8 @@
 
 Chips of an instance = tp * dp_attention * pp. The feed-forward of a stage lies on all tp * dp_attention chips of the stage:
 experts are spread over `ep` of them and each expert's width over the rest (`moe_tp`). Degrees may be arrays (one per plan).
-`sram=True` says the weights stay resident in on-chip SRAM: bandwidth and capacity are then the SRAM's.
+`sram=True` says the weights stay resident in on-chip SRAM: bandwidth and capacity are then the SRAM's. The cache lies beside
+them, or with `kv_in_sram=False` in the chip's main memory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Layout:
     pp: Num = 1
     domain_chips: int | None = None
     sram: bool = False
+    kv_in_sram: bool = True
 
     def __post_init__(self) -> None:
         for name in ("tp", "dp_attention", "ep", "pp"):
@@ -35,6 +37,11 @@ class Layout:
                 f"ep {self.ep} does not divide the stage's {self.tp * self.dp_attention} chips (tp x dp_attention)",
                 hint="choose ep among the divisors of tp x dp_attention",
             )
+
+    @property
+    def split_memory(self) -> bool:
+        """Weights in SRAM and the cache in main memory: two capacities and two bandwidths."""
+        return self.sram and not self.kv_in_sram
 
     @property
     def stage_chips(self) -> Num:
@@ -56,4 +63,5 @@ class Layout:
             "pp": self.pp,
             "chips": self.chips,
             "sram": self.sram,
+            "kv_in_sram": self.sram and self.kv_in_sram,
         }

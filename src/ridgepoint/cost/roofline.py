@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
-from ridgepoint.cost.arrays import Num, largest
+from ridgepoint.cost.arrays import Num, largest, soft_max
 from ridgepoint.cost.formats import Precision, bytes_per_value, matmul_type
 from ridgepoint.cost.memory import weight_bytes
 from ridgepoint.cost.shape import shape_of
@@ -58,15 +58,17 @@ def ridge_batch_rule(ratio_flops_per_byte: float, sparsity: float, bytes_per_wei
 
 def matmul_s(
     rows: Num, contraction: float, outputs: float, hardware: Accelerator, *, weights: str = "bf16", activations: str = "bf16",
-    matmul_efficiency: float = 1.0, memory_efficiency: float = 1.0,
+    matmul_efficiency: float = 1.0, memory_efficiency: float = 1.0, overlap_power: float | None = None,
 ) -> Num:  # fmt: skip
-    """Seconds of one product: the slower of its FLOPs and its bytes (weights once, inputs and outputs once)."""
+    """Seconds of one product: the slower of its FLOPs and its bytes (weights once, inputs and outputs once); with `overlap_power`
+    their smooth maximum, as in the step law."""
     kind = hardware.compute_type(matmul_type(weights, activations))
     compute = 2.0 * rows * contraction * outputs / (hardware.spec_flops_per_s[kind] * matmul_efficiency)
     moved = contraction * outputs * bytes_per_value(weights) + rows * (contraction + outputs) * bytes_per_value(
         activations
     )
-    return largest(compute, moved / (hardware.need("spec_memory_bytes_per_s", "a product") * memory_efficiency))
+    memory = moved / (hardware.need("spec_memory_bytes_per_s", "a product") * memory_efficiency)
+    return largest(compute, memory) if overlap_power is None else soft_max(compute, memory, overlap_power)
 
 
 def link_critical_tokens(flops_per_s: float, link_bytes_per_s: float, sparsity: float = 1.0) -> float:

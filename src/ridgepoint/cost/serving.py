@@ -91,7 +91,7 @@ class ServingCost:
     def busy_amounts(self) -> dict[str, Num]:
         """Whole-instance amounts of one mean token interval: a decode step and its share of prompt steps.
 
-        `bf16_flops` counts FLOPs as bf16's energy equivalents; `seconds` is the interval those amounts take.
+        `bf16_flops` counts FLOPs as bf16's energy equivalents, `memory_bytes` SRAM's bytes as main memory's; `seconds` is the interval those amounts take.
         """
         per_interval = (
             largest(self.running - 1.0, 0.0) / self.workload.output_tokens
@@ -109,7 +109,7 @@ class ServingCost:
             return chips * (alone + largest(per_interval * extra, 0.0))
 
         return {
-            "bf16_flops": blend(flops), "memory_bytes": blend(lambda step: step.memory_bytes),
+            "bf16_flops": blend(flops), "memory_bytes": blend(_memory_equivalent_bytes),
             "link_bytes": blend(lambda step: step.link_bytes), "seconds": self.estimate_tpot_s, "chips": chips,
         }  # fmt: skip
 
@@ -130,6 +130,11 @@ class ServingCost:
         sigma = self.calibration.ttft_uncertainty if name == "ttft_s" else self.calibration.uncertainty
         low = value * math.exp(-Z80 * sigma)
         return (largest(low, self.decode.floor_s) if name == "tpot_s" else low), value * math.exp(Z80 * sigma)
+
+
+def _memory_equivalent_bytes(step: StepCost) -> Num:
+    per_sram_byte = step.energy.sram_j_per_byte / step.energy.memory_j_per_byte
+    return step.memory_bytes - (1.0 - per_sram_byte) * step.sram_bytes
 
 
 def serving_amounts(

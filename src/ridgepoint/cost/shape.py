@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from ridgepoint.catalog.spec import DenseSpec, GqaSpec, IndexerSpec, LinearMixerSpec, MlaSpec, ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import (
+    CompressedSpec,
+    DenseSpec,
+    GqaSpec,
+    HyperConnections,
+    IndexerSpec,
+    LayerSpec,
+    LinearMixerSpec,
+    MlaSpec,
+    ModelSpec,
+    MoeSpec,
+    Residual,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +31,7 @@ class LayerKind:
     count: int
     gqa: GqaSpec | None
     mla: MlaSpec | None
+    compressed: CompressedSpec | None
     linear: LinearMixerSpec | None
     window: int | None
     indexer: IndexerSpec | None
@@ -30,10 +43,11 @@ class LayerKind:
     indexer_params: int
     dense_params: int
     expert_params: int
-    latent_params: int  # into and out of the routed experts' own width
+    latent_params: int  # into and out of the routed experts' own width, and that width's norm
     router_params: int
     shared_params: int
     norm_params: int
+    residual_params: int  # what mixes residual streams before and after the mixer and the feed-forward
     mixer_vector_params: int  # of mixer_params: biases, norms inside and sinks, which no token is multiplied with
     expert_vector_params: int
     dense_vector_params: int
@@ -54,6 +68,7 @@ class LayerKind:
             + self.router_params
             - biases
             + self.shared_params
+            + self.residual_params
         )
 
     @property
@@ -61,7 +76,7 @@ class LayerKind:
         experts = self.moe.num_experts * self.expert_params if self.moe else 0
         return (
             self.mixer_params + self.indexer_params + self.dense_params + experts + self.latent_params
-            + self.router_params + self.shared_params + self.norm_params
+            + self.router_params + self.shared_params + self.norm_params + self.residual_params
         )  # fmt: skip
 
     @property
@@ -82,7 +97,8 @@ class ModelShape:
     embedding_params: int
     head_params: int
     tied: bool
-    final_norm_params: int
+    final_norm_params: int  # the last norm and what joins the residual streams before it
+    residual_streams: int
 
     @property
     def total_params(self) -> int:
@@ -105,14 +121,18 @@ class ModelShape:
         return self.total_params / self.active_params
 
 
-def _gqa_params(gqa: GqaSpec, d: int) -> tuple[int, int]:
+def _gate_params(gate: str, d: int, heads: int, width: int) -> int:
+    return {"none": 0, "per_head": d * heads, "per_channel": d * heads * width}[gate]
+
+
+def _gqa_params(gqa: GqaSpec, d: int, *, owns_kv: bool) -> tuple[int, int]:
     """(all, of which biases, norms and sinks)."""
     h, g, p, pv = gqa.num_heads, gqa.num_kv_heads, gqa.head_dim, gqa.v_head_dim
-    qkv_rows = h * p + g * p + g * pv
+    rows = h * p + (g * p + (0 if gqa.v_from_k else g * pv) if owns_kv else 0)
     norms = {"none": 0, "per_head": 2 * p, "full": h * p + g * p}[gqa.qk_norm]
-    bias = (qkv_rows if gqa.qkv_bias else 0) + (d if gqa.o_bias else 0)
+    bias = (rows if gqa.qkv_bias else 0) + (d if gqa.o_bias else 0)
     vectors = norms + bias + (h if gqa.sinks else 0)
-    return d * qkv_rows + h * pv * d + vectors, vectors
+    return d * rows + h * pv * d + _gate_params(gqa.output_gate, d, h, pv) + vectors, vectors
 
 
 def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int, int]:
@@ -124,52 +144,87 @@ def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int, int]:
     norms = mla.kv_rank + (mla.q_rank or 0)
     up = mla.kv_rank * heads * (mla.nope_dim + mla.v_dim)
     bias = (mla.q_rank or 0) + mla.kv_rank + mla.rope_dim + d if mla.bias else 0
-    return q + down + up + heads * mla.v_dim * d + norms + bias, norms + bias, up
+    gate = _gate_params(mla.output_gate, d, heads, mla.v_dim)
+    return q + down + up + heads * mla.v_dim * d + gate + norms + bias, norms + bias, up
 
 
-def _indexer_params(indexer: IndexerSpec, mla: MlaSpec | None, d: int) -> int:
-    rows = indexer.num_heads * indexer.head_dim
-    q_from = mla.q_rank if mla and mla.q_rank else d
-    return q_from * rows + d * indexer.head_dim + 2 * indexer.head_dim + d * indexer.num_heads
+def _compressed_params(mixer: CompressedSpec, d: int) -> tuple[int, int]:
+    """(all, of which norms, sinks and the pool's position weights)."""
+    h, p = mixer.num_heads, mixer.head_dim
+    q = d * mixer.q_rank + mixer.q_rank * h * p
+    out = h * p * mixer.o_rank + mixer.o_groups * mixer.o_rank * d
+    vectors = mixer.q_rank + p + (h if mixer.sinks else 0)
+    pool = 0
+    if mixer.ratio is not None:
+        width = p * (2 if mixer.overlapping else 1)
+        pool, vectors = 2 * d * width, vectors + mixer.ratio * width + p
+    return q + d * p + out + pool + vectors, vectors
+
+
+def _indexer_params(indexer: IndexerSpec, layer: LayerSpec, d: int) -> int:
+    """Queries from the low-rank query where there is one; one key a token, or a pooled one where the cache is compressed."""
+    mixer = layer.mixer
+    rank = mixer.q_rank if isinstance(mixer, MlaSpec | CompressedSpec) and mixer.q_rank else d
+    queries = rank * indexer.num_heads * indexer.head_dim
+    weights = d * indexer.num_heads if indexer.weighted else 0
+    if isinstance(mixer, CompressedSpec) and mixer.ratio is not None:
+        width = indexer.head_dim * (2 if mixer.overlapping else 1)
+        return queries + weights + 2 * d * width + mixer.ratio * width + indexer.head_dim
+    return queries + weights + d * indexer.head_dim + 2 * indexer.head_dim
+
+
+def _mixing_params(residual: Residual, d: int) -> tuple[int, int]:
+    """(around one mixer or feed-forward, before the last norm) of what mixes residual streams."""
+    if not isinstance(residual, HyperConnections):
+        return 0, 0
+    n = residual.streams
+    return (2 + n) * n * (n * d + 1) + 3, n * n * d + n + 1
+
+
+def _layer_kind(spec: ModelSpec, layer: LayerSpec) -> LayerKind:
+    d = spec.d_model
+    norm = d * (2 if spec.norm.kind == "layer" else 1) * (2 if layer.post_norms else 1)
+    gqa = layer.mixer if isinstance(layer.mixer, GqaSpec) else None
+    mla = layer.mixer if isinstance(layer.mixer, MlaSpec) else None
+    compressed = layer.mixer if isinstance(layer.mixer, CompressedSpec) else None
+    linear = layer.mixer if isinstance(layer.mixer, LinearMixerSpec) else None
+    moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
+    dense = layer.ffn if isinstance(layer.ffn, DenseSpec) else None
+    owns_kv = layer.kv_from_layer is None
+    mixer, up, vectors = 0, 0, 0
+    if gqa:
+        mixer, vectors = _gqa_params(gqa, d, owns_kv=owns_kv)
+    elif mla:
+        mixer, vectors, up = _mla_params(mla, d)
+    elif compressed:
+        mixer, vectors = _compressed_params(compressed, d)
+    elif linear:
+        mixer = linear.num_params
+    blocks = (layer.mixer is not None) + (layer.ffn is not None)
+    work_dim = (moe.latent_dim or d) if moe else d
+    expert_vectors = (moe.activation.matrices - 1) * moe.width + work_dim if moe and moe.bias else 0
+    dense_vectors = (dense.activation.matrices - 1) * dense.width + d if dense and dense.bias else 0
+    return LayerKind(
+        count=1, gqa=gqa, mla=mla, compressed=compressed, linear=linear, window=layer.window, indexer=layer.indexer, owns_kv=owns_kv,
+        moe=moe, dense=dense, mixer_params=mixer, kv_up_params=up,
+        indexer_params=_indexer_params(layer.indexer, layer, d) if layer.indexer else 0,
+        dense_params=dense.activation.matrices * d * dense.width + dense_vectors if dense else 0,
+        expert_params=moe.activation.matrices * work_dim * moe.width + expert_vectors if moe else 0,
+        latent_params=2 * d * moe.latent_dim + (moe.latent_dim if moe.latent_norm else 0) if moe and moe.latent_dim else 0,
+        router_params=(
+            d * moe.num_experts + (moe.num_experts if moe.router.bias else 0) + (moe.num_experts if moe.router.correction_bias else 0)
+        ) if moe else 0,
+        shared_params=(moe.activation.matrices * d * moe.shared.width + (d if moe.shared.gated else 0)) if moe and moe.shared else 0,
+        norm_params=norm * blocks, residual_params=_mixing_params(spec.residual, d)[0] * blocks,
+        mixer_vector_params=vectors, expert_vector_params=expert_vectors, dense_vector_params=dense_vectors,
+    )  # fmt: skip
 
 
 def _build(spec: ModelSpec) -> ModelShape:
     d = spec.d_model
-    norm = d * (2 if spec.norm.kind == "layer" else 1)
     counted: OrderedDict[LayerKind, int] = OrderedDict()
     for layer in spec.layers:
-        gqa = layer.mixer if isinstance(layer.mixer, GqaSpec) else None
-        mla = layer.mixer if isinstance(layer.mixer, MlaSpec) else None
-        linear = layer.mixer if isinstance(layer.mixer, LinearMixerSpec) else None
-        moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
-        dense = layer.ffn if isinstance(layer.ffn, DenseSpec) else None
-        mixer, up, vectors = 0, 0, 0
-        if gqa:
-            mixer, vectors = _gqa_params(gqa, d)
-        elif mla:
-            mixer, vectors, up = _mla_params(mla, d)
-        elif linear:
-            mixer = linear.num_params
-        owns_kv = layer.kv_from_layer is None
-        if gqa and not owns_kv:
-            mixer -= d * gqa.num_kv_heads * (gqa.head_dim + gqa.v_head_dim)
-        work_dim = (moe.latent_dim or d) if moe else d
-        kind = LayerKind(
-            count=1, gqa=gqa, mla=mla, linear=linear, window=layer.window, indexer=layer.indexer, owns_kv=owns_kv,
-            moe=moe, dense=dense, mixer_params=mixer, kv_up_params=up,
-            indexer_params=_indexer_params(layer.indexer, mla, d) if layer.indexer else 0,
-            dense_params=(3 * d * dense.width + (2 * dense.width + d if dense.bias else 0)) if dense else 0,
-            expert_params=(3 * work_dim * moe.width + (2 * moe.width + work_dim if moe.bias else 0)) if moe else 0,
-            latent_params=2 * d * moe.latent_dim if moe and moe.latent_dim else 0,
-            router_params=(
-                d * moe.num_experts + (moe.num_experts if moe.router.bias else 0) + (moe.num_experts if moe.router.correction_bias else 0)
-            ) if moe else 0,
-            shared_params=(3 * d * moe.shared.width + (d if moe.shared.gated else 0)) if moe and moe.shared else 0,
-            norm_params=norm * ((layer.mixer is not None) + (layer.ffn is not None)),
-            mixer_vector_params=vectors,
-            expert_vector_params=2 * moe.width + work_dim if moe and moe.bias else 0,
-            dense_vector_params=2 * dense.width + d if dense and dense.bias else 0,
-        )  # fmt: skip
+        kind = _layer_kind(spec, layer)
         counted[kind] = counted.get(kind, 0) + 1
     return ModelShape(
         kinds=tuple(replace(kind, count=count) for kind, count in counted.items()),
@@ -179,7 +234,8 @@ def _build(spec: ModelSpec) -> ModelShape:
         embedding_params=spec.vocab_size * d,
         head_params=spec.vocab_size * d + (spec.vocab_size if spec.head_bias else 0),
         tied=spec.tied_embeddings,
-        final_norm_params=norm,
+        final_norm_params=d * (2 if spec.norm.kind == "layer" else 1) + _mixing_params(spec.residual, d)[1],
+        residual_streams=spec.residual.streams if isinstance(spec.residual, HyperConnections) else 1,
     )
 
 

@@ -94,8 +94,15 @@ class StepCost:
 
     @property
     def memory_bytes(self) -> Num:
-        """Per-chip bytes read and written in memory."""
+        """Per-chip bytes read and written in memory, SRAM included where the layout lies in it."""
         return sum((term.weight_bytes + term.kv_bytes + term.other_bytes for term in self.terms), 0.0)
+
+    @property
+    def sram_bytes(self) -> Num:
+        """Of `memory_bytes`, those that move in on-chip SRAM."""
+        if not self.layout.sram:
+            return 0.0
+        return self.memory_bytes - self.kv_bytes if self.layout.split_memory else self.memory_bytes
 
     @property
     def weight_bytes(self) -> Num:
@@ -120,7 +127,8 @@ class StepCost:
                 by_type[term.flop_type] = by_type.get(term.flop_type, 0.0) + term.flops * chips
         return step_joules(
             self.hardware, self.energy, chips=chips, seconds=self.estimate_s, flops_by_type=by_type,
-            memory_bytes=self.memory_bytes * chips, link_bytes=self.link_bytes * chips, sram=self.layout.sram,
+            memory_bytes=(self.memory_bytes - self.sram_bytes) * chips, sram_bytes=self.sram_bytes * chips,
+            link_bytes=self.link_bytes * chips,
         )  # fmt: skip
 
     @property
@@ -170,21 +178,20 @@ def price_step(
     slower than the device the step takes the host's time.
     """
     layout, precision = amounts.layout, amounts.precision
-    bandwidth = (
-        hardware.need("spec_sram_bytes_per_s", "an SRAM-resident layout") if layout.sram
-        else hardware.need("spec_memory_bytes_per_s", "the time of a step")
-    )  # fmt: skip
+    speeds = memory_speeds(hardware, layout)
     types = _arithmetic(hardware, precision)
     merged: dict[str, Term] = {}
     floor_compute_s: Num = 0.0
-    floor_bytes: Num = 0.0
+    floor_weight_bytes: Num = 0.0
+    floor_kv_bytes: Num = 0.0
     launches: Num = 0.0
     for kernel in amounts.kernels:
         kind = types[kernel.part]
-        term = _price_kernel(kernel, kind, _unpacks(kernel.part, kind, precision), hardware, bandwidth, calibration)
+        term = _price_kernel(kernel, kind, _unpacks(kernel.part, kind, precision), hardware, speeds, calibration)
         _add(merged, term)
         floor_compute_s = floor_compute_s + kernel.repeats * kernel.flops / hardware.spec_flops_per_s[term.flop_type]
-        floor_bytes = floor_bytes + kernel.repeats * (kernel.weight_bytes + kernel.kv_bytes)
+        floor_weight_bytes = floor_weight_bytes + kernel.repeats * kernel.weight_bytes
+        floor_kv_bytes = floor_kv_bytes + kernel.repeats * kernel.kv_bytes
         launches += kernel.repeats * kernel.launches
     collectives: Num = 0.0
     for collective in amounts.collectives:
@@ -206,9 +213,24 @@ def price_step(
     terms = tuple(merged.values())
     return StepCost(
         hardware=hardware, layout=layout, calibration=calibration, energy=energy, tokens=amounts.tokens, sequences=amounts.sequences,
-        estimate_s=sum((term.seconds for term in terms), 0.0), floor_s=largest(floor_compute_s, floor_bytes / bandwidth),
+        estimate_s=sum((term.seconds for term in terms), 0.0), floor_s=largest(floor_compute_s, _floor_memory_s(floor_weight_bytes, floor_kv_bytes, speeds, layout)),
         terms=terms, roof_s=_roofs(terms),
     )  # fmt: skip
+
+
+def memory_speeds(hardware: Accelerator, layout: Layout) -> tuple[float, float]:
+    """Bytes/s of the memory the weights lie in, and of the cache's."""
+    if not layout.sram:
+        main = hardware.need("spec_memory_bytes_per_s", "the time of a step")
+        return main, main
+    sram = hardware.need("spec_sram_bytes_per_s", "an SRAM-resident layout")
+    return sram, sram if layout.kv_in_sram else hardware.need("spec_memory_bytes_per_s", "a cache in main memory")
+
+
+def _floor_memory_s(weight_bytes: Num, kv_bytes: Num, speeds: tuple[float, float], layout: Layout) -> Num:
+    """One memory after the other where it is one; two memories can be read at once."""
+    weights_s, kv_s = weight_bytes / speeds[0], kv_bytes / speeds[1]
+    return largest(weights_s, kv_s) if layout.split_memory else weights_s + kv_s
 
 
 def _arithmetic(hardware: Accelerator, precision: Precision) -> dict[str, str]:
@@ -231,7 +253,12 @@ def _unpacks(part: str, kind: str, precision: Precision) -> bool:
 
 
 def _price_kernel(
-    kernel: Kernel, kind: str, unpacks: bool, hardware: Accelerator, bandwidth: float, calibration: Calibration
+    kernel: Kernel,
+    kind: str,
+    unpacks: bool,
+    hardware: Accelerator,
+    speeds: tuple[float, float],
+    calibration: Calibration,
 ) -> Term:
     if kernel.part == "attention":
         efficiency = calibration.attention_efficiency
@@ -242,7 +269,7 @@ def _price_kernel(
     if unpacks:
         of_peak *= calibration.unpack_efficiency
         compute = compute / calibration.unpack_efficiency
-    memory = (kernel.weight_bytes + kernel.kv_bytes + kernel.other_bytes) / (bandwidth * of_peak)
+    memory = ((kernel.weight_bytes + kernel.other_bytes) / speeds[0] + kernel.kv_bytes / speeds[1]) / of_peak
     seconds = soft_max(compute, memory, calibration.overlap_power)
     n = kernel.repeats
     return Term(

@@ -78,7 +78,7 @@ def train_flops_per_token(spec: ModelSpec, sequence: float) -> float:
 def activation_values_per_token(kind: LayerKind, shape: ModelShape) -> tuple[float, float]:
     """(values split by TP, values every TP rank keeps unless sequence-parallel) saved for the backward pass by one layer."""
     d = float(shape.d_model)
-    kept = 4.0 * d  # both residual inputs and both norms' outputs
+    kept = (2.0 + 2.0 * shape.residual_streams) * d  # both residual inputs and both norms' outputs
     split = 0.0
     if kind.gqa:
         g = kind.gqa
@@ -87,6 +87,9 @@ def activation_values_per_token(kind: LayerKind, shape: ModelShape) -> tuple[flo
         m = kind.mla
         split += m.num_heads * (2 * (m.nope_dim + m.rope_dim) + 2 * m.v_dim)
         kept += (m.q_rank or 0) + m.kv_rank + m.rope_dim
+    elif kind.compressed:
+        split += 2.0 * kind.compressed.num_heads * kind.compressed.head_dim
+        kept += kind.compressed.q_rank + 2.0 * kind.compressed.head_dim
     elif kind.linear:
         split += kind.linear.num_params / d
     if kind.dense:

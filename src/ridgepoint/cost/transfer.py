@@ -15,6 +15,7 @@ from ridgepoint.errors import ConfigError
 
 MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
 UNMEASURED_LOG_SD = 0.2  # how much less is known of a chip whose kind was not among them (an estimate)
+COMPILED_LOG_SD = 0.3  # and of one whose overheads are another kind's altogether (an estimate)
 ENGINE_CONSTANTS = tuple(item.name for item in fields(Calibration) if item.name not in ("name", "provenance"))
 
 
@@ -25,6 +26,8 @@ def calibration_for(chip: Accelerator, engine: str) -> Calibration:
         return base
     if chip.kind in ("cpu", "custom") and chip.spec_scaleup_bytes_per_s is None:
         base = _single_machine(chip, base)
+    elif chip.kind in ("tpu", "sram"):
+        base = _compiled_step(chip, base)
     elif not (chip.vendor == "NVIDIA" and chip.kind == "gpu" and (chip.launch_year or 0) >= MEASURED_SINCE):
         base = replace(
             base,
@@ -45,6 +48,21 @@ def _as_measured(chip: Accelerator, base: Calibration) -> Calibration:
         (text for name, text in chip.sources.items() if name.startswith("engine.") and text), "measure_: stated"
     )
     return replace(base, name=f"{chip.id} engine", provenance=source, **chip.measure_engine)
+
+
+def _compiled_step(chip: Accelerator, base: Calibration) -> Calibration:
+    """Chips that run a whole step as one compiled program launch no kernels, and their collectives are part of it: what is left
+    of the overheads is the start of each operation and the hops of its links, whose length is published as about a microsecond."""
+    return replace(
+        base,
+        name="compiled-step",
+        provenance=f"estimate_: {chip.id} runs a step as one compiled program, so operations and hops cost about a microsecond; "
+        f"efficiencies of {base.name}",
+        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, collective_overhead_s=3e-6, hop_latency_s=2e-6,
+        prefill_slowdown=1.2,
+        uncertainty=float((base.uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
+        ttft_uncertainty=float((base.ttft_uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
+    )  # fmt: skip
 
 
 def _single_machine(chip: Accelerator, base: Calibration) -> Calibration:

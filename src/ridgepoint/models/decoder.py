@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ridgepoint.catalog.spec import DenseSpec, GqaSpec, LayerSpec, MlaSpec, ModelSpec, RopeSpec
+from ridgepoint.catalog.spec import (
+    ClampedSwiGlu,
+    DenseSpec,
+    GqaSpec,
+    LayerSpec,
+    MlaSpec,
+    ModelSpec,
+    MoeSpec,
+    PlainResidual,
+    RopeSpec,
+    SwiGlu,
+)  # fmt: skip
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.linear import linear_f32
 from ridgepoint.nn.attention import GqaAttention, MlaAttention, Tables
@@ -163,24 +174,48 @@ class Block(nn.Module):
 def refuse_unsupported(spec: ModelSpec) -> None:
     """Raise `CheckpointError` naming the first fact of `spec` that the decoder cannot execute."""
     for index, layer in enumerate(spec.layers):
-        if not isinstance(layer.mixer, GqaSpec | MlaSpec):
-            raise CheckpointError(f"layer {index}: mixer {layer.mixer!r} cannot be executed; allowed: GQA, MLA")
-        if isinstance(layer.mixer, GqaSpec) and layer.mixer.v_head_dim != layer.mixer.head_dim:
-            raise CheckpointError(
-                f"layer {index}: values of width {layer.mixer.v_head_dim} beside keys of {layer.mixer.head_dim} cannot be executed"
-            )
-        if layer.ffn is None:
-            raise CheckpointError(f"layer {index}: a layer without feed-forward cannot be executed")
-        if layer.indexer is not None:
-            raise CheckpointError(f"layer {index}: the sparse-attention indexer (DSA) cannot be executed")
-        if layer.kv_from_layer is not None:
-            raise CheckpointError(f"layer {index}: KV shared from layer {layer.kv_from_layer} cannot be executed")
-        if not isinstance(layer.ffn, DenseSpec) and layer.ffn.latent_dim is not None:
-            raise CheckpointError(
-                f"layer {index}: experts in a latent width of {layer.ffn.latent_dim} cannot be executed"
-            )
+        fact = _unsupported_mixer(layer) or _unsupported_ffn(layer)
+        if layer.post_norms:
+            fact = fact or "norms after the mixer and the feed-forward"
+        if fact:
+            raise CheckpointError(f"layer {index}: {fact} cannot be executed")
+    if not isinstance(spec.residual, PlainResidual):
+        raise CheckpointError(f"residual {spec.residual!r} cannot be executed; allowed: one plain stream")
     if spec.tied_embeddings and spec.head_bias:
         raise CheckpointError("a tied head with a bias of its own cannot be executed")
+
+
+def _unsupported_mixer(layer: LayerSpec) -> str | None:
+    mixer = layer.mixer
+    if not isinstance(mixer, GqaSpec | MlaSpec):
+        return f"mixer {mixer!r} (allowed: GQA, MLA)"
+    if mixer.output_gate != "none":
+        return f"a {mixer.output_gate} output gate"
+    if isinstance(mixer, GqaSpec) and mixer.v_head_dim != mixer.head_dim:
+        return f"values of width {mixer.v_head_dim} beside keys of {mixer.head_dim}"
+    if isinstance(mixer, GqaSpec) and mixer.v_from_k:
+        return "values made from the key projection"
+    if isinstance(mixer, MlaSpec) and mixer.rope is None:
+        return "latent attention without rotation"
+    if layer.indexer is not None:
+        return "the sparse-attention indexer"
+    if layer.kv_from_layer is not None:
+        return f"KV shared from layer {layer.kv_from_layer}"
+    return None
+
+
+def _unsupported_ffn(layer: LayerSpec) -> str | None:
+    ffn = layer.ffn
+    if ffn is None:
+        return "a layer without feed-forward"
+    if not isinstance(ffn.activation, SwiGlu | ClampedSwiGlu):
+        return f"activation {ffn.activation!r}"
+    if isinstance(ffn, MoeSpec):
+        if ffn.latent_dim is not None:
+            return f"experts in a latent width of {ffn.latent_dim}"
+        if ffn.router.scores.startswith("sqrt_softplus"):
+            return f"router scores {ffn.router.scores!r}"
+    return None
 
 
 def _rope(layer: LayerSpec) -> RopeSpec | None:

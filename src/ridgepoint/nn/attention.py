@@ -78,7 +78,7 @@ class MlaAttention(nn.Module):
         self, x_TD: torch.Tensor, layer: int, window: int | None, tables: Tables | None, ctx: AttentionContext
     ) -> torch.Tensor:
         spec = self.spec
-        assert tables is not None
+        assert tables is not None and spec.rope is not None
         low = x_TD if self.q_a is None or self.q_a_norm is None else self.q_a_norm(self.q_a(x_TD))
         q_THP = self.q_b(low).unflatten(-1, (spec.num_heads, -1))
         q_nope_THN, q_rope_THR = q_THP.split((spec.nope_dim, spec.rope_dim), dim=-1)

@@ -173,13 +173,15 @@ def _terms(report: dict[str, Any]) -> Chart:
 
 def _memory(report: dict[str, Any]) -> Chart:
     explain, choice = report["explain"], report["choice"]
-    bars = [
-        (
-            choice["decode"]["hardware"] + (" decode" if choice["prefill"] else ""),
-            explain["memory_bytes"],
-            explain["memory_usable_bytes"],
-        )
-    ]
+    name = choice["decode"]["hardware"] + (" decode" if choice["prefill"] else "")
+    bars = [(name, explain["memory_bytes"], explain["memory_usable_bytes"])]
+    if choice["decode"]["sram"] and not choice["decode"]["kv_in_sram"]:
+        kv = explain["memory_bytes"]["kv"]
+        rest = {part: size for part, size in explain["memory_bytes"].items() if part != "kv"}
+        bars = [
+            (f"{name} SRAM", rest, explain["memory_usable_bytes"]),
+            (f"{name} main memory", {"kv": kv}, explain["kv_memory_usable_bytes"]),
+        ]
     if choice["prefill"]:
         bars.insert(
             0,
@@ -191,7 +193,12 @@ def _memory(report: dict[str, Any]) -> Chart:
         )
     names = [name for name, _, _ in bars]
     data: list[dict[str, Any]] = []
-    for part, colour in (("weights", "var:weights"), ("kv", "var:kv"), ("activations", "var:compute")):
+    for part, colour in (
+        ("weights", "var:weights"),
+        ("kv", "var:kv"),
+        ("activations", "var:compute"),
+        ("drafter", "var:links"),
+    ):
         sizes = [used.get(part, 0.0) / 1e9 for _, used, _ in bars]
         labels = [
             f"{size:.3g} GB" if size > 0.13 * usable / 1e9 else ""

@@ -20,8 +20,16 @@ from ridgepoint.plan.workload import Goal
 Mask = NDArray[np.bool_]
 
 OBJECTIVE = {"usd": "usd_per_mtok", "watts": "watts", "chips": "chips", "tpot": "tpot_s", "ttft": "ttft_s"}
-UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
-_TIMED = ("ttft_s", "tpot_s", "usd_per_mtok")  # what the uncertainty of seconds widens
+UNITS = {
+    "worst_wait_s": "s",
+    "ttft_s": "s",
+    "tpot_s": "s",
+    "usd_per_mtok": "USD",
+    "watts": "W",
+    "chips": "chips",
+    "supply": "x",
+}
+_TIMED = ("ttft_s", "tpot_s", "worst_wait_s", "usd_per_mtok")  # what the uncertainty of seconds widens
 FRONTIER_ROWS = 40
 
 
@@ -45,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """`alternatives` is the best feasible row of each use of the hardware (together, or which pool prefills for which), best
+    """`alternatives` is the best feasible row of each use of the hardware (together, which pool prefills for which, in which memory), best
     first. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
@@ -63,8 +71,12 @@ def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]
     values = points[metric]
     if metric not in _TIMED:
         return values
-    z = NormalDist().inv_cdf(confidence)
-    return values * np.exp(z * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
+    wide = np.exp(NormalDist().inv_cdf(confidence) * points["sigma_ttft" if metric == "ttft_s" else "sigma"])
+    if metric in ("tpot_s", "worst_wait_s"):
+        # A timetable is kept for as long as the work of a step fits into its interval; beyond, departures stretch with it.
+        late = np.maximum(1.0, points["busy_tpot_s"] / points["tpot_s"] * wide)
+        return values * np.where(points["timetable"] > 0, late, wide)
+    return values * wide
 
 
 def keeps(points: Points, goal: Goal) -> dict[str, Mask]:
@@ -81,7 +93,16 @@ def limits(points: Points, goal: Goal) -> dict[str, float]:
     return {**goal.limits(), **({"supply": 1.0} if points["supply"].any() else {})}
 
 
-FAMILY = ("kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "p_pool")  # rows alike in these are one answer in two sizes
+FAMILY = (
+    "kind",
+    "d_pool",
+    "d_tp",
+    "d_dp",
+    "d_ep",
+    "d_pp",
+    "d_memory",
+    "p_pool",
+)  # rows alike in these are one answer in two sizes
 
 
 def choose(points: Points, goal: Goal) -> Choice:
@@ -127,7 +148,7 @@ def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
 def _alternatives(
     points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]
 ) -> tuple[dict[str, float], ...]:
-    keys = points["kind"][rows] * 1e6 + points["d_pool"][rows] * 1e3 + points["p_pool"][rows]
+    keys = ((points["kind"] * 4 + points["d_memory"]) * 1e6 + points["d_pool"] * 1e3 + points["p_pool"])[rows]
     best = [_least(points, objective, rows[keys == key]) for key in np.unique(keys)]
     return tuple(points.row(index) for index in sorted(best, key=lambda index: float(objective[index])))
 
@@ -183,7 +204,7 @@ def what_would_change(
 ) -> tuple[Change, ...]:
     """Changed limits, rents and confidence under which another family of deployment wins; only those that change it."""
     trials: list[tuple[str, Points, Goal]] = []
-    for name in ("ttft_s", "tpot_s"):
+    for name in ("ttft_s", "tpot_s", "wait_s"):
         limit = getattr(goal, name)
         if limit is not None:
             trials += [
@@ -207,6 +228,8 @@ def what_would_change(
                             goal,
                         )
                     )
+    if goal.minimise == "usd" and (points["paid_chips"] > points["chips"] + 0.5).any():
+        trials.append(("sharing nodes and racks with others", _shared(points, pools), goal))
     changes = []
     for what, table, asked in trials:
         rows = feasible_rows(table, keeps(table, asked))
@@ -218,11 +241,22 @@ def what_would_change(
     return tuple(changes)
 
 
+def _shared(points: Points, pools: Sequence[Pool]) -> Points:
+    """The table with only the chips that work paid for."""
+    rents = np.array([p.usd_per_hour[1] for p in pools])
+    d_rent, p_rent = (rents[points[name].astype(int)] for name in ("d_pool", "p_pool"))
+    usd = points["d_chips"] * d_rent + points["p_chips"] * p_rent
+    scale = usd / points["usd_per_hour"]
+    return points.replaced(
+        usd_per_hour=usd, usd_per_mtok=points["usd_per_mtok"] * scale, paid_chips=points["chips"], d_paid=points["d_chips"], p_paid=points["p_chips"]
+    )  # fmt: skip
+
+
 def _reprice(points: Points, pool: int, factor: float, pools: Sequence[Pool]) -> Points:
     """The table with one pool's rent multiplied."""
     rents = np.array([p.usd_per_hour[1] for p in pools])
-    d_usd = points["d_chips"] * rents[points["d_pool"].astype(int)]
-    p_usd = points["p_chips"] * rents[points["p_pool"].astype(int)]
+    d_usd = points["d_paid"] * rents[points["d_pool"].astype(int)]
+    p_usd = points["p_paid"] * rents[points["p_pool"].astype(int)]
     new = d_usd * np.where(points["d_pool"] == pool, factor, 1.0) + p_usd * np.where(
         points["p_pool"] == pool, factor, 1.0
     )

@@ -12,16 +12,19 @@ import numpy as np
 
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.batch import Group, StepBatch
+from ridgepoint.cost.drafting import draft_kv_bytes_per_chip, draft_weight_bytes_per_chip
 from ridgepoint.cost.formats import bytes_per_value
 from ridgepoint.cost.layout import Layout
-from ridgepoint.cost.memory import max_sequences, memory_per_chip, usable_bytes
+from ridgepoint.cost.memory import kv_usable_bytes, max_sequences, memory_per_chip, usable_bytes
 from ridgepoint.cost.shape import shape_of
-from ridgepoint.cost.step import ROOFS, StepCost, step_cost
+from ridgepoint.cost.step import ROOFS, StepCost, memory_speeds, step_cost
+from ridgepoint.plan.layouts import RESIDENCES
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.search import Question
 from ridgepoint.plan.workload import Workload
 
 CURVE_POINTS = 33
+ONE_CHIP = Layout()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class RoofPoint:
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
     """Of one deployment. `ridge_formula` is B* from spec figures; `ridge_batch` is where the model's compute and weight times
-    cross on this layout (None: they do not before memory is full or KV outweighs both)."""
+    cross on this layout (None: they do not before memory is full or KV outweighs both). `memory_usable_bytes` is of the memory
+    the weights lie in, `kv_memory_usable_bytes` of the cache's (the same one, unless the layout splits them)."""
 
     binds: str
     roof_frac: dict[str, float]
@@ -72,18 +76,25 @@ class Explanation:
     roofline: tuple[RoofPoint, ...]
     memory_bytes: dict[str, float]
     memory_usable_bytes: float
+    kv_memory_usable_bytes: float
     prefill_memory_bytes: dict[str, float]
     prefill_memory_usable_bytes: float
 
 
+def _layout(row: dict[str, float], side: str) -> Layout:
+    tp, dp, ep, pp, memory = (int(row[f"{side}_{name}"]) for name in ("tp", "dp", "ep", "pp", "memory"))
+    place = RESIDENCES[memory]
+    return Layout(tp=tp, dp_attention=dp, ep=ep, pp=pp, sram=place.sram, kv_in_sram=place.kv_in_sram)
+
+
 def decode_layout(row: dict[str, float]) -> Layout:
-    return Layout(tp=int(row["d_tp"]), dp_attention=int(row["d_dp"]), ep=int(row["d_ep"]), pp=int(row["d_pp"]))
+    return _layout(row, "d")
 
 
 def prefill_layout(row: dict[str, float]) -> Layout:
     if row["kind"] == 0:
         return decode_layout(row)
-    return Layout(tp=int(row["p_tp"]), dp_attention=int(row["p_dp"]), ep=int(row["p_ep"]), pp=int(row["p_pp"]))
+    return _layout(row, "p")
 
 
 def explain(question: Question, row: dict[str, float]) -> Explanation:
@@ -98,19 +109,22 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
         workload,
         row["chunk"] if row["kind"] else row["chunk"] / (p_layout.dp_attention * p_layout.pp),
     )
-    curve = _curve(spec, pool, layout, workload)
+    curve = _curve(spec, pool, layout, workload, paid=row["d_paid"] / row["d_instances"])
     seconds = float(step.estimate_s)
     return Explanation(
         binds=str(step.binds),
         roof_frac={name: float(step.roof_s[name]) / seconds for name in ROOFS},
-        term_s={term.name: float(term.seconds) for term in step.terms},
-        ridge_formula=ridge_batch_formula(spec, pool),
+        term_s={term.name: float(term.seconds) for term in step.terms}
+        | ({"drafter": row["draft_s"]} if row["draft_s"] else {}),
+        ridge_formula=ridge_batch_formula(spec, pool, layout),
         ridge_batch=_crossing(curve),
         curve=curve,
         elasticities=_elasticities(spec, pool, layout, workload, row),
         roofline=(_roof_point("decode", pool, step), _roof_point("prefill", prefill_pool, prefill)),
-        memory_bytes=_memory(spec, pool, layout, workload, row["batch"], row["batch"]),
+        memory_bytes=_memory(spec, pool, layout, workload, row["batch"], row["batch"])
+        | _drafter_memory(question, pool, layout, row["batch"]),
         memory_usable_bytes=usable_bytes(pool.chip, layout),
+        kv_memory_usable_bytes=kv_usable_bytes(pool.chip, layout),
         prefill_memory_bytes=_memory(
             spec, prefill_pool, p_layout, workload, p_layout.dp_attention * p_layout.pp, row["chunk"]
         )
@@ -120,10 +134,9 @@ def explain(question: Question, row: dict[str, float]) -> Explanation:
     )
 
 
-def ridge_batch_formula(spec: ModelSpec, pool: Pool) -> float:
-    """B* = (FLOP/s / B/s) x bytes per weight / 2 x N_total / N_active, from spec figures alone."""
-    flops = pool.chip.flops_per_s(_matmul_type(pool))
-    ridge = flops / pool.chip.need("spec_memory_bytes_per_s", "the ridge batch")
+def ridge_batch_formula(spec: ModelSpec, pool: Pool, layout: Layout = ONE_CHIP) -> float:
+    """B* = (FLOP/s / B/s) x bytes per weight / 2 x N_total / N_active, from spec figures of the memory the weights lie in."""
+    ridge = pool.chip.flops_per_s(_matmul_type(pool)) / memory_speeds(pool.chip, layout)[0]
     return ridge * bytes_per_value(pool.precision.experts) / 2 * shape_of(spec).sparsity
 
 
@@ -146,17 +159,17 @@ def _prefill(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, pi
     return step_cost(spec, pool.chip, layout, pool.precision, StepBatch(groups=(group,)), pool.calibration)
 
 
-def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload) -> tuple[BatchPoint, ...]:
-    """Decode alone, over batches from one to eight times what fits (to show the ridge where memory ends first)."""
+def _curve(spec: ModelSpec, pool: Pool, layout: Layout, workload: Workload, *, paid: float) -> tuple[BatchPoint, ...]:
+    """Decode alone, `paid` chips to an instance, over batches from one to eight times what fits (to show the ridge where memory ends first)."""
     room = float(
         max_sequences(spec, pool.precision, layout, pool.chip, context=float(workload.decode_context), step_tokens=1.0)
     )
-    top = max(64.0, 4 * room, 4 * ridge_batch_formula(spec, pool))
+    top = max(64.0, 4 * room, 4 * ridge_batch_formula(spec, pool, layout))
     batch = np.unique(np.round(np.geomspace(1.0, top, CURVE_POINTS)))
     step = _decode(spec, pool, layout, workload, batch)
     seconds = np.broadcast_to(step.estimate_s, batch.shape)
     roofs = {name: np.broadcast_to(step.roof_s[name], batch.shape) for name in ROOFS}
-    usd = layout.chips * pool.usd_per_hour[1] / 3600 * seconds / (batch * workload.tokens_per_step) * 1e6
+    usd = paid * pool.usd_per_hour[1] / 3600 * seconds / (batch * workload.tokens_per_step) * 1e6
     binds = np.broadcast_to(step.binds, batch.shape)
     return tuple(
         BatchPoint(
@@ -190,11 +203,11 @@ def _elasticities(
         return float(np.log(base / seconds) / np.log(up))
 
     flops = replace(pool, chip=replace(chip, spec_flops_per_s={k: v * up for k, v in chip.spec_flops_per_s.items()}))
-    found = [
-        Elasticity(resource="memory bandwidth", value=change(replace(pool, chip=replace(chip, spec_memory_bytes_per_s=(chip.spec_memory_bytes_per_s or 0) * up)))),
-        Elasticity(resource="FLOP/s", value=change(flops)),
-    ]  # fmt: skip
+    found = [Elasticity(resource="FLOP/s", value=change(flops))]
+    memories = [("memory bandwidth", "spec_memory_bytes_per_s")] if not layout.sram or layout.split_memory else []
+    memories += [("SRAM bandwidth", "spec_sram_bytes_per_s")] if layout.sram else []
     for name, field in (
+        *memories,
         ("scale-up links", "spec_scaleup_bytes_per_s"),
         ("scale-out links", "spec_scaleout_bytes_per_s"),
     ):
@@ -231,7 +244,10 @@ def _capacity_elasticity(
     if row["memory_frac"] < 0.9:
         return 0.0
     up = 1.10
-    bigger = replace(pool.chip, spec_memory_bytes=(pool.chip.spec_memory_bytes or 0.0) * up)
+    if layout.sram and layout.kv_in_sram:
+        bigger = replace(pool.chip, spec_sram_bytes=(pool.chip.spec_sram_bytes or 0.0) * up)
+    else:
+        bigger = replace(pool.chip, spec_memory_bytes=(pool.chip.spec_memory_bytes or 0.0) * up)
     context = float(workload.decode_context)
     room = [
         float(max_sequences(spec, pool.precision, layout, chip, context=context, step_tokens=1.0))
@@ -245,12 +261,25 @@ def _capacity_elasticity(
 def _roof_point(phase: str, pool: Pool, step: StepCost) -> RoofPoint:
     flops, moved = float(step.flops), float(step.memory_bytes)
     peak = pool.chip.flops_per_s(_matmul_type(pool))
-    bandwidth = pool.chip.need("spec_memory_bytes_per_s", "the roofline")
+    bandwidth = memory_speeds(pool.chip, step.layout)[0]
     intensity = flops / moved
     return RoofPoint(
         phase=phase, chip=pool.chip.id, flop_per_byte=intensity, estimate_flops_per_s=flops / float(step.estimate_s),
         spec_roof_flops_per_s=min(peak, intensity * bandwidth), spec_peak_flops_per_s=peak, spec_memory_bytes_per_s=bandwidth,
     )  # fmt: skip
+
+
+def _drafter_memory(question: Question, pool: Pool, layout: Layout, sequences: float) -> dict[str, float]:
+    """Its weights and its cache together."""
+    if question.drafter is None:
+        return {}
+    context = float(question.workload.decode_context)
+    weights = draft_weight_bytes_per_chip(question.drafter, pool.precision, layout)
+    return {
+        "drafter": float(
+            weights + draft_kv_bytes_per_chip(question.drafter, pool.precision, layout, sequences, context)
+        )
+    }
 
 
 def _memory(

@@ -126,7 +126,8 @@ def plan_hold(
 
 
 def _rent(chip: Accelerator) -> Range:
-    return Range(low=chip.need("usd_per_hour_low", "hold times"), high=chip.need("usd_per_hour_high", "hold times"))
+    low, high = chip.rent_range("hold times")
+    return Range(low=low, high=high)
 
 
 def _hold_rate(kv_bytes: float, tier: Tier) -> Range:

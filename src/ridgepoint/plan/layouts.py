@@ -1,6 +1,7 @@
 """Which layouts are worth pricing: every sensible (tp, dp_attention, ep, pp) of a model on a number of chips, as arrays.
 
-Sensible: degrees divide what they split (heads, experts; layers nearly), and tensor parallelism stays inside the scale-up
+A layout lies in the chips' main memory or, where their SRAM's capacity and speed are known, in SRAM: weights and cache, or the
+weights alone with the cache in main memory. Sensible: degrees divide what they split (heads, experts; layers nearly), and tensor parallelism stays inside the scale-up
 domain. Experts may spread beyond it, as on nodes of eight they must to be read by enough tokens: whether that or a pipeline
 across the boundary pays, or a layout fits at all, is for `cost` to say; nothing here has a price.
 """
@@ -8,13 +9,13 @@ across the boundary pays, or a layout fits at all, is for `cost` to say; nothing
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ridgepoint.catalog.hardware import Accelerator
-from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import ModelSpec, MoeSpec
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import usable_bytes, weight_bytes_per_chip
@@ -23,17 +24,43 @@ from ridgepoint.errors import PlanError
 Floats = NDArray[np.float64]
 
 MAX_TP = 16  # beyond it the pieces of a head's projections are too thin to be worth an all-reduce
+MAX_SRAM_TP = 64  # ... unless SRAM makes every piece cheap to read: then more chips are the point
 MAX_STAGE_CHIPS = 320  # DeepSeek's largest published decode unit
 
 
 @dataclass(frozen=True, kw_only=True)
+class Residence:
+    """Which memory weights and cache lie in; `code` is its number in the planner's table."""
+
+    code: int
+    sram: bool
+    kv_in_sram: bool
+    text: str
+
+
+MAIN = Residence(code=0, sram=False, kv_in_sram=True, text="")
+IN_SRAM = Residence(code=1, sram=True, kv_in_sram=True, text="weights and KV in SRAM")
+WEIGHTS_IN_SRAM = Residence(code=2, sram=True, kv_in_sram=False, text="weights in SRAM, KV in main memory")
+RESIDENCES = (MAIN, IN_SRAM, WEIGHTS_IN_SRAM)
+
+
+def residences(chip: Accelerator) -> tuple[Residence, ...]:
+    """What a chip offers: main memory, SRAM, or weights in the one and the cache in the other. A chip whose memory *is* SRAM has
+    no other; one whose SRAM's speed nobody has published offers main memory alone."""
+    if chip.spec_sram_bytes is None or chip.spec_sram_bytes_per_s is None:
+        return (MAIN,)
+    return (IN_SRAM,) if chip.spec_memory_bytes in (None, chip.spec_sram_bytes) else RESIDENCES
+
+
+@dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """Parallel degrees, one row per layout."""
+    """Parallel degrees, one row per layout, all in one residence."""
 
     tp: Floats
     dp_attention: Floats
     ep: Floats
     pp: Floats
+    residence: Residence = MAIN
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -43,7 +70,7 @@ class Degrees:
         return self.tp * self.dp_attention * self.pp
 
     def pick(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Degrees:
-        return Degrees(tp=self.tp[rows], dp_attention=self.dp_attention[rows], ep=self.ep[rows], pp=self.pp[rows])
+        return replace(self, tp=self.tp[rows], dp_attention=self.dp_attention[rows], ep=self.ep[rows], pp=self.pp[rows])
 
     def layout(self, extra_axes: int = 0) -> Layout:
         """All rows as one array Layout, with trailing axes of length 1 to broadcast over batches."""
@@ -53,18 +80,21 @@ class Degrees:
             dp_attention=self.dp_attention.reshape(shape),
             ep=self.ep.reshape(shape),
             pp=self.pp.reshape(shape),
+            sram=self.residence.sram,
+            kv_in_sram=self.residence.kv_in_sram,
         )
 
 
-def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int) -> Degrees:
+def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int, residence: Residence = MAIN) -> Degrees:
     """Every sensible layout on at most `max_chips` chips of an instance."""
+    most_tp = MAX_SRAM_TP if residence.sram else MAX_TP
     heads, experts = _heads(spec), _experts(spec)
     domain = chip.scaleup_domain_chips or 1
     stage_limit = min(max_chips, MAX_STAGE_CHIPS if experts else domain)
     rows: list[tuple[int, int, int, int]] = []
     for stage in _stage_sizes(stage_limit, domain, experts):
         for tp in _divisors(stage):
-            if tp > min(MAX_TP, domain) or any(count % tp for count in heads):
+            if tp > min(most_tp, domain) or any(count % tp for count in heads):
                 continue
             dp = stage // tp
             if dp > 1 and not experts:
@@ -74,11 +104,11 @@ def enumerate_layouts(spec: ModelSpec, chip: Accelerator, max_chips: int) -> Deg
     if not rows:
         raise PlanError(f"no layout of this model on up to {max_chips} chips of {chip.id}", hint="allow more chips")
     table = np.array(sorted(set(rows)), dtype=np.float64)
-    return Degrees(tp=table[:, 0], dp_attention=table[:, 1], ep=table[:, 2], pp=table[:, 3])
+    return Degrees(tp=table[:, 0], dp_attention=table[:, 1], ep=table[:, 2], pp=table[:, 3], residence=residence)
 
 
 def _heads(spec: ModelSpec) -> set[int]:
-    return {layer.mixer.num_heads for layer in spec.layers if isinstance(layer.mixer, GqaSpec | MlaSpec)}
+    return {layer.mixer.num_heads for layer in spec.layers if layer.mixer is not None}
 
 
 def _experts(spec: ModelSpec) -> int:

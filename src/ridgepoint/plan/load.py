@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 def settle(workload: Workload, batch: Array, residence_s: Callable[[Array], Array]) -> tuple[Array, Array]:
     """(instances, sequences on each) for instances that may hold up to `batch` [layouts, batches, ...]; `residence_s(batch)` is
     how long a request then stays. Never more sequences than `batch` allows."""
-    if workload.users is None and workload.requests_per_s is None:
+    if workload.is_open:
         return np.ones_like(batch), batch
     if workload.users is not None and workload.think_time_s == 0:
         instances = np.ceil(workload.users / batch - 1e-9)
@@ -41,6 +41,19 @@ def _where_curve_reaches(target: Array, carried: Array, batch: Array) -> Array:
     flat = [np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) for array in (target, rising, batch)]
     found = np.stack([np.interp(want, curve, at) for want, curve, at in zip(*flat, strict=True)])
     return np.moveaxis(found.reshape(np.moveaxis(target, 1, -1).shape), -1, 1)
+
+
+def carries(
+    workload: Workload, instances: Array, batch: Array, residence_s: Array, *, within: float = 0.05
+) -> NDArray[np.bool_]:
+    """Whether a settled row carries its load: on a timetable the residence jumps from one departure to the next, and a load may
+    land on no batch at all."""
+    if workload.requests_per_s is not None:
+        return np.abs(instances * batch / residence_s / workload.requests_per_s - 1.0) <= within
+    if workload.users is not None and workload.think_time_s > 0:
+        users = instances * batch * (residence_s + workload.think_time_s) / residence_s
+        return np.abs(users / workload.users - 1.0) <= within
+    return np.ones(np.broadcast_shapes(instances.shape, batch.shape, residence_s.shape), dtype=bool)
 
 
 def requests_per_s(workload: Workload, instances: Array, batch: Array, residence_s: Array) -> Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ridgepoint.catalog.spec import ModelSpec
+from ridgepoint.cost.drafting import Drafter, own_module
 from ridgepoint.errors import ConfigError
 
 
@@ -46,3 +47,18 @@ def _from_config(file: Path) -> ModelSpec:
         raise ConfigError(f"{file}: expected a JSON object, got {type(config).__name__}")
     spec: ModelSpec = spec_from_config(config)
     return spec
+
+
+def named_drafter(name: str, model: NamedModel) -> Drafter | None:
+    """`ngram` drafts from the text and has no weights; `mtp` is the model's own module; anything else is a model."""
+    if name == "ngram":
+        return None
+    if name == "mtp":
+        return own_module(model.name, model.spec)
+    drafter = named_model(name)
+    if drafter.spec.vocab_size != model.spec.vocab_size:
+        raise ConfigError(
+            f"{drafter.name} cannot draft for {model.name}: vocabularies of {drafter.spec.vocab_size:,} and {model.spec.vocab_size:,}",
+            hint="a drafter of the same family, mtp, or ngram",
+        )
+    return Drafter(name=drafter.name, spec=drafter.spec)

@@ -13,16 +13,26 @@ from typing import Any
 
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
-from ridgepoint.plan.render import LIMIT_NAMES, LIMIT_UNITS, interval, interval_short, load_text, value
+from ridgepoint.plan.render import (
+    LIMIT_NAMES,
+    LIMIT_UNITS,
+    interval,
+    interval_short,
+    limit_texts,
+    load_text,
+    searched_text,
+    value,
+)
 from ridgepoint.plan.render import notes as notes_of
 from ridgepoint.plan.search import Plan
 from ridgepoint.units import si
 
 _FIGURE_ROWS = (
-    ("Time per token", "tpot_s"), ("Time to first token", "ttft_s"), ("Time to first token, 90th percentile", "ttft_p90_s"),
+    ("Time per token", "tpot_s"), ("Drafting, per step", "draft_s"), ("Time to first token", "ttft_s"), ("Time to first token, 90th percentile", "ttft_p90_s"),
     ("USD per million tokens written, all in", "usd_per_mtok"), ("USD per million new input tokens", "usd_in_per_mtok"),
     ("USD per million output tokens", "usd_out_per_mtok"), ("USD per hour", "usd_per_hour"), ("Requests per second", "requests_per_s"),
-    ("Chips", "chips"), ("Accelerator power", "watts"), ("Energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"),
+    ("Step interval, or longest step", "interval_s"), ("Worst wait for a step, two of them", "worst_wait_s"),
+    ("Chips", "chips"), ("Chips paid for, in whole nodes or racks", "paid_chips"), ("Accelerator power", "watts"), ("Energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"),
     ("Memory filled", "memory_frac"),
 )  # fmt: skip
 
@@ -78,10 +88,7 @@ def _head(report: dict[str, Any]) -> str:
     question = report["question"]
     model, workload, goal = question["model"], question["workload"], question["goal"]
     load = load_text(workload)
-    limits = [
-        f"{LIMIT_NAMES[name]} ≤ {value(goal[name], LIMIT_UNITS[name])}"
-        for name in LIMIT_NAMES if goal.get(name) is not None
-    ]  # fmt: skip
+    limits = limit_texts(goal, "≤")
     parts = [
         f"<h1>{escape(model['name'])}</h1>",
         f"<p>{si(model['total_params'])} parameters, {si(model['active_params'])} active, {si(model['kv_bytes_per_token'], 'B')} of KV per token. "
@@ -89,6 +96,7 @@ def _head(report: dict[str, Any]) -> str:
         f"{workload['output_tokens'] + workload['thinking_tokens']:,} out.</p>",
         f"<p>Least {escape(goal['minimise'])}{', ' if limits else ''}{escape(', '.join(limits))}. {report['num_priced']:,} deployments priced, "
         f"{report['num_feasible']:,} keep every limit.</p>",
+        f"<p>Searched: {escape(searched_text(question['searched']))}.</p>",
     ]
     if report["feasible"]:
         parts.append(f'<p class="choice"><span>Choice</span> {escape(report["choice"]["name"])}</p>')

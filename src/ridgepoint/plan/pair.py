@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.energy import DEFAULT_ENERGY
+from ridgepoint.cost.queueing import worst_wait_s
 from ridgepoint.errors import CatalogError
 from ridgepoint.plan.layouts import Degrees
 from ridgepoint.plan.points import Points, flatten, pareto
 from ridgepoint.plan.pools import Pool
+from ridgepoint.plan.purchase import paid_by_two, paid_chips
 from ridgepoint.plan.queue import MAX_UTILISATION, mean_wait, wait_quantile
 from ridgepoint.plan.sides import DecodeSide, PrefillSide, kv_handoff_bytes_per_chip
 from ridgepoint.plan.workload import Goal, Workload
@@ -27,8 +29,9 @@ MAX_SIDE = 160  # rows of a side that take part in pairing
 
 def _thin_decode(side: DecodeSide, pool: Pool, workload: Workload, goal: Goal, slack: float) -> NDArray[np.intp]:
     chips = side.degrees.chips * side.instances
+    paid = paid_chips(side.instances, side.degrees.chips, pool.unit, pool.count, filled=workload.is_open)
     rate = side.requests_per_s
-    values = [side.step_s, chips / rate * pool.usd_per_hour[1], chips]
+    values = [side.step_s, paid / rate * pool.usd_per_hour[1], chips]
     if not np.isnan(side.joules).any():
         values.append(side.joules * side.instances / side.step_s / rate)
     keep = np.arange(len(side.step_s))
@@ -103,25 +106,38 @@ def pair_sides(
     ttft_p90 = wait_quantile(rho, service, 0.9) + unhurried + 0.5 * step
     p_chips, d_chips = p_count * p.chips[None, :, None], d_count * d.chips[:, None, None]
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
-    dollars = [p_chips * p_rent[i] + d_chips * d_rent[i] for i in range(3)]
+    one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats
+    d_has, p_has = (d_count, d.chips[:, None, None]), (p_count, p.chips[None, :, None])
+    if workload.is_open:
+        d_paid, p_paid = (
+            paid_chips(has[0], has[1], pool.unit, pool.count, filled=True)
+            for has, pool in ((d_has, d_pool), (p_has, p_pool))
+        )
+    elif one_pool:
+        d_paid, p_paid = paid_by_two(d_has, p_has, d_pool.unit, d_pool.count)
+    else:
+        d_paid, p_paid = (
+            paid_chips(has[0], has[1], pool.unit, pool.count) for has, pool in ((d_has, d_pool), (p_has, p_pool))
+        )
+    dollars = [p_paid * p_rent[i] + d_paid * d_rent[i] for i in range(3)]
     d_watts = on_d(decode.joules) / step * d_count
     p_idle = 0.0 if p_pool.chip.spec_tdp_w is None else p_pool.chip.spec_tdp_w * DEFAULT_ENERGY.static_frac
     p_watts = on_p(prefill.joules) * prompts + p_chips * p_idle * (1 - rho)
     watts = d_watts + p_watts
-    one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats
     p_have, d_have = float(p_pool.count or np.inf), float(d_pool.count or np.inf)
     supply = (p_chips + d_chips) / p_have if one_pool else np.maximum(p_chips / p_have, d_chips / d_have)
     keep = rho < MAX_UTILISATION
     shape = np.broadcast_shapes(rate.shape, p_count.shape)
     return flatten(
         shape, keep, kind=1.0, d_pool=float(decode.pool), d_tp=d.tp[:, None, None], d_dp=d.dp_attention[:, None, None], d_ep=d.ep[:, None, None],
-        d_pp=d.pp[:, None, None], d_instances=d_count, p_pool=float(prefill.pool), p_tp=p.tp[None, :, None], p_dp=p.dp_attention[None, :, None],
+        d_pp=d.pp[:, None, None], d_memory=float(d.residence.code), p_memory=float(p.residence.code), d_instances=d_count, p_pool=float(prefill.pool), p_tp=p.tp[None, :, None], p_dp=p.dp_attention[None, :, None],
         p_ep=p.ep[None, :, None], p_pp=p.pp[None, :, None], p_instances=p_count, batch=batch, chunk=on_p(prefill.chunk),
-        draft=float(workload.draft_tokens), chips=p_chips + d_chips, d_chips=d_chips, p_chips=p_chips, requests_per_s=rate, step_s=step,
-        interval_s=step, tpot_s=step / per_token, ttft_s=ttft, ttft_p90_s=ttft_p90, usd_per_hour=dollars[1], usd_low_frac=dollars[0] / dollars[1],
+        draft=float(workload.draft_tokens), chips=p_chips + d_chips, d_chips=d_chips, p_chips=p_chips, paid_chips=p_paid + d_paid, d_paid=d_paid, p_paid=p_paid, requests_per_s=rate, step_s=step, draft_s=on_d(decode.draft_s),
+        interval_s=step, worst_wait_s=worst_wait_s(1.0) * step, timetable=float(decode.timetable), busy_tpot_s=on_d(decode.busy_s) / per_token,
+        tpot_s=step / per_token, ttft_s=ttft, ttft_p90_s=ttft_p90, usd_per_hour=dollars[1], usd_low_frac=dollars[0] / dollars[1],
         usd_high_frac=dollars[2] / dollars[1], usd_per_mtok=dollars[1] / 3600 / rate / written * 1e6,
-        usd_in_per_mtok=p_chips * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
-        usd_out_per_mtok=d_chips * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
+        usd_in_per_mtok=p_paid * p_rent[1] / 3600 / rate / workload.new_input_tokens * 1e6,
+        usd_out_per_mtok=d_paid * d_rent[1] / 3600 / rate / written * 1e6, watts=watts, joules_per_token=watts / (rate * written),
         prefill_util=rho, memory_frac=np.maximum(on_d(decode.memory_frac), on_p(prefill.memory_frac)), handoff_s=handoff, supply=supply, sigma=sigma, sigma_ttft=sigma_ttft,
     )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """The planner's table: one row per priced deployment, one numpy column per fact about it. Concatenate, filter, rank.
 
 A row is a whole deployment under load: how many instances of which layout, and what it then costs and how fast it is.
-`kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. Latencies and costs
-are middle estimates; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
+`kind` 0 serves prompts and answers together; 1 has separate prefill (`p_*`) and decode (`d_*`) pools. `*_memory` is the code of a
+layout's residence. Latencies and costs
+are middle estimates; `timetable` 1 says steps leave at fixed intervals; `busy_tpot_s` is then the time per token the chips work, elsewhere `tpot_s` itself.
+`*_paid` are the chips paid for, idle ones of whole units included; `supply` is chips needed over chips there are, of the scarcer pool; `sigma` and `sigma_ttft` are log-scale uncertainties of the slower side. Knows nothing of how rows came to be.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from ridgepoint.errors import PlanError
 Column = NDArray[np.float64]
 
 CONFIG = (
-    "kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "d_instances", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp", "p_instances",
-    "batch", "chunk", "draft",
+    "kind", "d_pool", "d_tp", "d_dp", "d_ep", "d_pp", "d_memory", "d_instances", "p_pool", "p_tp", "p_dp", "p_ep", "p_pp", "p_memory", "p_instances",
+    "batch", "chunk", "draft", "timetable",
 )  # fmt: skip
 METRICS = (
-    "chips", "d_chips", "p_chips", "requests_per_s", "step_s", "interval_s", "tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
+    "chips", "d_chips", "p_chips", "paid_chips", "d_paid", "p_paid", "requests_per_s", "step_s", "draft_s", "interval_s", "worst_wait_s", "tpot_s", "busy_tpot_s", "ttft_s", "ttft_p90_s", "usd_per_hour", "usd_low_frac",
     "usd_high_frac", "usd_per_mtok", "usd_in_per_mtok", "usd_out_per_mtok", "watts", "joules_per_token", "prefill_util", "memory_frac",
     "handoff_s", "supply", "sigma", "sigma_ttft",
 )  # fmt: skip

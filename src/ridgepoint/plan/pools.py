@@ -15,7 +15,7 @@ ROLES = ("any", "prefill", "decode")
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """`count` None is as many as the plan wants. `role` any may prefill, decode, or do both together."""
+    """`count` None is as many as the plan wants. `share_units`: others use, and pay for, the idle chips of a node or rack. `role` any may prefill, decode, or do both together."""
 
     chip: Accelerator
     precision_name: str
@@ -23,6 +23,7 @@ class Pool:
     calibration: Calibration
     count: int | None = None
     role: str = "any"
+    share_units: bool = False
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -33,9 +34,13 @@ class Pool:
     @property
     def usd_per_hour(self) -> tuple[float, float, float]:
         """Rent (low, middle, high); an unknown rent is an error that names it."""
-        low, high = self.chip.usd_per_hour_low, self.chip.usd_per_hour_high
-        middle = self.chip.need("usd_per_hour", "a cost in dollars")
-        return (low if low is not None else middle), middle, (high if high is not None else middle)
+        low, high = self.chip.rent_range("a cost in dollars")
+        return low, self.chip.need("usd_per_hour", "a cost in dollars"), high
+
+    @property
+    def unit(self) -> int:
+        """Chips paid for together; one where they are shared or nobody has said how the chip is sold."""
+        return 1 if self.share_units else self.chip.unit_chips or 1
 
     def describe(self) -> str:
         many = f"{self.count} x " if self.count else ""
@@ -43,7 +48,13 @@ class Pool:
 
 
 def parse_pool(
-    text: str, precision_name: str, role: str = "any", *, rents: dict[str, float] | None = None, engine: str = "serving"
+    text: str,
+    precision_name: str,
+    role: str = "any",
+    *,
+    rents: dict[str, float] | None = None,
+    engine: str = "serving",
+    share_units: bool = False,
 ) -> Pool:
     """`NAME` or `NAME:COUNT`, NAME being a catalogue id or a .toml file; rent overrides by the name as written; `engine` names a
     calibration of `cost`."""
@@ -60,7 +71,7 @@ def parse_pool(
         ) from None
     return Pool(
         chip=chip, precision_name=precision_name, precision=Precision.named(precision_name), calibration=calibration_for(chip, engine),
-        count=number, role=role,
+        count=number, role=role, share_units=share_units,
     )  # fmt: skip
 
 

@@ -13,12 +13,13 @@ from ridgepoint.plan.render_wide import why, wide_lines
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
-    ("time per token (TPOT)", "tpot_s"), ("time to first token", "ttft_s"), ("  90th percentile", "ttft_p90_s"), ("longest step", "interval_s"),
+    ("time per token (TPOT)", "tpot_s"), ("  drafting, per step", "draft_s"), ("time to first token", "ttft_s"), ("  90th percentile", "ttft_p90_s"), ("step interval, or longest step", "interval_s"), ("worst wait, two of them", "worst_wait_s"),
     ("USD per Mtok written, all in", "usd_per_mtok"), ("  of which per Mtok of new input", "usd_in_per_mtok"), ("  per Mtok of output", "usd_out_per_mtok"),
-    ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("power", "watts"),
+    ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("chips paid for", "paid_chips"), ("power", "watts"),
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
 LIMIT_NAMES = {
+    "worst_wait_s": "worst wait for a step",
     "ttft_s": "time to first token",
     "tpot_s": "time per token",
     "usd_per_mtok": "USD per Mtok",
@@ -26,7 +27,15 @@ LIMIT_NAMES = {
     "chips": "chips",
     "supply": "chips needed / chips there are",
 }
-LIMIT_UNITS = {"ttft_s": "s", "tpot_s": "s", "usd_per_mtok": "USD", "watts": "W", "chips": "chips", "supply": "x"}
+LIMIT_UNITS = {
+    "worst_wait_s": "s",
+    "ttft_s": "s",
+    "tpot_s": "s",
+    "usd_per_mtok": "USD",
+    "watts": "W",
+    "chips": "chips",
+    "supply": "x",
+}
 
 
 def value(number: Any, unit: str) -> str:
@@ -82,9 +91,7 @@ def _headline(report: dict[str, Any]) -> Text:
         f"{load}, {workload['input_tokens']:,} tokens in{hit}, {workload['output_tokens']:,}{thinking} out\n"
     )
     goal = question["goal"]
-    limits = [
-        f"{LIMIT_NAMES[name]} <= {value(goal[name], _unit(name))}" for name in LIMIT_NAMES if goal.get(name) is not None
-    ]
+    limits = limit_texts(goal, "<=")
     if goal["context"]:
         limits.append(f"context {goal['context']:,}")
     text.append(
@@ -92,6 +99,7 @@ def _headline(report: dict[str, Any]) -> Text:
         + (", " + ", ".join(limits) if limits else "")
         + f"; {report['num_priced']:,} deployments priced\n"
     )
+    text.append(f"searched: {searched_text(question['searched'])}\n")
     if report["feasible"]:
         text.append(f"choice: {report['choice']['name']}", style="bold green")
     else:
@@ -110,6 +118,23 @@ def _headline(report: dict[str, Any]) -> Text:
     return text
 
 
+def searched_text(searched: dict[str, Any]) -> str:
+    intervals = searched["step_interval_s"]
+    many = f"{len(intervals)} step intervals from {seconds(intervals[0])} to {seconds(intervals[-1])}"
+    if len(intervals) == 1:
+        many = f"a step interval of {seconds(intervals[0])}"
+    pace = f"steps one after another and {many}" if searched["free_running"] else many
+    return f"layouts in {' and '.join(searched['memory'])}; batches: {searched['batch']}; {len(searched['chunk_tokens'])} prompt chunks; {pace}; {searched['pools']}"
+
+
+def limit_texts(goal: dict[str, Any], sign: str) -> list[str]:
+    asked = {**goal, "worst_wait_s": goal["wait_s"]}
+    return [
+        f"{LIMIT_NAMES[name]} {sign} {value(asked[name], LIMIT_UNITS[name])}"
+        for name in LIMIT_NAMES if asked.get(name) is not None
+    ]  # fmt: skip
+
+
 def load_text(workload: dict[str, Any]) -> str:
     if workload["users"]:
         return f"{workload['users']:,} user{'s' if workload['users'] != 1 else ''}"
@@ -120,7 +145,7 @@ WAYS = {"hbm": "chip memory", "ddr": "host DDR", "flash": "flash", "disk": "disk
 
 
 def _sure(goal: dict[str, Any], metric: str) -> str:
-    timed = metric in ("ttft_s", "tpot_s", "usd_per_mtok")
+    timed = metric in ("ttft_s", "tpot_s", "worst_wait_s", "usd_per_mtok")
     return f" at confidence {goal['confidence']:g}" if timed and goal["confidence"] > 0.5 else ""
 
 
@@ -154,9 +179,10 @@ def _deployments(report: dict[str, Any]) -> Table:
 def notes(report: dict[str, Any]) -> list[str]:
     choice, explain = report["choice"], report["explain"]
     serve = choice["serve"]
+    leave = "a timetable of one step every" if choice["timetable"] else "steps one after another, the longest of"
     lines = [
         f"serve each instance with up to {serve['max_sequences']:,} sequences, chunks of {serve['chunk_tokens']:,} prompt tokens, "
-        f"a step every {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait_s(serve['step_interval_s']))}"
+        f"{leave} {seconds(serve['step_interval_s'])}: who just missed one has boarded and arrived within {seconds(worst_wait_s(serve['step_interval_s']))}"
     ]
     shares = sorted(explain["roof_frac"].items(), key=lambda pair: -pair[1])
     lines.append(

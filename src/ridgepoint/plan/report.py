@@ -17,16 +17,20 @@ from ridgepoint.cost.step import Z80
 from ridgepoint.plan.boundary import pipeline_kv, rack_boundary
 from ridgepoint.plan.explain import decode_layout, explain, prefill_layout
 from ridgepoint.plan.hold import plan_hold
+from ridgepoint.plan.layouts import RESIDENCES, residences
 from ridgepoint.plan.pools import Pool
 from ridgepoint.plan.retire import retirement
 from ridgepoint.plan.search import Plan, Question
+from ridgepoint.plan.sweep import CHUNKS, NUM_BATCHES
+from ridgepoint.plan.timetable import checked_intervals, intervals_worth_searching
+from ridgepoint.units import si
 
 SCHEMA = "ridgepoint.plan/1"
 
 _FIGURES = {
-    "tpot_s": ("s", "timed"), "interval_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
+    "tpot_s": ("s", "timed"), "draft_s": ("s", "timed"), "interval_s": ("s", "timed"), "worst_wait_s": ("s", "timed"), "ttft_s": ("s", "timed"), "ttft_p90_s": ("s", "timed"), "usd_per_mtok": ("USD", "usd"),
     "usd_in_per_mtok": ("USD", "usd"), "usd_out_per_mtok": ("USD", "usd"), "usd_per_hour": ("USD", "rent"), "watts": ("W", "plain"),
-    "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
+    "joules_per_token": ("J", "timed"), "requests_per_s": ("1/s", "rate"), "chips": ("chips", "exact"), "paid_chips": ("chips", "exact"), "handoff_s": ("s", "timed"),
     "prefill_util": ("frac", "plain"), "memory_frac": ("frac", "exact"),
 }  # fmt: skip
 
@@ -81,13 +85,39 @@ def _question(question: Question) -> dict[str, Any]:
         "workload": asdict(question.workload),
         "goal": asdict(question.goal),
         "disaggregate": question.disaggregate,
+        "drafter": _drafter(question),
+        "intervals_s": question.intervals_s,
+        "searched": _searched(question),
     }  # fmt: skip
+
+
+def _searched(question: Question) -> dict[str, Any]:
+    """The dimensions of the search and their values; degrees and batches depend on the model and on what fits."""
+    workload = question.workload
+    stated = question.intervals_s
+    intervals = intervals_worth_searching(workload, question.goal) if stated is None else checked_intervals(stated)
+    return {
+        "hardware": [pool.describe() for pool in question.pools],
+        "memory": sorted({place.text or "main memory" for pool in question.pools for place in residences(pool.chip)}),
+        "layout": "tp x dp_attention x ep x pp that divide heads, experts and layers",
+        "batch": f"{NUM_BATCHES} sizes from 1 to what fits", "chunk_tokens": list(CHUNKS),
+        "step_interval_s": [float(value) for value in intervals], "free_running": stated is None,
+        "pools": "prompts and answers together" + (", and in separate pools" if question.disaggregate else ""),
+    }  # fmt: skip
+
+
+def _drafter(question: Question) -> dict[str, Any] | None:
+    if not question.workload.draft_tokens:
+        return None
+    if question.drafter is None:
+        return {"name": "ngram", "total_params": 0}
+    return {"name": question.drafter.name, "total_params": shape_of(question.drafter.spec).total_params}
 
 
 def _pool(pool: Pool) -> dict[str, Any]:
     low, middle, high = pool.usd_per_hour
     return {
-        "hardware": pool.chip.id, "name": pool.chip.name, "launch_year": pool.chip.launch_year, "count": pool.count, "role": pool.role,
+        "hardware": pool.chip.id, "name": pool.chip.name, "launch_year": pool.chip.launch_year, "count": pool.count, "role": pool.role, "unit_chips": pool.chip.unit_chips, "share_units": pool.share_units,
         "precision": pool.precision_name, "usd_per_hour": figure(low, middle, high, "USD", "spec"), "calibration": pool.calibration.name,
         "calibration_provenance": pool.calibration.provenance,
     }  # fmt: skip
@@ -109,15 +139,16 @@ def deployment(question: Question, row: dict[str, float]) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "mode": "together" if together else "disaggregated",
+        "timetable": bool(row["timetable"]),
         "name": deployment_name(question, row),
         "decode": decode,
         "prefill": prefill,
         "serve": {
             "tp": layout.tp, "dp_attention": layout.dp_attention, "ep": layout.ep, "pp": layout.pp, "precision": d_pool.precision_name,
-            "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "step_interval_s": row["interval_s"],
+            "max_sequences": math.ceil(row["batch"]), "chunk_tokens": math.ceil(row["chunk"]), "sram": layout.sram, "kv_in_sram": layout.sram and layout.kv_in_sram, "step_interval_s": row["interval_s"],
             "draft_tokens": int(row["draft"]),
         },
-        "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together)},
+        "figures": {name: _figure(row, name, *how) for name, how in _FIGURES.items() if not (name == "handoff_s" and together) and not (name == "draft_s" and not row["draft_s"])},
     }  # fmt: skip
 
 
@@ -134,14 +165,19 @@ def _side_name(chip: str, row: dict[str, float], side: str) -> str:
     degrees = " ".join(
         f"{name}{value}" for name, value in (("tp", tp), ("dp", dp), ("ep", ep), ("pp", pp)) if value > 1
     )
-    return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if degrees else ''}{degrees}]"
+    place = RESIDENCES[int(row[f"{side}_memory"])].text
+    laid = ", ".join(part for part in (degrees, place) if part)
+    return f"{int(row[side + '_instances'])} x [{tp * dp * pp} {chip}{': ' if laid else ''}{laid}]"
 
 
 def _figure(row: dict[str, float], name: str, unit: str, kind: str) -> dict[str, Any]:
     value = row[name]
     wide = math.exp(Z80 * row["sigma_ttft" if name.startswith("ttft") else "sigma"])
+    timed = (value / wide, value * wide)
+    if row["timetable"] and name in ("tpot_s", "interval_s", "worst_wait_s"):
+        timed = (value, value * max(1.0, row["busy_tpot_s"] / row["tpot_s"] * wide))  # kept while the work fits into it
     ends = {
-        "timed": (value / wide, value * wide),
+        "timed": timed,
         "rate": (value / wide, value * wide),
         "usd": (value / wide * row["usd_low_frac"], value * wide * row["usd_high_frac"]),
         "rent": (value * row["usd_low_frac"], value * row["usd_high_frac"]),
@@ -211,6 +247,28 @@ def _wide(question: Question, row: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def _drafted_by(question: Question) -> str:
+    if question.drafter is None:
+        return "drafts are looked up in the text so far: no weights, no passes"
+    size = si(shape_of(question.drafter.spec).total_params)
+    ends = ", embeddings and head the model's own" if question.drafter.shares_ends else ""
+    return (
+        f"{question.drafter.name} drafts ({size} parameters{ends}): its passes, weights, cache and prompts are paid for"
+    )
+
+
+def _bought(pool: Pool) -> str:
+    if pool.share_units:
+        return f"{pool.chip.id}: paid by the chip, others sharing its nodes"
+    if pool.chip.unit_chips is None:
+        return f"{pool.chip.id}: paid by the chip, because how many are sold together is unknown"
+    most = f", at most the {pool.count} there are" if pool.count else ""
+    many = (
+        "by the chip" if pool.unit == 1 else f"in units of {pool.unit} chips, idle ones included (their power is not)"
+    )
+    return f"{pool.chip.id}: paid {many}{most}"
+
+
 def assumptions(question: Question) -> list[str]:
     """What the figures rest on, in sentences."""
     workload, goal = question.workload, question.goal
@@ -222,6 +280,7 @@ def assumptions(question: Question) -> list[str]:
     found.append(
         "dollars: rent of the chips alone, at the geometric middle of the catalogue's range; nothing for network, storage or people"
     )
+    found += [_bought(pool) for pool in question.pools]
     found.append(
         f"requests: in the mean: {workload.input_tokens} in, {workload.written_tokens} out; arrivals random, prompts of unlike lengths (M/G/1, cv2 1)"
     )
@@ -230,7 +289,7 @@ def assumptions(question: Question) -> list[str]:
     if workload.draft_tokens:
         found.append(
             f"speculation: {workload.draft_tokens} drafted tokens, each accepted with probability {workload.acceptance:g} "
-            f"= {workload.tokens_per_step:.2f} tokens a step; the drafter itself is free"
+            f"= {workload.tokens_per_step:.2f} tokens a step; " + _drafted_by(question)
         )
     for pool in question.pools:
         for links, spec in (
@@ -241,5 +300,10 @@ def assumptions(question: Question) -> list[str]:
                 found.append(
                     f"{pool.chip.id}: layouts {links} were not considered, because the speed of those links is unknown"
                 )
+    for pool in question.pools:
+        if len(residences(pool.chip)) == 1 and pool.chip.spec_sram_bytes and not residences(pool.chip)[0].sram:
+            found.append(
+                f"{pool.chip.id}: layouts in on-chip SRAM were not considered, because the speed of its SRAM is unknown"
+            )
     found.append("memory: every sequence at its mean context, 8 % of each chip kept for the runtime")
     return found

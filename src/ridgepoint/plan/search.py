@@ -1,4 +1,4 @@
-"""The search: pools x layouts x batch x chunk x prefill:decode ratio, priced, filtered by the goal and ranked.
+"""The search: pools x layouts x batch x chunk x step interval x prefill:decode ratio, priced, filtered by the goal and ranked.
 
 `plan(question) -> Plan` is the whole of `ridgepoint plan`. Progress is reported through a callback, because a mixed-hardware
 search takes seconds; everything it decides is in `sweep`, `pair` and `choose`.
@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ridgepoint.cost.drafting import Drafter
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_bytes_per_seq, usable_bytes, weight_bytes
 from ridgepoint.errors import ConfigError, PlanError
 from ridgepoint.plan.choose import Change, Choice, choose, what_would_change
+from ridgepoint.plan.layouts import Residence, residences
 from ridgepoint.plan.named import NamedModel
 from ridgepoint.plan.pair import pair_sides
 from ridgepoint.plan.points import Points, concat
 from ridgepoint.plan.pools import Pool
-from ridgepoint.plan.sides import sweep_decode, sweep_prefill
+from ridgepoint.plan.sides import DecodeSide, PrefillSide, sweep_decode, sweep_prefill
 from ridgepoint.plan.sweep import instance_limit, lay_out, sweep_together
+from ridgepoint.plan.timetable import checked_intervals, intervals_worth_searching
 from ridgepoint.plan.workload import Goal, Workload
 from ridgepoint.units import si
 
@@ -35,10 +38,18 @@ class Question:
     workload: Workload
     goal: Goal
     disaggregate: bool = True
+    intervals_s: tuple[float, ...] | None = (
+        None  # None: free-running steps and a grid of timetables; else these timetables alone
+    )
+    drafter: Drafter | None = None  # with draft tokens and no drafter, they are looked up in the text and cost nothing
 
     def __post_init__(self) -> None:
         if not self.pools:
             raise ConfigError("a plan needs at least one kind of hardware", hint="--hardware h200")
+        if self.drafter is not None and not self.workload.draft_tokens:
+            raise ConfigError(
+                f"a drafter ({self.drafter.name}) without draft tokens", hint="--draft-tokens 3 --acceptance 0.7"
+            )
         length = self.workload.input_tokens + self.workload.written_tokens
         most = self.model.spec.max_context
         if max(length, self.goal.context or 0) > most:
@@ -80,41 +91,51 @@ def price_all(question: Question, progress: Progress = _quiet) -> Points:
     """Every row there is. Raises PlanError when the model fits nowhere."""
     spec, workload, goal = question.model.spec, question.workload, question.goal
     jobs = _jobs(question)
+    if question.intervals_s is None:
+        intervals = intervals_worth_searching(workload, goal)
+    else:
+        intervals = checked_intervals(question.intervals_s)
     parts: list[Points] = []
-    prefills, decodes = {}, {}
-    for done, (kind, index) in enumerate(jobs):
+    prefills: list[PrefillSide] = []
+    decodes: list[DecodeSide] = []
+    for done, (kind, index, residence) in enumerate(jobs):
         pool = question.pools[index]
-        progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}")
-        side = lay_out(spec, pool, workload, goal, role=kind)
+        where = f", {residence.text}" if residence.text else ""
+        progress(done / (len(jobs) + 1), f"{kind} on {pool.describe()}{where}")
+        side = lay_out(spec, pool, workload, goal, role=kind, residence=residence, drafter=question.drafter)
         if not len(side.degrees):
             continue
         if kind == "together":
-            parts.append(sweep_together(side, index, workload))
+            if question.intervals_s is None:
+                parts.append(sweep_together(side, index, workload))
+            parts.append(sweep_together(side, index, workload, intervals))
         elif kind == "decode":
-            decodes[index] = sweep_decode(side, index, workload)
+            decodes.append(sweep_decode(side, index, workload, None if question.intervals_s is None else intervals))
         else:
-            prefills[index] = sweep_prefill(side, index, workload)
-    pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p, d)]
+            prefills.append(sweep_prefill(side, index, workload))
+    pairs = [(p, d) for p in prefills for d in decodes if _can_pair(question, p.pool, d.pool)]
     for done, (p, d) in enumerate(pairs):
-        progress(
-            (len(jobs) + done / len(pairs)) / (len(jobs) + 1),
-            f"pairing {question.pools[p].chip.id} with {question.pools[d].chip.id}",
-        )
-        if len(prefills[p].service_s) and len(decodes[d].step_s):
-            parts.append(pair_sides(spec, prefills[p], decodes[d], question.pools, workload, goal))
+        names = [question.pools[side.pool].chip.id for side in (p, d)]
+        progress((len(jobs) + done / len(pairs)) / (len(jobs) + 1), f"pairing {names[0]} with {names[1]}")
+        if len(p.service_s) and len(d.step_s):
+            parts.append(pair_sides(spec, p, d, question.pools, workload, goal))
     progress(1.0, "ranking")
     if not any(len(part) for part in parts):
         raise _nothing_fits(question)
     return concat(parts)
 
 
-def _jobs(question: Question) -> list[tuple[str, int]]:
+def _jobs(question: Question) -> list[tuple[str, int, Residence]]:
+    """What to price. Prompts alone are bound by compute, so a pool that only prefills lies in its first residence."""
     jobs = []
     for index, pool in enumerate(question.pools):
+        places = residences(pool.chip)
         if pool.role == "any":
-            jobs.append(("together", index))
-        if question.disaggregate:
-            jobs += [(role, index) for role in ("prefill", "decode") if pool.role in ("any", role)]
+            jobs += [("together", index, place) for place in places]
+        if question.disaggregate and pool.role in ("any", "prefill"):
+            jobs.append(("prefill", index, places[0]))
+        if question.disaggregate and pool.role in ("any", "decode"):
+            jobs += [("decode", index, place) for place in places]
     return jobs
 
 

@@ -62,6 +62,11 @@ class Workload:
             raise ConfigError(f"draft_tokens {self.draft_tokens} needs an acceptance", hint="--acceptance 0.7")
 
     @property
+    def is_open(self) -> bool:
+        """No load is stated: one instance is filled, and priced as one of many."""
+        return self.users is None and self.requests_per_s is None
+
+    @property
     def written_tokens(self) -> int:
         """Tokens decoded per answer."""
         return self.output_tokens + self.thinking_tokens
@@ -91,11 +96,12 @@ class Goal:
     """Limits (None: free), what to minimise, and the probability with which the estimate must keep the latency limits.
 
     `usd_per_mtok` limits the cost of a million written tokens, everything included. `context` is the longest request that
-    must fit. `confidence` 0.5 compares the middle estimate; above it, the matching end of the interval.
+    must fit. `wait_s` limits the worst wait of who just missed a step: two intervals. `confidence` 0.5 compares the middle estimate; above it, the matching end of the interval.
     """
 
     ttft_s: float | None = None
     tpot_s: float | None = None
+    wait_s: float | None = None
     usd_per_mtok: float | None = None
     watts: float | None = None
     chips: int | None = None
@@ -120,6 +126,7 @@ class Goal:
         named = {
             "ttft_s": self.ttft_s,
             "tpot_s": self.tpot_s,
+            "worst_wait_s": self.wait_s,
             "usd_per_mtok": self.usd_per_mtok,
             "watts": self.watts,
             "chips": self.chips,

@@ -18,6 +18,7 @@ from ridgepoint.catalog.spec import (
     ModelSpec,
     MoeSpec,
     NormSpec,
+    PlainResidual,
     RouterSpec,
     SwiGlu,
 )
@@ -74,6 +75,8 @@ def read_gqa(
         qk_norm=qk_norm,
         sinks=sinks,
         qkv_clip=qkv_clip,
+        output_gate="none",
+        v_from_k=False,
     )
 
 
@@ -99,6 +102,7 @@ def read_mla(c: ConfigReader, *, interleaved: bool) -> MlaSpec:
         scale=(nope + rope_dim) ** -0.5 * rope.softmax_scale,
         rope=rope.spec,
         bias=c.flag("attention_bias", False),
+        output_gate="none",
     )
 
 
@@ -145,7 +149,7 @@ def check_top_k(c: ConfigReader, num_experts: int, top_k: int) -> None:
 
 
 def layer(mixer: GqaSpec | MlaSpec, ffn: DenseSpec | MoeSpec, window: int | None = None) -> LayerSpec:
-    return LayerSpec(mixer=mixer, ffn=ffn, window=window, indexer=None, kv_from_layer=None)
+    return LayerSpec(mixer=mixer, ffn=ffn, window=window, indexer=None, kv_from_layer=None, post_norms=False)
 
 
 def layer_windows(c: ConfigReader, num_layers: int, window: int | None, default: Sequence[str]) -> list[int | None]:
@@ -188,6 +192,7 @@ def model(
         tied_embeddings=c.flag("tie_word_embeddings", tied),
         head_bias=head_bias,
         embedding_scale=embedding_scale,
+        residual=PlainResidual(),
         residual_scale=residual_scale,
         logit_scale=logit_scale,
         max_context=c.integer("max_position_embeddings"),

@@ -49,6 +49,7 @@ def read(c: ConfigReader) -> ModelSpec:
         ),
         shared=SharedExpertSpec(width=width * shared, gated=False) if shared else None,
         latent_dim=None,
+        latent_norm=False,
     )
     dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
     mixer, first = read_mla(c, interleaved=True), c.count("first_k_dense_replace", 0)

@@ -48,6 +48,7 @@ def read(c: ConfigReader) -> ModelSpec:
         ),
         shared=SharedExpertSpec(width=width * shared, gated=False) if shared else None,
         latent_dim=None,
+        latent_norm=False,
     )
     dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
     c.ignore("num_nextn_predict_layers", "num_mtp_layers")

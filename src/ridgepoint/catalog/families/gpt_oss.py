@@ -32,6 +32,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax_topk", normalise=False, bias=True),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     num_layers = c.integer("num_hidden_layers")
     c.ignore("initial_context_length")  # restates the rotary scaling's original context

@@ -24,6 +24,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax_topk", normalise=False),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     divisor = c.number("logits_scaling", 1.0)
     if divisor == 0:

@@ -33,6 +33,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("sigmoid", normalise=True, correction_bias=True),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     mixer = read_gqa(c, qk_norm="full", theta=5_000_000.0, head_dim=128, rotary_dim=rotary)
     return model(c, [layer(mixer, moe)] * num_layers, eps=1e-6)

@@ -20,6 +20,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax", normalise=True),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     c.ignore("router_jitter_noise")  # training only
     window = c.integer("sliding_window") if c.has("sliding_window") else c.get("sliding_window")

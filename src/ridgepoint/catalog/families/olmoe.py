@@ -25,6 +25,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax", normalise=c.flag("norm_topk_prob", False)),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     return model(c, [layer(mixer, moe)] * c.integer("num_hidden_layers"), eps=1e-5)
 

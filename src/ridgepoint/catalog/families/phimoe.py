@@ -20,6 +20,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("sparsemixer", normalise=False, jitter_eps=c.number("router_jitter_noise", 0.01)),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     c.ignore("input_jitter_noise")  # training only
     mixer = read_gqa(c, qkv_bias=bias, o_bias=bias)

@@ -35,6 +35,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax", normalise=c.flag("norm_topk_prob", False)),
         shared=SharedExpertSpec(width=c.integer("shared_expert_intermediate_size"), gated=True),
         latent_dim=None,
+        latent_norm=False,
     )
     dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
     windowed, below = c.flag("use_sliding_window", False), c.count("max_window_layers", 28)

@@ -22,6 +22,7 @@ def read(c: ConfigReader) -> ModelSpec:
         router=router("softmax", normalise=c.flag("norm_topk_prob", False)),
         shared=None,
         latent_dim=None,
+        latent_norm=False,
     )
     dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
     windowed = c.flag("use_sliding_window", False)
