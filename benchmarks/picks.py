@@ -19,6 +19,7 @@ from figures import Vector
 
 if TYPE_CHECKING:
     from held_out import Predictions
+    from measured_rows import Row
 
 FEWEST = 4  # configurations in a group for which choosing means anything
 KEEP_FRAC = 0.9  # of picks that must keep their limit
@@ -35,6 +36,7 @@ class Group:
     predicted_s: Vector
     chips_per_client: Vector
     margin: Vector  # log scale
+    rows: tuple[Row, ...] = ()  # where they came from, if anybody asks what a pick differs by
 
     def cost(self, time_s: Vector) -> Vector:
         """Chip-seconds per output token."""
@@ -54,7 +56,9 @@ def groups_of(predictions: Predictions) -> list[Group]:
     measured = predictions.measured("tpot")
     unit = np.array([float(row.layout.chips) / row.concurrency for row in predictions.rows])
     return [
-        Group(measured[rows], predictions.tpot_s[rows], unit[rows], predictions.margin[rows])
+        Group(
+            measured[rows], predictions.tpot_s[rows], unit[rows], predictions.margin[rows], tuple(predictions.rows[i] for i in rows)
+        )
         for rows in members.values() if len(rows) >= FEWEST
     ]  # fmt: skip
 
@@ -165,6 +169,41 @@ def what_costs(groups: Sequence[Group], limits: Limits) -> dict[str, Any]:
         "exact times, same margin": summary(outcomes(exact, limits)),
         "predicted ranking, exact limits": summary(outcomes(groups, limits, among_true)),
     }
+
+
+def differs_by(chosen: Row, best: Row) -> str:
+    """The first thing a pick did otherwise than the best configuration."""
+    if (chosen.engine, chosen.precision_name) != (best.engine, best.precision_name):
+        return "engine or precision"
+    if chosen.layout != best.layout:
+        return "layout"
+    if chosen.concurrency != best.concurrency:
+        return "fewer clients" if chosen.concurrency < best.concurrency else "more clients"
+    return "engine version"
+
+
+def picks_differ_by(groups: Sequence[Group], limits: Limits) -> dict[str, dict[str, float]]:
+    """How picks relate to the best configuration: share of limits, and what each kind adds to the mean log excess of kept picks."""
+    count: dict[str, int] = defaultdict(int)
+    log_excess: dict[str, float] = defaultdict(float)
+    for group in groups:
+        cost = group.cost(group.measured_s)
+        for limit in limits(group.measured_s):
+            kept = group.measured_s <= limit
+            chosen, best = pick(group, limit), int(np.where(kept, cost, np.inf).argmin())
+            if not kept[chosen]:
+                kind = "limit broken"
+            elif cost[chosen] <= cost[best] * (1 + 1e-9):
+                kind = "nothing"
+            else:
+                kind = differs_by(group.rows[chosen], group.rows[best])
+                log_excess[kind] += float(np.log(cost[chosen] / cost[best]))
+            count[kind] += 1
+    total, broken = sum(count.values()), count["limit broken"]
+    return {
+        kind: {"limits_frac": number / total, "log_excess": log_excess[kind] / max(total - broken, 1)}
+        for kind, number in sorted(count.items(), key=lambda item: -item[1]) if number
+    }  # fmt: skip
 
 
 def excess_by_spread(

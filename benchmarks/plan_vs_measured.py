@@ -30,7 +30,17 @@ import provenance
 from figures import coverage, error_summary, rank_correlation
 from held_out import Folds, Predictions, drop_unplaceable, five_shot, leave_one_out, predict
 from measured_rows import Row, available, data_dir, gated, serving_rows
-from picks import all_limits, excess_by_spread, goals, groups_of, outcomes, quartiles, summary, what_costs
+from picks import (
+    all_limits,
+    excess_by_spread,
+    goals,
+    groups_of,
+    outcomes,
+    picks_differ_by,
+    quartiles,
+    summary,
+    what_costs,
+)
 from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE
 
 LIMITS = {"goals": goals, "all_limits": all_limits, "quartiles": quartiles}
@@ -93,6 +103,7 @@ def measure(rows: list[Row], *, fast: bool) -> dict[str, Any]:
     groups = groups_of(pooled)
     result["leave_one_model_out"] = {**summarise(pooled), "held_out": parts}
     result["what_the_excess_is"] = {name: what_costs(groups, LIMITS[name]) for name in ("goals", "all_limits")}
+    result["picks_differ_by"] = {name: picks_differ_by(groups, LIMITS[name]) for name in ("goals", "all_limits")}
     result["excess_by_spread"] = {name: excess_by_spread(groups, LIMITS[name]) for name in ("goals", "all_limits")}
     report, informed = five_shot(models)
     informed_groups = groups_of(informed)
@@ -168,11 +179,13 @@ def table(result: dict[str, Any]) -> str:
     picks.append(["models not seen, limits at quartiles", *_picks(unseen["quartiles"])])
     for name, part in result["what_the_excess_is"]["all_limits"].items():
         picks.append([f"  20 a decade: {name}", *_picks(part)])
+    differs = result["picks_differ_by"]["all_limits"]
+    by = ", ".join(f"{kind} {part['limits_frac']:.0%}" for kind, part in differs.items())
     noise = result["version_noise"]
     last = f"engine versions alone: {noise['configurations']} configurations"
     if noise["configurations"]:
         last += f", slowest over fastest {noise['median_ratio']:.2f} median, {noise['p90_ratio']:.2f} p90"
-    return "\n".join([*lines, *_aligned(picks), "", last])
+    return "\n".join([*lines, *_aligned(picks), f"  20 a decade: picks differ from the best by {by}", "", last])
 
 
 def main() -> int:

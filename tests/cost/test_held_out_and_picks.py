@@ -87,6 +87,23 @@ def test_blurred_times_cost_more() -> None:
 
 
 @needs_table
+def test_what_a_pick_differs_by() -> None:
+    from dataclasses import replace
+
+    row = measured_rows.serving_rows()[0][0]
+    rows = tuple(
+        replace(row, concurrency=clients, measure_tpot_s=s) for clients, s in ((1.0, 0.010), (2.0, 0.012), (4.0, 0.016))
+    )
+    careful = replace(group([0.010, 0.012, 0.016], [0.010, 0.012, 0.016], margin=math.log(1.5)), rows=rows)
+    found = picks.picks_differ_by([careful], lambda _: [0.020, 0.011, 0.030])
+    assert found["fewer clients"]["limits_frac"] == pytest.approx(1 / 3)  # at 20 ms, 16 ms seems too near
+    assert found["fewer clients"]["log_excess"] == pytest.approx(math.log(1.5) / 3)
+    assert found["nothing"]["limits_frac"] == pytest.approx(2 / 3)
+    assert picks.differs_by(rows[0], replace(rows[0], version="other")) == "engine version"
+    assert picks.differs_by(rows[0], replace(rows[1], engine="other")) == "engine or precision"
+
+
+@needs_table
 def test_a_fold_never_sees_what_it_predicts() -> None:
     """Spoiling the held-out model's times changes its errors and not one prediction."""
     from dataclasses import replace
