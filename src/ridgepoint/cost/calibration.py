@@ -20,7 +20,8 @@ class Calibration:
 
     `matmul_efficiency` and `attention_efficiency` are of dense FLOP/s, `memory_efficiency` (weights) and `kv_efficiency` of
     bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `kernel_overhead_s` is paid per launched
-    kernel, `collective_overhead_s` per exchange and doubling of its ranks. `overlap_power` shapes the smooth maximum of compute and memory time of one kernel (high: perfect overlap).
+    kernel, `collective_overhead_s` per exchange and doubling of its ranks. `overlap_power` shapes the smooth maximum of compute and
+    memory time of one kernel (high: perfect overlap).
     """
 
     name: str
@@ -123,7 +124,7 @@ def _shipped() -> dict[str, Calibration]:
 
 
 def calibrations() -> dict[str, Calibration]:
-    """Every calibration by name: `roofline`, `before-fit`, and the fitted `serving`, `serving-<engine>`."""
+    """Every calibration by name: `roofline`, `before-fit`, the fitted `serving` and `serving-<engine>` (middles), and `tuned` (the fastest tenth)."""
     return {"roofline": ROOFLINE, "before-fit": BEFORE_FIT, **_shipped()}
 
 

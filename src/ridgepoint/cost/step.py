@@ -24,11 +24,10 @@ from ridgepoint.cost.arrays import Num, is_scalar, largest, log2, soft_max
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
-from ridgepoint.cost.formats import Precision, bytes_per_value, matmul_type
+from ridgepoint.cost.formats import NARROW_TYPES, Precision, bytes_per_value, matmul_type
 from ridgepoint.cost.layout import Layout
 
 ROOFS = ("compute", "weights", "kv", "links", "overhead")
-NARROW_TYPES = ("fp8", "int8", "fp4")  # matrix-unit types whose peaks are reached less often than 16-bit ones
 Z80 = 1.2815515655446004  # the 80 % interval's ends in standard deviations
 
 
