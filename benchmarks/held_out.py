@@ -186,11 +186,11 @@ FEWEST_POINTS = 10  # a deployment with fewer leaves too little to judge five-sh
 
 
 def five_shot(folds: Folds) -> tuple[dict[str, Any], Predictions]:
-    """Five chosen points of each held-out deployment, judged on the points not asked for; and picks made with that knowledge,
-    whose spread is what five points left on the *other* held-out models."""
+    """Five chosen points of each held-out deployment, judged on the points not asked for; and what a pick then knows: the five as
+    measured, the rest with the spread that five points left on the *other* held-out models."""
     after: dict[str, list[Vector]] = defaultdict(list)
     before: list[Vector] = []
-    judged: list[tuple[str, list[Row], Vector]] = []
+    judged: list[tuple[str, list[Row], Deployment, Vector, Vector]] = []
     for members, deployment in deployments(folds.rows):
         if len(members) < FEWEST_POINTS:
             continue
@@ -203,13 +203,14 @@ def five_shot(folds: Folds) -> tuple[dict[str, Any], Predictions]:
         prediction = adjusted.log_predict(predicted)
         after[value].append((prediction - deployment.log_tpot)[rest])
         before.append((predicted(start) - deployment.log_tpot)[rest])
-        judged.append((value, members, np.exp(prediction)))
+        judged.append((value, members, deployment, asked, prediction))
     picks = []
-    for value, members, tpot in judged:
+    for value, members, deployment, asked, prediction in judged:
         sigma = spread_of(np.concatenate([e for name, errors in after.items() if name != value for e in errors]))
+        known, spread = prediction.copy(), np.full(len(members), sigma)
+        known[asked], spread[asked] = deployment.log_tpot[asked], 0.0
         unused = np.full(len(members), np.nan)
-        spread = np.full(len(members), sigma)
-        picks.append(Predictions(tuple(members), tpot, unused, spread, unused, Z_EIGHTY * spread))
+        picks.append(Predictions(tuple(members), np.exp(known), unused, spread, unused, Z_EIGHTY * spread))
     report = {
         "deployments": len(judged), "after": error_summary(np.concatenate([e for errors in after.values() for e in errors])),
         "before": error_summary(np.concatenate(before)),

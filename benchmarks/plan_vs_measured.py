@@ -176,6 +176,8 @@ def table(result: dict[str, Any]) -> str:
         picks.append([label, *_picks(result[key]["picks"]["goals"])])
     unseen = result["leave_one_model_out"]["picks"]
     picks.append(["models not seen, 20 limits a decade", *_picks(unseen["all_limits"])])
+    known = result["five_shot"]["picks"]["all_limits"]
+    picks.append(["after five points each, 20 limits a decade", *_picks(known)])
     picks.append(["models not seen, limits at quartiles", *_picks(unseen["quartiles"])])
     for name, part in result["what_the_excess_is"]["all_limits"].items():
         picks.append([f"  20 a decade: {name}", *_picks(part)])
