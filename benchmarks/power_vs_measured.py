@@ -1,20 +1,20 @@
-"""Power, joules per token and step time against a measured table of serving energy, on held-out models and held-out chips.
+"""How far off are power and joules per token? The energy model against a measured table, on held-out models and held-out chips.
 
     python benchmarks/power_vs_measured.py [--json out.json]
 
-The energy constants (static watts, joules per byte and per FLOP) are fitted on the other models; the step law comes with the
-shipped constants of the engine that was measured, whose table these rows are not part of, times one factor for its older version, taken
-from the other models. The table does not state prompt lengths:
+The energy constants (static watts, joules per byte and per FLOP) are fitted on the other models. The step law comes with the shipped
+constants of the engine that was measured, whose table these rows are not part of; what an older version of it adds, a
+factor and host seconds per sequence and step, is fitted on the other models too. The table does not state prompt lengths:
 `PROMPT_TOKENS` assumes them by task. Step time is batch over throughput (the table's median inter-token latency falls at very large
-batches while the step grows).
+batches while the step grows); its batch counts all data-parallel ranks together.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import provenance
+from figures import error_summary
 from measured_rows import available, data_dir, precision_of, read, short_name
 from ridgepoint.catalog.hardware import Accelerator, accelerator
 from ridgepoint.catalog.models import model_spec
@@ -58,7 +60,7 @@ def points() -> tuple[list[Point], Counter[str]]:
             precision = precision_of(model, PRECISION[raw["precision"]], "vllm", chip)
             chips, dp, ep = int(raw["num_gpus"]), int(raw["dp"]), int(raw["ep"])
             layout = Layout(tp=float(chips // dp), dp_attention=float(dp), ep=float(ep))
-            batch = float(raw["avg_batch"]) * dp
+            batch = float(raw["avg_batch"])
             load = ClosedLoop(
                 input_tokens=PROMPT_TOKENS[raw["task"]],
                 output_tokens=float(raw["avg_output_len"]),
@@ -82,58 +84,90 @@ def points() -> tuple[list[Point], Counter[str]]:
     return found, left
 
 
-def summary(log_error: np.ndarray) -> dict[str, float]:
-    relative = np.abs(np.exp(log_error) - 1)
-    return {
-        "points": len(relative),
-        "median_frac": float(np.median(relative)),
-        "p90_frac": float(np.percentile(relative, 90)),
-        "bias_frac": float(np.median(np.exp(log_error) - 1)),
-    }
+@dataclass(frozen=True)
+class OlderEngine:
+    """What the measured engine's version takes beyond the shipped constants: a factor on the device's seconds, and host seconds
+    for every sequence of a rank's step (sampling, detokenising, scheduling, one after another)."""
+
+    factor: float
+    sequence_s: float
+
+    def step_s(self, point: Point) -> float:
+        per_rank = point.batch / float(point.cost.decode.layout.dp_attention)
+        return self.factor * float(point.cost.estimate_tpot_s) + self.sequence_s * per_rank
 
 
-def held_out(found: list[Point], key: Any) -> dict[str, Any]:
-    power, joules, step = [], [], []
-    parts = {}
-    for value in sorted({key(p) for p in found}):
-        train, test = [p for p in found if key(p) != value], [p for p in found if key(p) == value]
-        fitted, slower = fit(train), engine_factor(train)
-        seconds = np.array([float(p.cost.estimate_tpot_s) for p in test]) * slower
-        watts = np.array([float(p.cost.estimate_w(fitted, seconds=s)) for p, s in zip(test, seconds, strict=True)])
-        per_token = watts * seconds / np.array([p.batch for p in test])
-        power.append(np.log(watts / np.array([p.measure_w for p in test])))
-        joules.append(np.log(per_token / np.array([p.measure_j_per_token for p in test])))
-        step.append(np.log(seconds / np.array([p.measure_step_s for p in test])))
-        parts[value] = summary(power[-1])
-    return {
-        "power": summary(np.concatenate(power)),
-        "j_per_token": summary(np.concatenate(joules)),
-        "step": summary(np.concatenate(step)),
-        "held_out_power": parts,
-    }
+FACTORS = np.exp(np.arange(-0.2, 0.8, 0.02))
+SEQUENCE_S = np.arange(0.0, 120e-6, 2e-6)
 
 
-def engine_factor(found: list[Point]) -> float:
-    """How much slower this table's engine is than the shipped constants say: one number, the median over models of their medians."""
-    by_model: dict[str, list[float]] = defaultdict(list)
-    for point in found:
-        by_model[point.model].append(float(np.log(point.measure_step_s / float(point.cost.estimate_tpot_s))))
-    return float(np.exp(np.median([np.median(values) for values in by_model.values()])))
+def weights(found: Sequence[Point]) -> np.ndarray:
+    """A deployment weighs by the square root of its number of points."""
+    groups = Counter((point.model, point.chip.id) for point in found)
+    return np.array([groups[(point.model, point.chip.id)] ** -0.5 for point in found])
 
 
-def fit(found: list[Point]) -> EnergyModel:
+def fit_engine(found: Sequence[Point]) -> OlderEngine:
+    """Least robust log error over a grid of both constants."""
+    estimate = np.array([float(point.cost.estimate_tpot_s) for point in found])
+    per_rank = np.array([point.batch / float(point.cost.decode.layout.dp_attention) for point in found])
+    measured = np.array([point.measure_step_s for point in found])
+    step = FACTORS[:, None, None] * estimate + SEQUENCE_S[None, :, None] * per_rank
+    loss = (weights(found) * np.sqrt(1 + (np.log(step / measured) / 0.15) ** 2)).sum(axis=-1)
+    best = np.unravel_index(int(loss.argmin()), loss.shape)
+    return OlderEngine(float(FACTORS[best[0]]), float(SEQUENCE_S[best[1]]))
+
+
+def fit(found: Sequence[Point]) -> EnergyModel:
     """Fitted with the *measured* step time, so that watts are not bent to repair seconds."""
-    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for point in found:
-        groups[(point.model, point.chip.id)].append(point)
-    weight = np.array([len(groups[(p.model, p.chip.id)]) ** -0.5 for p in found])
     return fit_energy(
         [p.cost for p in found],
         np.array([p.measure_step_s for p in found]),
         np.array([p.measure_w for p in found]),
         ENERGY_BEFORE_FIT,
-        weight,
+        weights(found),
     )
+
+
+def held_out(found: Sequence[Point], key: Callable[[Point], str]) -> dict[str, Any]:
+    """Errors when each value of `key` is predicted by constants fitted on the others; `power_at_measured_step` takes the step
+    time as known, which leaves the energy law alone."""
+    errors: dict[str, list[np.ndarray]] = defaultdict(list)
+    parts = {}
+    for value in sorted({key(p) for p in found}):
+        train, test = [p for p in found if key(p) != value], [p for p in found if key(p) == value]
+        energy, engine = fit(train), fit_engine(train)
+        measured_s, measured_w = (np.array([getattr(p, f"measure_{name}") for p in test]) for name in ("step_s", "w"))
+        seconds = np.array([engine.step_s(p) for p in test])
+        watts, known = (
+            np.array([float(p.cost.estimate_w(energy, seconds=s)) for p, s in zip(test, at, strict=True)])
+            for at in (seconds, measured_s)
+        )
+        per_token = watts * seconds / np.array([p.batch for p in test])
+        errors["power"].append(np.log(watts / measured_w))
+        errors["power_at_measured_step"].append(np.log(known / measured_w))
+        errors["j_per_token"].append(np.log(per_token / np.array([p.measure_j_per_token for p in test])))
+        errors["step"].append(np.log(seconds / measured_s))
+        parts[value] = {name: error_summary(values[-1]) for name, values in errors.items()}
+    return {**{name: error_summary(np.concatenate(values)) for name, values in errors.items()}, "held_out": parts}
+
+
+def measure() -> dict[str, Any]:
+    found, left = points()
+    return {
+        "points": len(found), "left_out": dict(left), "leave_one_model_out": held_out(found, lambda p: p.model),
+        "leave_one_chip_out": held_out(found, lambda p: p.chip.id), "engine_on_all": vars(fit_engine(found)),
+        "fitted_on_all": vars(fit(found)), "shipped": vars(DEFAULT_ENERGY),
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{'median / p90':24} {'points':>6} {'power':>15} {'J/token':>15} {'step time':>15}"]
+    for key, label in (("leave_one_model_out", "models not seen"), ("leave_one_chip_out", "chips not seen")):
+        part = result[key]
+        cells = [f"{part[k]['median_frac']:.1%} / {part[k]['p90_frac']:.1%}" for k in ("power", "j_per_token", "step")]
+        lines.append(f"{label:24} {part['power']['rows']:6d} " + " ".join(f"{cell:>15}" for cell in cells))
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -143,16 +177,9 @@ def main() -> int:
     if not available():
         print(f"no measured tables at {data_dir()}; set RIDGEPOINT_DATA", file=sys.stderr)
         return 2
-    found, left = points()
-    whole = fit(found)
-    result = {
-        "points": len(found), "left_out": dict(left), "leave_one_model_out": held_out(found, lambda p: p.model),
-        "engine_factor_on_all": engine_factor(found), "leave_one_chip_out": held_out(found, lambda p: p.chip.id), "fitted_on_all": vars(whole), "shipped": vars(DEFAULT_ENERGY),
-    }  # fmt: skip
-    text = json.dumps(result, indent=1)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
-    print(text)
+    result = {**provenance.provenance(__doc__), **measure()}
+    provenance.save(arguments.json, result)
+    print(table(result))
     return 0
 
 

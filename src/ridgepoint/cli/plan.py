@@ -87,7 +87,12 @@ def plan(
         float, typer.Option(help="Probability with which limits must hold; 0.5 compares middle estimates.")
     ] = 0.9,
     engine: Annotated[
-        str, typer.Option(help="Calibration of the serving engine: serving, before-fit, roofline, ...")
+        str,
+        typer.Option(
+            "--calibration",
+            "--engine",
+            help="What the engine reaches: serving (the middle), tuned (the best), before-fit, roofline, ...",
+        ),
     ] = "serving",
     disaggregate: Annotated[bool, typer.Option(help="Also consider separate prefill and decode pools.")] = True,
     explain: Annotated[

@@ -190,8 +190,8 @@ def _feed_forward(
         return
     moe = kind.moe
     busy = busiest_rank(layout.ep, stage_tokens, moe.num_experts, moe.top_k, skew)
-    hit = distinct_experts(moe.num_experts, moe.top_k, stage_tokens, skew)
-    hit_on_rank = smallest(moe.num_experts / layout.ep, hit / layout.ep * busy)
+    # The busiest rank is hit as often as all ranks would be by that many more tokens.
+    hit_on_rank = distinct_experts(moe.num_experts, moe.top_k, stage_tokens * busy, skew) / layout.ep
     pairs = stage_tokens * moe.top_k / layout.ep * busy
     per_pair = 2.0 * kind.expert_params / layout.moe_tp
     # A hit expert with r rows computes whole tiles: half a tile more than r on average.

@@ -19,7 +19,9 @@ class Calibration:
     """Fractions of peak and seconds of overhead. An efficiency of 1 and an overhead of 0 is the bare roofline.
 
     `matmul_efficiency` and `attention_efficiency` are of dense FLOP/s, `memory_efficiency` (weights) and `kv_efficiency` of
-    bandwidth, `kernel_overhead_s` is paid per launched kernel, `collective_overhead_s` per exchange. `overlap_power` shapes the smooth maximum of compute and memory time of one kernel (high: perfect overlap).
+    bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `kernel_overhead_s` is paid per launched
+    kernel, `collective_overhead_s` per exchange and doubling of its ranks. `overlap_power` shapes the smooth maximum of compute and
+    memory time of one kernel (high: perfect overlap).
     """
 
     name: str
@@ -30,6 +32,7 @@ class Calibration:
     attention_efficiency: float = 1.0
     kv_efficiency: float = 1.0
     unpack_efficiency: float = 1.0
+    narrow_efficiency: float = 1.0
     link_efficiency: float = 1.0
     overlap_power: float = 8.0
     step_overhead_s: float = 0.0
@@ -58,6 +61,7 @@ class Calibration:
             "attention_efficiency",
             "kv_efficiency",
             "link_efficiency",
+            "narrow_efficiency",
         ):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(
@@ -91,11 +95,12 @@ BEFORE_FIT = Calibration(
     attention_efficiency=0.40,
     kv_efficiency=0.70,
     unpack_efficiency=0.85,
+    narrow_efficiency=0.80,
     link_efficiency=0.60,
     overlap_power=4.0,
     step_overhead_s=5e-4,
     kernel_overhead_s=3e-6,
-    collective_overhead_s=8e-6,
+    collective_overhead_s=4e-6,
     hop_latency_s=10e-6,
     sequence_overhead_s=10e-6,
     eager_kernel_s=10e-6,
@@ -119,7 +124,7 @@ def _shipped() -> dict[str, Calibration]:
 
 
 def calibrations() -> dict[str, Calibration]:
-    """Every calibration by name: `roofline`, `before-fit`, and the fitted `serving`, `serving-<engine>`."""
+    """Every calibration by name: `roofline`, `before-fit`, the fitted `serving` and `serving-<engine>` (middles), and `tuned` (the fastest tenth)."""
     return {"roofline": ROOFLINE, "before-fit": BEFORE_FIT, **_shipped()}
 
 

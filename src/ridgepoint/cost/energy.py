@@ -58,8 +58,8 @@ DEFAULT_ENERGY = EnergyModel(
     name="gpu-serving",
     provenance="measure_: fitted to 382 points of serving power on H100 and B200 (benchmarks/power_vs_measured.py); "
     "sram and link terms are estimate_",
-    static_frac=0.567,
-    memory_j_per_byte=33e-12,
+    static_frac=0.546,
+    memory_j_per_byte=42e-12,
     sram_j_per_byte=5e-12,
     link_j_per_byte=30e-12,
     bf16_j_per_flop=0.84e-12,

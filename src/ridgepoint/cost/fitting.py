@@ -22,7 +22,7 @@ Vector = NDArray[np.float64]
 
 FRACTIONS = (
     "memory_efficiency", "matmul_efficiency", "grouped_efficiency", "attention_efficiency", "kv_efficiency", "unpack_efficiency",
-    "link_efficiency", "prefill_first_frac",
+    "narrow_efficiency", "link_efficiency", "prefill_first_frac",
 )  # fmt: skip
 
 
@@ -97,14 +97,18 @@ def fit(
     prior_sd: float | Vector = 1.0,
     offset_sd: float | Vector = 0.3,
     noise: float = 0.15,
+    quantile: float = 0.5,
     iterations: int = 25,
 ) -> Fit:
     """Robust MAP fit by damped Gauss-Newton. `noise` is the log-scale spread beyond which a residual counts less.
 
-    `base` is both the start and the prior's centre; `prior_sd` is in encoded units (1.0 is a factor e in an overhead).
+    `base` is both the start and the prior's centre; `prior_sd` is in encoded units (1.0 is a factor e in an overhead). With
+    `quantile` q the residuals of the two sides weigh q to 1 - q, so that about a share q of measurements lies below the fit.
     """
     if not groups:
         raise ConfigError("nothing to fit: no measurements given")
+    if not 0 < quantile < 1:
+        raise ConfigError(f"quantile must lie in (0, 1), got {quantile:g}")
     labels = sorted({label for group in groups for label in group.labels})
     k = len(names)
     centre = np.array([encode(name, getattr(base, name)) for name in names])
@@ -125,13 +129,16 @@ def fit(
             z = z + vector[place[label] : place[label] + k]
         return z
 
+    def side(residual: Vector) -> Vector:
+        return 2.0 * np.where(residual > 0, 1.0 - quantile, quantile)
+
     def objective(vector: Vector) -> float:
         total = 0.5 * float(np.sum((vector / deviation) ** 2))
         for group in groups:
             residual = (
                 group.predict(with_coordinates(base, names, coordinates_of(vector, group))) - group.log_measured
             ) / noise
-            total += group.weight * float(np.sum(np.sqrt(1 + residual**2) - 1))
+            total += group.weight * float(np.sum(side(residual) * (np.sqrt(1 + residual**2) - 1)))
         return total
 
     best = objective(state)
@@ -142,7 +149,7 @@ def fit(
         for group in groups:
             at, slope = jacobian(group, base, names, coordinates_of(state, group))
             residual = (at - group.log_measured) / noise
-            weight = group.weight / np.sqrt(1 + residual**2) / noise**2
+            weight = group.weight * side(residual) / np.sqrt(1 + residual**2) / noise**2
             blocks = [slice(0, k)] + [slice(place[label], place[label] + k) for label in group.labels]
             local_gradient = slope.T @ (weight * residual * noise)
             local_hessian = slope.T @ (weight[:, None] * slope)

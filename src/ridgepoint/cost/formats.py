@@ -46,6 +46,9 @@ FORMATS: dict[str, Format] = {
 _WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int4": 0, "fp4": 0}
 
 
+NARROW_TYPES = ("fp8", "int8", "fp4")  # of matrix units: software reaches less of their peaks than of 16-bit ones
+
+
 def number_format(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"unknown number format {name!r}", hint="allowed: " + ", ".join(FORMATS))

@@ -52,14 +52,25 @@ def distinct_experts(num_experts: int, top_k: int, tokens: Num, skew: float = 1.
 def busiest_rank(ranks: Num, tokens: Num, num_experts: int, top_k: int, skew: float = 1.0) -> Num:
     """Load of the busiest of `ranks` expert ranks over the mean load (1 when there is one rank).
 
-    Two causes: finite samples (token-expert pairs fall on ranks like balls into bins) and popularity (skew), which averages
-    out over the E/ranks experts of a rank. The expected maximum of n near-normal loads is mean + sd * sqrt(2 ln n).
+    Two causes: finite samples (token-expert pairs fall on ranks like balls into bins, a token's experts being distinct) and
+    popularity (skew), which averages out over the E/ranks experts of a rank. Loads are near-normal, so the busiest lies as many
+    deviations above the mean as the largest of `ranks` normal draws; that loads sum to a constant cancels out of it.
     """
     if is_scalar(ranks) and ranks <= 1:
         return 1.0
     pairs_per_rank = largest(tokens * top_k / ranks, 1e-9)
     experts_per_rank = largest(num_experts / ranks, 1.0)
+    distinct = (num_experts - top_k) / max(num_experts - 1.0, 1.0)
     spread_of_experts = (skew - 1.0) ** 2 / 3.0  # variance of a ladder from 0 to about twice the mean, at skew 2
-    variance = 1.0 / pairs_per_rank + spread_of_experts / experts_per_rank
-    peak = 1.0 + (2.0 * 0.6931 * log2(ranks) * variance) ** 0.5
-    return smallest(peak, ranks * 1.0)
+    variance = distinct / pairs_per_rank + spread_of_experts / experts_per_rank
+    return smallest(1.0 + largest_of_normals(ranks) * variance**0.5, ranks * 1.0)
+
+
+# Mean of the largest of 1, 2, 4, ... 2048 standard normal draws (the integral of x n phi(x) Phi(x)^(n-1)).
+_LARGEST = (0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437, 2.5946, 2.8269, 3.0439, 3.2482, 3.4418)
+
+
+def largest_of_normals(count: Num) -> Num:
+    """In standard deviations, between the tabulated counts linear in log2(count)."""
+    found = np.interp(log2(count), range(len(_LARGEST)), _LARGEST)
+    return float(found) if is_scalar(count) else found

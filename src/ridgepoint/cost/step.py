@@ -20,11 +20,11 @@ from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost import links
 from ridgepoint.cost.amounts import Collective, Kernel, StepAmounts, step_amounts
-from ridgepoint.cost.arrays import Num, is_scalar, largest, soft_max
+from ridgepoint.cost.arrays import Num, is_scalar, largest, log2, soft_max
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
-from ridgepoint.cost.formats import Precision, bytes_per_value, matmul_type
+from ridgepoint.cost.formats import NARROW_TYPES, Precision, bytes_per_value, matmul_type
 from ridgepoint.cost.layout import Layout
 
 ROOFS = ("compute", "weights", "kv", "links", "overhead")
@@ -197,7 +197,7 @@ def price_step(
     for collective in amounts.collectives:
         sent, seconds = _exchange_s(collective, hardware, layout, calibration)
         _add(merged, _idle_term(collective.name, collective.repeats * seconds, collective.repeats * sent))
-        collectives = collectives + collective.repeats
+        collectives = collectives + collective.repeats * _doublings(collective)
     launch_s = launches * calibration.kernel_overhead_s
     if not graph:
         launch_s = largest(
@@ -266,6 +266,8 @@ def _price_kernel(
         efficiency = calibration.grouped_efficiency if kernel.name == "experts" else calibration.matmul_efficiency
     compute = kernel.padded_flops / (hardware.spec_flops_per_s[kind] * efficiency)
     of_peak = calibration.kv_efficiency if kernel.part == "attention" else calibration.memory_efficiency
+    if kind in NARROW_TYPES:
+        compute = compute / calibration.narrow_efficiency
     if unpacks:
         of_peak *= calibration.unpack_efficiency
         compute = compute / calibration.unpack_efficiency
@@ -289,6 +291,11 @@ def _exchange_s(
         return links.all_to_all(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
     seconds = links.hop(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
     return collective.payload_bytes, seconds + calibration.hop_latency_s
+
+
+def _doublings(collective: Collective) -> Num:
+    """Rounds of a tree over the ranks, which is what the latency of an exchange grows with; a hop between stages is one."""
+    return 1.0 if collective.kind == "hop" else log2(largest(collective.ranks * 1.0, 1.0))
 
 
 def _idle_term(name: str, seconds: Num, link_bytes: Num) -> Term:

@@ -15,7 +15,7 @@ from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.flops import forward_flops_per_token
-from ridgepoint.cost.formats import bytes_per_value
+from ridgepoint.cost.formats import NARROW_TYPES, bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import usable_bytes
 from ridgepoint.cost.shape import LayerKind, ModelShape, shape_of
@@ -162,7 +162,8 @@ def train_step(
     useful = train_flops_per_token(spec, sequence) * batch_tokens
     again = {"none": 0.0, "selective": 0.02, "full": 1.0 / 3.0, "reversible": 1.0 / 3.0}[layout.recompute]
     peak = hardware.flops_per_s(precision)
-    compute = useful * (1.0 + again) / (layout.chips * peak * calibration.matmul_efficiency)
+    efficiency = calibration.matmul_efficiency * (calibration.narrow_efficiency if precision in NARROW_TYPES else 1.0)
+    compute = useful * (1.0 + again) / (layout.chips * peak * efficiency)
     bubble = (layout.pp - 1) / (layout.micro_batches * layout.chunks_per_stage)
     exposed = _exposed_link_s(spec, hardware, layout, calibration, micro_tokens, compute)
     seconds = compute * (1.0 + bubble) + exposed
