@@ -13,8 +13,7 @@ import triton.language as tl
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# The interpreter computes with numpy, which has no bfloat16 and no inline assembly: kernels widen operands of products
-# and spell out what assembly abbreviates when this is set.
+# The interpreter has no inline assembly: kernels spell out what it abbreviates when this is set.
 INTERPRETED: tl.constexpr = tl.constexpr(bool(knobs.runtime.interpret))
 
 _INTERPRETED_PROCESSORS = 3  # few enough for small problems to go round the persistent loops
@@ -23,9 +22,11 @@ _INTERPRETED_PROCESSORS = 3  # few enough for small problems to go round the per
 def takes(*tensors: torch.Tensor | None) -> bool:
     """Whether the kernels serve these: bf16 on the device they run on, no gradient wanted."""
     present = [tensor for tensor in tensors if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
-        return False
-    return all(t.dtype == torch.bfloat16 for t in present) and on_device(*present)
+    return all(t.dtype == torch.bfloat16 for t in present) and on_device(*present) and not wants_gradient(*present)
+
+
+def wants_gradient(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def on_device(*tensors: torch.Tensor) -> bool:

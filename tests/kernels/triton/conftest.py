@@ -17,5 +17,11 @@ if _spec is None or _spec.origin is None:  # a folder of that name is not the pa
     collect_ignore_glob = ["test_*.py"]
 elif not torch.cuda.is_available():
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("triton was imported before TRITON_INTERPRET could be set: run these tests in a process of their own")
+        raise RuntimeError(
+            "triton was imported before TRITON_INTERPRET could be set: run these tests in a process of their own"
+        )
     os.environ["TRITON_INTERPRET"] = "1"
+
+    import interpreter_repairs
+
+    interpreter_repairs.install()
