@@ -72,7 +72,9 @@ def _choose(product: str, kind: str, rows: float, shape: tuple[int, int], hardwa
     choices = [c for c in load_tables(hardware) if c.product == product and c.kind == kind and c.shape in (None, shape)]
     fitting = [c for c in choices if rows <= c.rows_up_to]
     if not fitting:
-        raise ConfigError(f"no tile for {product} of {kind} with {rows} rows; tables: {', '.join(sorted({c.table for c in choices}))}")
+        raise ConfigError(
+            f"no tile for {product} of {kind} with {rows} rows; tables: {', '.join(sorted({c.table for c in choices}))}"
+        )
     return min(fitting, key=lambda c: (c.shape is None, c.rows_up_to))
 
 
@@ -158,7 +160,9 @@ def _choice(values: dict[str, Any], tiles: dict[str, Tile], path: Path) -> Choic
         values["shape"] = tuple(values["shape"])
     choice: Choice = _parsed(Choice, values, path)
     if choice.product not in PRODUCTS or (choice.product == "experts") != (choice.second is not None):
-        raise ConfigError(f"{path}: {choice.product!r} with second={choice.second}; allowed: experts with one, linear without")
+        raise ConfigError(
+            f"{path}: {choice.product!r} with second={choice.second}; allowed: experts with one, linear without"
+        )
     return replace(choice, table=path.name)
 
 
@@ -185,7 +189,12 @@ def write_table(path: Path, hardware: str, choices: list[Choice]) -> None:
     for tile, name in tiles.items():
         lines += [f"[tile.{name}]", *(f"{f.name} = {_toml(getattr(tile, f.name))}" for f in fields(Tile)), ""]
     for choice in choices:
-        values = {"product": choice.product, "kind": choice.kind, "rows_up_to": choice.rows_up_to, "block_m": choice.block_m}
+        values = {
+            "product": choice.product,
+            "kind": choice.kind,
+            "rows_up_to": choice.rows_up_to,
+            "block_m": choice.block_m,
+        }
         values |= {"first": tiles[choice.first], "figure": choice.figure}
         values |= {"second": tiles[choice.second]} if choice.second else {}
         values |= {"shape": list(choice.shape)} if choice.shape else {}

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """`add_shared` on a GPU, in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """`embed` on a GPU: rows gathered, scaled and rounded in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """Words of a `DeviceWeight` to bfloat16, in registers: a tile of 128 inputs at a time, in the plain order of inputs.
 
 The order of the codes (see `device_weight`) makes the reordering here one of names: every lane already holds what its

@@ -57,12 +57,15 @@ class Product:
         rows = self.x.shape[0] if self.groups is None else self.groups.capacity_rows
         x = self.x if self.x.stride(-1) == 1 else self.x.contiguous()
         out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
-        if self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and describable(self.w) and describable(out):
-            if self.top_k is not None or describable(x):
-                self._run_token_tiles(x, self.w, out)
-                return out
-        self._run_weight_tiles(x, out)
+        if self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
+            self._run_token_tiles(x, self.w, out)
+        else:
+            self._run_weight_tiles(x, out)
         return out
+
+    def _copyable(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> bool:
+        """Whether the copy engine can move what tiles of tokens read and write."""
+        return describable(w) and describable(out) and (self.top_k is not None or describable(x))
 
     def _grid(self, columns: int) -> tuple[int]:
         blocks = triton.cdiv(self.x.shape[0], self.block_m) if self.groups is None else self.groups.capacity_blocks

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """What the product kernels share: which tile comes next, and the activation behind gate and up."""
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def sigmoid(x):
     if INTERPRETED:
         return 1.0 / (1.0 + tl.exp(-x))
     else:
-        power = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], tl.float32, True, 1)
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], tl.float32, True, 1
+        )
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], tl.float32, True, 1)
 
 

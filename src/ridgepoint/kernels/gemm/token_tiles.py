@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """Products with tokens as the rows of the tile: bf16 weights and many rows, where the tensor cores are the roof.
 
 A tile is BLOCK_M rows of one expert times BLOCK_N weight rows (half gate, half up for a gated projection, in one matrix

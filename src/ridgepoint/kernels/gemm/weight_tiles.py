@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """Products with weight rows as the rows of the tile: every format, and few tokens, where memory is the roof.
 
 The weight is the left operand, so that low-precision codes become numbers in the registers the matrix instruction reads
@@ -31,7 +32,9 @@ def _weights(
         at = k * PER_BLOCK + tl.arange(0, PER_BLOCK)
         per_row = inputs if KIND == "bf16" else tl.cdiv(inputs, 128) * PER_BLOCK
         inside = (rows < part_rows)[:, None] & (at < per_row)[None, :]
-        words = tl.load(w + (matrix.to(tl.int64) * part_rows + rows)[:, None] * per_row + at[None, :], mask=inside, other=0)
+        words = tl.load(
+            w + (matrix.to(tl.int64) * part_rows + rows)[:, None] * per_row + at[None, :], mask=inside, other=0
+        )
     if KIND == "bf16":
         return words
     elif GROUP_SIZE == 0:

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """The gated activations on a GPU, of a projection that no product kernel of ours made (theirs apply it as they store)."""
 
 from __future__ import annotations

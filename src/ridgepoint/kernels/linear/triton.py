@@ -40,8 +40,8 @@ def linear_heads(x_THI: torch.Tensor, w_HOI: Weight) -> torch.Tensor:
 
 def _product(x_TI: torch.Tensor, w: Weight, bias_O: torch.Tensor | None, out_dtype: torch.dtype) -> torch.Tensor:
     inputs, outputs = w.shape[-1], w.shape[-2]
-    packed = isinstance(w, DeviceWeight)
-    if not takes(x_TI) or (packed and not on_device(w.codes)) or x_TI.shape[1] != inputs or w.shape[:-2] not in ((), (1,)):
+    here = not isinstance(w, DeviceWeight) or on_device(w.codes)
+    if not (here and takes(x_TI)) or x_TI.shape[1] != inputs or tuple(w.shape[:-2]) not in ((), (1,)):
         raise ConfigError(
             f"a weight of shape {tuple(w.shape)} packed for the GPU cannot take {x_TI.dtype} rows of {x_TI.shape[1]} on "
             f"{x_TI.device.type}",

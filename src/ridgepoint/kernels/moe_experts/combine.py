@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """The weighted sum of each token's K rows, in the order of k, in float32, rounded once: no atomics, the same bits always."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """Which rows each expert works on, found on the device: no count ever reaches the host, and every size is a capacity.
 
 The M = T K (token, expert) pairs are sorted by expert, stably, and each expert's rows start a new block of BLOCK_M rows: a tile
@@ -48,9 +49,7 @@ def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int) -> G
     experts = triton.next_power_of_2(num_experts)
     sizes = {"EXPERTS": experts, "BLOCK_M": block_m, "CHUNK": CHUNK, "num_warps": 8 if experts <= 256 else 16}
     if num_pairs <= SMALL:
-        _group_small[(1,)](
-            ids, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, capacity, **sizes
-        )
+        _group_small[(1,)](ids, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, capacity, **sizes)
     else:
         chunks = triton.cdiv(num_pairs, CHUNK)
         counts = torch.empty(chunks, experts, dtype=torch.int32, device=device)

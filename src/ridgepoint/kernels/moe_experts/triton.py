@@ -33,7 +33,7 @@ def moe_experts(
 ) -> torch.Tensor:
     plain = [w for w in (w_gate_up_E2FD, w_down_EDF) if isinstance(w, torch.Tensor)]
     if not takes(x_TD, *plain) or wants_gradient(weights_TK, bias_gate_up_E2F, bias_down_ED):
-        if len(plain) < 2:
+        if isinstance(w_gate_up_E2FD, DeviceWeight) or isinstance(w_down_EDF, DeviceWeight):
             raise ConfigError(
                 f"experts packed for the GPU cannot take {x_TD.dtype} activations on {x_TD.device.type}",
                 hint="they serve inference in bfloat16 on CUDA",

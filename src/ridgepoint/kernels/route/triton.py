@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """Routing on a GPU: one program a token, so a token's choice cannot depend on its company. Sparsemixer stays in torch ops,
 which do not wait for the device either."""
 
@@ -92,7 +93,11 @@ def _route(
     if TOPK_GROUPS < NUM_GROUPS:
         kept_G = _kept_groups(choice_GS, present_GS, NUM_GROUPS, TOPK_GROUPS, TOP2_SUM, GROUP_SLOTS, SIZE_SLOTS)
         free_GS = free_GS & kept_G[:, None]
-    choice, score, free = choice_GS.reshape(GROUP_SLOTS * SIZE_SLOTS), score_GS.reshape(GROUP_SLOTS * SIZE_SLOTS), free_GS.reshape(GROUP_SLOTS * SIZE_SLOTS)
+    choice, score, free = (
+        choice_GS.reshape(GROUP_SLOTS * SIZE_SLOTS),
+        score_GS.reshape(GROUP_SLOTS * SIZE_SLOTS),
+        free_GS.reshape(GROUP_SLOTS * SIZE_SLOTS),
+    )
     expert = expert_GS.reshape(GROUP_SLOTS * SIZE_SLOTS)
     place = tl.arange(0, TOP_SLOTS)
     weight_K = tl.full((TOP_SLOTS,), float("-inf") if SCORES == "softmax_topk" else 0.0, tl.float32)
