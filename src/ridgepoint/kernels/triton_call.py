@@ -16,6 +16,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # The interpreter has no inline assembly: kernels spell out what it abbreviates when this is set.
 INTERPRETED: tl.constexpr = tl.constexpr(bool(knobs.runtime.interpret))
 
+DEVICE_TYPE = "cpu" if INTERPRETED.value else "cuda"  # where the tensors of kernels live
+
 _INTERPRETED_PROCESSORS = 3  # few enough for small problems to go round the persistent loops
 
 
@@ -30,7 +32,7 @@ def wants_gradient(*tensors: torch.Tensor | None) -> bool:
 
 
 def on_device(*tensors: torch.Tensor) -> bool:
-    return all(t.device.type == ("cpu" if INTERPRETED.value else "cuda") for t in tensors)
+    return all(t.device.type == DEVICE_TYPE for t in tensors)
 
 
 def num_multiprocessors(device: torch.device) -> int:

@@ -46,8 +46,9 @@ def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int) -> G
         for size in (capacity * block_m, num_pairs, capacity, capacity, 1)
     )
     ids = expert_ids_TK.reshape(-1)
-    experts = triton.next_power_of_2(num_experts)
-    sizes = {"EXPERTS": experts, "BLOCK_M": block_m, "CHUNK": CHUNK, "num_warps": 8 if experts <= 256 else 16}
+    experts = max(32, triton.next_power_of_2(num_experts))
+    chunk = min(CHUNK, max(16, triton.next_power_of_2(num_pairs)))
+    sizes = {"EXPERTS": experts, "BLOCK_M": block_m, "CHUNK": chunk, "num_warps": 8 if chunk == CHUNK else 4}
     if num_pairs <= SMALL:
         _group_small[(1,)](ids, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, capacity, **sizes)
     else:
@@ -76,9 +77,9 @@ def _load_ids(ids, first, num_pairs, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _count_of(chosen, EXPERTS: tl.constexpr):
+def _count_of(chosen, present, EXPERTS: tl.constexpr):
     """How many of `chosen` each expert has."""
-    return tl.sum((chosen[:, None] == tl.arange(0, EXPERTS)[None, :]).to(tl.int32), axis=0)
+    return tl.histogram(tl.where(present, chosen, 0), EXPERTS, mask=present)
 
 
 @triton.jit
@@ -90,10 +91,15 @@ def _rank(chosen, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _of_expert(values, chosen, EXPERTS: tl.constexpr):
-    """`values[chosen]`."""
-    mine = chosen[:, None] == tl.arange(0, EXPERTS)[None, :]
-    return tl.sum(tl.where(mine, values[None, :], 0), axis=1)
+def _expert_of_block(ends_E, block, EXPERTS: tl.constexpr):
+    """The first expert whose blocks end after `block`, by halving; the last one where there is none."""
+    expert = tl.zeros_like(block)
+    step = EXPERTS // 2
+    while step > 0:
+        passed = tl.gather(ends_E, expert + step - 1, 0) <= block
+        expert = tl.where(passed, expert + step, expert)
+        step = step // 2
+    return expert
 
 
 @triton.jit
@@ -105,14 +111,15 @@ def _fill_blocks(
     blocks_E = (totals + BLOCK_M - 1) // BLOCK_M
     ends = tl.cumsum(blocks_E, 0)
     block = first_block + tl.arange(0, CHUNK)
-    expert = tl.sum((ends[None, :] <= block[:, None]).to(tl.int32), axis=1)
-    start = _of_expert(ends - blocks_E, expert, EXPERTS)
-    rows = tl.minimum(_of_expert(totals, expert, EXPERTS) - (block - start) * BLOCK_M, BLOCK_M)
-    used = (block < capacity) & (expert < EXPERTS)
+    total = tl.sum(blocks_E, 0)
+    expert = _expert_of_block(ends, block, EXPERTS)
+    start = tl.gather(ends - blocks_E, expert, 0)
+    rows = tl.minimum(tl.gather(totals, expert, 0) - (block - start) * BLOCK_M, BLOCK_M)
+    used = block < tl.minimum(total, capacity)
     tl.store(block_expert + block, expert, mask=used)
     tl.store(block_rows + block, rows, mask=used)
     if first_block == 0:
-        tl.store(num_blocks, tl.sum(blocks_E, 0))
+        tl.store(num_blocks, total)
 
 
 @triton.jit
@@ -135,23 +142,23 @@ def _group_small(
 ):  # fmt: skip
     totals = tl.zeros((EXPERTS,), tl.int32)
     for first in tl.range(0, num_pairs, CHUNK):
-        _, _, chosen = _load_ids(ids, first, num_pairs, CHUNK)
-        totals += _count_of(chosen, EXPERTS)
+        _, present, chosen = _load_ids(ids, first, num_pairs, CHUNK)
+        totals += _count_of(chosen, present, EXPERTS)
     for first in tl.range(0, capacity, CHUNK):
         _fill_blocks(totals, first, block_expert, block_rows, num_blocks, capacity, EXPERTS, BLOCK_M, CHUNK)
     next_row = _first_rows(totals, BLOCK_M)
     for first in tl.range(0, num_pairs, CHUNK):
         pairs, present, chosen = _load_ids(ids, first, num_pairs, CHUNK)
-        rows = _of_expert(next_row, chosen, EXPERTS) + _rank(chosen, CHUNK)
+        rows = tl.gather(next_row, tl.where(present, chosen, 0), 0) + _rank(chosen, CHUNK)
         _store_places(row_pair, pair_row, pairs, present, rows)
-        next_row += _count_of(chosen, EXPERTS)
+        next_row += _count_of(chosen, present, EXPERTS)
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _count(ids, counts, num_pairs, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
     chunk = tl.program_id(0)
-    _, _, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
-    tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), _count_of(chosen, EXPERTS))
+    _, present, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
+    tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), _count_of(chosen, present, EXPERTS))
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -180,7 +187,7 @@ def _place(
     if chunk < num_chunks:
         pairs, present, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
         next_row = _first_rows(totals_E, BLOCK_M) + tl.load(counts + chunk * EXPERTS + tl.arange(0, EXPERTS))
-        rows = _of_expert(next_row, chosen, EXPERTS) + _rank(chosen, CHUNK)
+        rows = tl.gather(next_row, tl.where(present, chosen, 0), 0) + _rank(chosen, CHUNK)
         _store_places(row_pair, pair_row, pairs, present, rows)
     else:
         first_block = (chunk - num_chunks) * CHUNK
