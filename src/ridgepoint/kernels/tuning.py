@@ -53,7 +53,7 @@ class Choice:
 
     product: str
     kind: str
-    rows_up_to: int
+    rows_up_to: float
     block_m: int
     first: Tile
     second: Tile | None = None

@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "gpu_compile.py"
 
 def compile_all(out: Path, *options: str) -> dict:
     """In a process of its own: here kernels are interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(out.parent)}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(out.parent)
+    }
     command = [sys.executable, str(SCRIPT), "--out", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
