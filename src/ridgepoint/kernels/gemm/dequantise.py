@@ -58,7 +58,7 @@ def words_per_block(kind):
 
 @triton.jit
 def dequantise(words, scales, KIND: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """bf16 [rows, 128]. `scales` is [rows, GROUPS]; with GROUPS 0 the caller scales the products' rows instead."""
+    """bf16 [rows, 128]. `scales` is [rows, GROUPS]; with GROUPS 0 (8-bit codes only) one number for all."""
     if KIND == "int4" or KIND == "mxfp4":
         if KIND == "mxfp4":  # 2^(s - 127) 2^126, exact in bf16
             scales = ((scales.to(tl.int16) + 126) << 7).to(tl.bfloat16, bitcast=True)
@@ -67,6 +67,8 @@ def dequantise(words, scales, KIND: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl
         values = _eight_bits(words, KIND, ROWS)
         if GROUPS > 0:
             values = (values.reshape(ROWS, GROUPS, _BLOCK // GROUPS) * scales[:, :, None]).reshape(ROWS, _BLOCK)
+        else:
+            values *= scales
         return values.to(tl.bfloat16)
 
 

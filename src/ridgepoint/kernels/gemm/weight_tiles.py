@@ -38,7 +38,10 @@ def _weights(
     if KIND == "bf16":
         return words
     elif GROUP_SIZE == 0:
-        return dequantise(words, 0, KIND, ROWS, 0)
+        return dequantise(words, 1.0, KIND, ROWS, 0)
+    elif SCALE_ROWS % ROWS == 0:  # one scale for the whole tile, loaded as a tile: a splat would stop the layout there
+        at = (matrix.to(tl.int64) * num_groups + k) * tl.cdiv(part_rows, SCALE_ROWS) + first_row // SCALE_ROWS
+        return dequantise(words, tl.load(scales + at + tl.zeros((1, 1), tl.int64)), KIND, ROWS, 0)
     else:
         GROUPS: tl.constexpr = 128 // GROUP_SIZE
         groups = k * GROUPS + tl.arange(0, GROUPS)
