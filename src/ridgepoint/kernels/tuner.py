@@ -69,8 +69,8 @@ def _tune_class(
     scores = torch.rand(tokens, shape.num_experts, device=generator.device, generator=generator)
     ids = scores.topk(shape.top_k).indices
     best: tuple[float, Choice] | None = None
-    for block_m in block_sizes(rows):
-        groups = group_rows(ids, shape.num_experts, block_m)
+    for block_m, unit in heights(rows):
+        groups = group_rows(ids, shape.num_experts, block_m, unit)
         first = Product(
             x=x, w=gate_up, bias=None, tile=tiles(kind, rows, 2)[0], block_m=block_m, out_dtype=x.dtype, groups=groups,
             top_k=shape.top_k, activation=SwiGlu(),
@@ -88,7 +88,7 @@ def _tune_class(
         seconds = sum(s for s, _ in found)
         if best is None or seconds < best[0]:
             best = seconds, Choice(
-                product="experts", kind=kind, rows_up_to=float(1 << 30) if last else rows, block_m=block_m,
+                product="experts", kind=kind, rows_up_to=float(1 << 30) if last else rows, block_m=block_m, unit=unit if unit < block_m else None,
                 first=found[0][1], second=found[1][1], shape=(shape.d_model, 2 * shape.width),
                 figure=f"measure_s {seconds:.3e} at {tokens} tokens",
             )  # fmt: skip
@@ -123,9 +123,14 @@ def valid_rows(product: Product, out: torch.Tensor) -> torch.Tensor:
     return out if product.groups is None else out[product.groups.pair_row.long()]
 
 
-def block_sizes(rows: float) -> list[int]:
-    """Sizes of BLOCK_M worth trying for so many rows per expert: around their number, within what the tiles hold."""
-    return [16] if rows <= 4 else [m for m in (16, 32, 64, 128) if rows / 4 <= m <= 4 * rows] or [128]
+def heights(rows: float) -> list[tuple[int, int]]:
+    """(BLOCK_M, unit) worth trying for so many rows per expert: around their number, within what the tiles hold, and past
+    that both without and with short blocks."""
+    if rows <= 4:
+        return [(16, 16)]
+    if rows > 128:
+        return [(128, 128), (128, 64), *([(64, 64)] if rows <= 512 else [])]
+    return [(m, m) for m in (16, 32, 64, 128) if rows / 4 <= m <= 4 * rows]
 
 
 def tiles(kind: str, rows: float, parts: int) -> list[Tile]:

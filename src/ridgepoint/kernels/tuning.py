@@ -57,6 +57,7 @@ class Choice:
     block_m: int
     first: Tile
     second: Tile | None = None
+    unit: int | None = None  # experts' rows start at multiples of it; below block_m it makes short blocks of the rest
     shape: tuple[int, int] | None = None  # (inputs, outputs) of `first` it was measured for; None: any
     figure: str = ""  # where it comes from: "estimate_..." or "measure_..."
     table: str = field(default="", compare=False)
@@ -197,6 +198,7 @@ def write_table(path: Path, hardware: str, choices: list[Choice]) -> None:
         }
         values |= {"first": tiles[choice.first], "figure": choice.figure}
         values |= {"second": tiles[choice.second]} if choice.second else {}
+        values |= {"unit": choice.unit} if choice.unit else {}
         values |= {"shape": list(choice.shape)} if choice.shape else {}
         lines += ["[[choice]]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,22 +107,45 @@ def test_a_token_does_not_depend_on_its_company(tile: Tile, monkeypatch: pytest.
 
 @pytest.mark.parametrize("pairs", [3, SMALL, SMALL + 300])
 @pytest.mark.parametrize("kind", ["random", "one", "even"])
-def test_groups(pairs: int, kind: str) -> None:
-    """One launch or three: rows sorted by expert, stably, each expert's from a block's start, every pair exactly once."""
-    num, block_m = 7, 16
+@pytest.mark.parametrize("unit", [16, 32])
+def test_groups(pairs: int, kind: str, unit: int) -> None:
+    """One launch or three: rows sorted by expert, stably, each expert's from a unit's start, every pair exactly once."""
+    num, block_m = 7, 32
     _, ids = routing(pairs, num, 1, kind)
-    groups = group_rows(ids, num, block_m)
-    blocks = int(groups.num_blocks)
-    counts = torch.bincount(ids.flatten().cpu(), minlength=num)
-    assert blocks == int(((counts + block_m - 1) // block_m).sum()) <= groups.capacity_blocks
-    rows_of_blocks, seen = groups.block_rows.cpu()[:blocks], []
-    for block, (expert, rows) in enumerate(zip(groups.block_expert.tolist(), rows_of_blocks.tolist(), strict=False)):
-        mine = groups.row_pair.cpu()[block * block_m : block * block_m + rows]
-        assert 0 < rows <= block_m and (ids.flatten().cpu()[mine] == expert).all()
-        assert (groups.pair_row.cpu()[mine] == torch.arange(rows) + block * block_m).all()
+    groups = group_rows(ids, num, block_m, unit)
+    flat, row_pair, pair_row = ids.flatten().cpu(), groups.row_pair.cpu(), groups.pair_row.cpu()
+    entries = []
+    for height, blocks in zip((block_m, unit), groups.tables, strict=False):
+        assert blocks.block_m == height and int(blocks.count) <= blocks.capacity
+        entries += [
+            (start, expert, rows, height) for expert, start, rows in blocks.table.T[: int(blocks.count)].tolist()
+        ]
+    entries.sort()
+    assert len(groups.tables) == (1 if unit == block_m else 2)
+    end, seen = 0, []
+    for (
+        start,
+        expert,
+        rows,
+        height,
+    ) in entries:  # blocks lie side by side, hold rows of one expert, and are full but the last
+        assert start == end and 0 < rows <= height
+        end = start + height
+        mine = row_pair[start : start + rows]
+        assert (flat[mine] == expert).all() and (pair_row[mine] == torch.arange(start, start + rows)).all()
         seen += mine.tolist()
-    assert sorted(seen) == list(range(pairs))
-    assert seen == ids.flatten().cpu().argsort(stable=True).tolist()
+    counts = torch.bincount(flat, minlength=num)
+    assert end == int(((counts + unit - 1) // unit).sum()) * unit <= groups.capacity_rows
+    assert seen == flat.argsort(stable=True).tolist()
+
+
+@pytest.mark.parametrize("tile", [WIDE, NARROW], ids=["tokens", "weights"])
+def test_short_blocks_take_what_is_left(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts with fewer rows than a block, with one and a bit, with none: tall and short tiles give one result."""
+    choice = Choice(product="experts", kind="any", rows_up_to=1, block_m=32, unit=16, first=tile, second=tile)
+    monkeypatch.setattr(tuning, "choose", lambda *_: choice)
+    weights, ids = routing(70, 6, 2, "even")
+    agree(surrounded(randn(70, 64, seed=9)), weights, ids, CLAMPED, experts(6, 64, 32, bias=True))
 
 
 def test_gradients_and_other_types_go_to_torch() -> None:

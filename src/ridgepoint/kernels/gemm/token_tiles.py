@@ -18,7 +18,7 @@ from ridgepoint.kernels.gemm.tiles import gated, tile_at
 
 @triton.jit(do_not_specialize=["num_rows"])
 def token_tiles(
-    x, x_stride, w, bias, out, row_pair, block_expert, block_rows, num_blocks_ptr, num_rows,
+    x, x_stride, w, bias, out, row_pair, block_expert, block_start, block_rows, num_blocks_ptr, num_rows,
     inputs, part_rows, alpha, limit,
     TOP_K: tl.constexpr, GROUPED: tl.constexpr, GATHER: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
@@ -35,10 +35,11 @@ def token_tiles(
     for index in tl.range(tl.program_id(0), num_blocks * num_columns, tl.num_programs(0), flatten=FLATTEN):
         block, column = tile_at(index, num_blocks, num_columns, GROUP)
         expert = tl.load(block_expert + block) if GROUPED else 0
+        first_row = tl.load(block_start + block) if GROUPED else block * BLOCK_M
         if GATHER:
             in_block = tl.arange(0, BLOCK_M)
             present = in_block < tl.load(block_rows + block)
-            pairs = tl.load(row_pair + block * BLOCK_M + in_block, mask=present, other=0)
+            pairs = tl.load(row_pair + first_row + in_block, mask=present, other=0)
             lanes = tl.arange(0, BLOCK_K)
             x_tile = x + (pairs // TOP_K).to(tl.int64)[:, None] * x_stride + lanes[None, :]
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -47,7 +48,7 @@ def token_tiles(
             if GATHER:
                 a = tl.load(x_tile + start, mask=present[:, None] & (start + lanes < inputs)[None, :], other=0.0)
             else:
-                a = x.load([block * BLOCK_M, start])
+                a = x.load([first_row, start])
             b = w.load([expert, 0, column * FEATURES, start]).reshape(BLOCK_N, BLOCK_K)
             acc = tl.dot(a, b.T, acc)
         features = column * FEATURES + tl.arange(0, FEATURES)
@@ -63,4 +64,4 @@ def token_tiles(
             if bias is not None:
                 at = bias + expert * part_rows + features
                 y += tl.load(at, mask=features < part_rows, other=0.0).to(tl.float32)[None, :]
-        out.store([block * BLOCK_M, column * FEATURES], y.to(out.dtype))
+        out.store([first_row, column * FEATURES], y.to(out.dtype))

@@ -59,7 +59,7 @@ def _row_factor(scales, matrix, rows, part_rows):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def weight_tiles(
-    x, x_stride, w, scales, bias, out, out_stride, row_pair, block_expert, block_rows, num_blocks_ptr, num_rows,
+    x, x_stride, w, scales, bias, out, out_stride, row_pair, block_expert, block_start, block_rows, num_blocks_ptr, num_rows,
     inputs, part_rows, num_groups, alpha, limit,
     TOP_K: tl.constexpr, GROUPED: tl.constexpr, GATHER: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     KIND: tl.constexpr, GROUP_SIZE: tl.constexpr, SCALE_ROWS: tl.constexpr, TMA: tl.constexpr,
@@ -78,14 +78,17 @@ def weight_tiles(
         block, column = tile_at(index, num_blocks, num_columns, GROUP)
         if GROUPED:
             matrix = tl.load(block_expert + block) * PARTS
+            first_row = tl.load(block_start + block)
             count = tl.load(block_rows + block)
         else:
             matrix = tl.program_id(0) * 0
-            count = num_rows - block * BLOCK_M
+            first_row = block * BLOCK_M
+            count = num_rows - first_row
         present = in_block < count
-        tokens = block * BLOCK_M + in_block
+        rows = first_row + in_block
+        tokens = rows
         if GATHER:
-            tokens = tl.load(row_pair + tokens, mask=present, other=0) // TOP_K
+            tokens = tl.load(row_pair + rows, mask=present, other=0) // TOP_K
         x_tile = x + tokens.to(tl.int64)[:, None] * x_stride + lanes[None, :]
         acc = tl.zeros((ROWS, BLOCK_M), tl.float32)
         if PARTS == 2:
@@ -112,7 +115,6 @@ def weight_tiles(
                 acc_up += tl.load(at + part_rows, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
         if PARTS == 2:
             acc = gated(acc, acc_up, ACTIVATION, alpha, limit)
-        rows = block * BLOCK_M + in_block
         y_tile = out + rows.to(tl.int64)[:, None] * out_stride + features[None, :]
         stored = (features < part_rows)[None, :]
         if not GROUPED:

@@ -1,9 +1,11 @@
 # mypy: disallow-untyped-defs=False
 """Which rows each expert works on, found on the device: no count ever reaches the host, and every size is a capacity.
 
-The M = T K (token, expert) pairs are sorted by expert, stably, and each expert's rows start a new block of BLOCK_M rows: a tile
-of a product then belongs to one expert, and tiles may be stored whole. Rows that a block has too many hold nothing that counts.
-Small batches take one launch, others three (counts per chunk, sums over chunks, places).
+The M = T K (token, expert) pairs are sorted by expert, stably, and each expert's rows start at a multiple of a unit, so that a
+tile of a product belongs to one expert and may be stored whole. Rows that an expert has too many hold nothing that counts.
+An expert's rows are cut into blocks of BLOCK_M; with a smaller unit what is left makes short blocks of one unit, in a table of
+their own, because a tile's height is fixed when its kernel is compiled. Small batches take one launch, others three (counts per
+chunk, sums over chunks, places).
 """
 
 from __future__ import annotations
@@ -19,53 +21,90 @@ SMALL = 512  # pairs up to which one program does everything
 
 
 @dataclass(frozen=True, kw_only=True)
-class Groups:
-    """`row_pair[r]` is the pair in row r (undefined beyond `block_rows` of its block), `pair_row` its inverse."""
+class Blocks:
+    """The first `count` entries are blocks: `rows` of `block_m` rows from `start` on belong to `expert`."""
 
     block_m: int
+    table: torch.Tensor  # [expert, start, rows][capacity]
+    count: torch.Tensor
+
+    @property
+    def capacity(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def expert(self) -> torch.Tensor:
+        return self.table[0]
+
+    @property
+    def start(self) -> torch.Tensor:
+        return self.table[1]
+
+    @property
+    def rows(self) -> torch.Tensor:
+        return self.table[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """`row_pair[r]` is the pair in row r (undefined where no block has a pair), `pair_row` its inverse."""
+
     row_pair: torch.Tensor
     pair_row: torch.Tensor
-    block_expert: torch.Tensor
-    block_rows: torch.Tensor
-    num_blocks: torch.Tensor
+    tables: tuple[Blocks, ...]
 
     @property
     def capacity_rows(self) -> int:
-        return self.block_expert.shape[0] * self.block_m
-
-    @property
-    def capacity_blocks(self) -> int:
-        return self.block_expert.shape[0]
+        return self.row_pair.shape[0]
 
 
-def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Groups:
+def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int, unit: int | None = None) -> Groups:
+    """Blocks of `block_m` rows and, where `unit` is smaller, short ones of `unit` rows for what is left of each expert."""
+    unit = unit or block_m
     num_pairs, device = expert_ids_TK.numel(), expert_ids_TK.device
-    capacity = max(1, (num_pairs + min(num_pairs, num_experts) * (block_m - 1)) // block_m)
-    row_pair, pair_row, block_expert, block_rows, num_blocks = (
-        torch.empty(size, dtype=torch.int32, device=device)
-        for size in (capacity * block_m, num_pairs, capacity, capacity, 1)
+    used = min(num_pairs, num_experts)
+    units, per_block = (num_pairs + used * (unit - 1)) // unit, block_m // unit
+
+    def table(height: int, capacity: int) -> Blocks:
+        return Blocks(
+            block_m=height,
+            table=torch.empty(3, capacity, dtype=torch.int32, device=device),
+            count=torch.empty(1, dtype=torch.int32, device=device),
+        )
+
+    tall = table(block_m, max(1, units // per_block))
+    short = table(unit, used * (per_block - 1)) if per_block > 1 else None
+    groups = Groups(
+        row_pair=torch.empty(units * unit, dtype=torch.int32, device=device),
+        pair_row=torch.empty(num_pairs, dtype=torch.int32, device=device),
+        tables=(tall,) if short is None else (tall, short),
     )
-    ids = expert_ids_TK.reshape(-1)
-    experts = max(32, triton.next_power_of_2(num_experts))
+    _launch(expert_ids_TK.reshape(-1), groups, tall, short, max(32, triton.next_power_of_2(num_experts)), unit)
+    return groups
+
+
+def _launch(ids: torch.Tensor, groups: Groups, tall: Blocks, short: Blocks | None, experts: int, unit: int) -> None:
+    num_pairs, device = ids.numel(), ids.device
     chunk = min(CHUNK, max(16, triton.next_power_of_2(num_pairs)))
-    sizes = {"EXPERTS": experts, "BLOCK_M": block_m, "CHUNK": chunk, "num_warps": 8 if chunk == CHUNK else 4}
-    if num_pairs <= SMALL:
-        _group_small[(1,)](ids, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, capacity, **sizes)
-    else:
-        chunks = triton.cdiv(num_pairs, CHUNK)
-        counts = torch.empty(chunks, experts, dtype=torch.int32, device=device)
-        totals = torch.empty(experts, dtype=torch.int32, device=device)
-        _count[(chunks,)](ids, counts, num_pairs, **sizes)
-        _sum_over_chunks[(experts,)](counts, totals, chunks, EXPERTS=experts)
-        programs = chunks + triton.cdiv(capacity, CHUNK)
-        _place[(programs,)](
-            ids, counts, totals, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, chunks, capacity,
-            **sizes,
-        )  # fmt: skip
-    return Groups(
-        block_m=block_m, row_pair=row_pair, pair_row=pair_row, block_expert=block_expert, block_rows=block_rows,
-        num_blocks=num_blocks,
+    capacities = (tall.capacity, 0 if short is None else short.capacity)
+    tables = (
+        tall.table, tall.count, capacities[0], None if short is None else short.table,
+        None if short is None else short.count, capacities[1],
     )  # fmt: skip
+    sizes = {"EXPERTS": experts, "CHUNK": chunk, "num_warps": 8 if chunk == CHUNK else 4}
+    heights = {"BLOCK_M": tall.block_m, "UNIT": unit}
+    if num_pairs <= SMALL:
+        _group_small[(1,)](ids, groups.row_pair, groups.pair_row, *tables, num_pairs, **heights, **sizes)
+        return
+    chunks = triton.cdiv(num_pairs, chunk)
+    counts = torch.empty(chunks, experts, dtype=torch.int32, device=device)
+    totals = torch.empty(experts, dtype=torch.int32, device=device)
+    _count[(chunks,)](ids, counts, num_pairs, **sizes)
+    _sum_over_chunks[(experts,)](counts, totals, chunks, EXPERTS=experts)
+    programs = chunks + triton.cdiv(max(capacities), chunk)
+    _place[(programs,)](
+        ids, counts, totals, groups.row_pair, groups.pair_row, *tables, num_pairs, chunks, **heights, **sizes
+    )
 
 
 @triton.jit
@@ -103,30 +142,48 @@ def _expert_of_block(ends_E, block, EXPERTS: tl.constexpr):
 
 
 @triton.jit
-def _fill_blocks(
-    totals, first_block, block_expert, block_rows, num_blocks, capacity,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+def _first_rows(totals, UNIT: tl.constexpr):
+    """The row each expert starts at."""
+    units_E = (totals + UNIT - 1) // UNIT
+    return (tl.cumsum(units_E, 0) - units_E) * UNIT
+
+
+@triton.jit
+def _fill_table(
+    totals, first_block, table, count, capacity, TALL: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The table of blocks [first_block, first_block + CHUNK): an expert's blocks end where the running sum does."""
-    blocks_E = (totals + BLOCK_M - 1) // BLOCK_M
+    """Entries [first_block, first_block + CHUNK) of a table: an expert's blocks end where the running sum does."""
+    units_E = (totals + UNIT - 1) // UNIT
+    tall_E = units_E // (BLOCK_M // UNIT)
+    HEIGHT: tl.constexpr = BLOCK_M if TALL else UNIT
+    if TALL:
+        blocks_E = tall_E
+        before_E = tl.zeros_like(tall_E)
+    else:
+        blocks_E = units_E % (BLOCK_M // UNIT)
+        before_E = tall_E * BLOCK_M  # rows of the expert that tall blocks hold
     ends = tl.cumsum(blocks_E, 0)
     block = first_block + tl.arange(0, CHUNK)
     total = tl.sum(blocks_E, 0)
     expert = _expert_of_block(ends, block, EXPERTS)
-    start = tl.gather(ends - blocks_E, expert, 0)
-    rows = tl.minimum(tl.gather(totals, expert, 0) - (block - start) * BLOCK_M, BLOCK_M)
+    within = (block - tl.gather(ends - blocks_E, expert, 0)) * HEIGHT + tl.gather(before_E, expert, 0)
     used = block < tl.minimum(total, capacity)
-    tl.store(block_expert + block, expert, mask=used)
-    tl.store(block_rows + block, rows, mask=used)
+    tl.store(table + block, expert, mask=used)
+    tl.store(table + capacity + block, tl.gather(_first_rows(totals, UNIT), expert, 0) + within, mask=used)
+    tl.store(table + 2 * capacity + block, tl.minimum(tl.gather(totals, expert, 0) - within, HEIGHT), mask=used)
     if first_block == 0:
-        tl.store(num_blocks, total)
+        tl.store(count, total)
 
 
 @triton.jit
-def _first_rows(totals, BLOCK_M: tl.constexpr):
-    """The row each expert starts at."""
-    blocks_E = (totals + BLOCK_M - 1) // BLOCK_M
-    return (tl.cumsum(blocks_E, 0) - blocks_E) * BLOCK_M
+def _fill_tables(
+    totals, first_block, tall, tall_count, tall_capacity, short, short_count, short_capacity,
+    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    _fill_table(totals, first_block, tall, tall_count, tall_capacity, True, EXPERTS, BLOCK_M, UNIT, CHUNK)
+    if UNIT < BLOCK_M:
+        _fill_table(totals, first_block, short, short_count, short_capacity, False, EXPERTS, BLOCK_M, UNIT, CHUNK)
 
 
 @triton.jit
@@ -135,18 +192,19 @@ def _store_places(row_pair, pair_row, pairs, present, rows):
     tl.store(row_pair + rows, pairs, mask=present)
 
 
-@triton.jit(do_not_specialize=["num_pairs", "capacity"])
+@triton.jit(do_not_specialize=["tall_capacity", "short_capacity", "num_pairs"])
 def _group_small(
-    ids, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, capacity,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    ids, row_pair, pair_row, tall, tall_count, tall_capacity, short, short_count, short_capacity, num_pairs,
+    BLOCK_M: tl.constexpr, UNIT: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     totals = tl.zeros((EXPERTS,), tl.int32)
     for first in tl.range(0, num_pairs, CHUNK):
         _, present, chosen = _load_ids(ids, first, num_pairs, CHUNK)
         totals += _count_of(chosen, present, EXPERTS)
-    for first in tl.range(0, capacity, CHUNK):
-        _fill_blocks(totals, first, block_expert, block_rows, num_blocks, capacity, EXPERTS, BLOCK_M, CHUNK)
-    next_row = _first_rows(totals, BLOCK_M)
+    for first in tl.range(0, tl.maximum(tall_capacity, short_capacity), CHUNK):
+        _fill_tables(totals, first, tall, tall_count, tall_capacity, short, short_count, short_capacity,
+                     EXPERTS, BLOCK_M, UNIT, CHUNK)  # fmt: skip
+    next_row = _first_rows(totals, UNIT)
     for first in tl.range(0, num_pairs, CHUNK):
         pairs, present, chosen = _load_ids(ids, first, num_pairs, CHUNK)
         rows = tl.gather(next_row, tl.where(present, chosen, 0), 0) + _rank(chosen, CHUNK)
@@ -155,7 +213,7 @@ def _group_small(
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _count(ids, counts, num_pairs, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
+def _count(ids, counts, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
     chunk = tl.program_id(0)
     _, present, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
     tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), _count_of(chosen, present, EXPERTS))
@@ -176,19 +234,20 @@ def _sum_over_chunks(counts, totals, num_chunks, EXPERTS: tl.constexpr):
     tl.store(totals + expert, total)
 
 
-@triton.jit(do_not_specialize=["num_pairs", "num_chunks", "capacity"])
+@triton.jit(do_not_specialize=["tall_capacity", "short_capacity", "num_pairs", "num_chunks"])
 def _place(
-    ids, counts, totals, row_pair, pair_row, block_expert, block_rows, num_blocks, num_pairs, num_chunks, capacity,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    ids, counts, totals, row_pair, pair_row, tall, tall_count, tall_capacity, short, short_count, short_capacity,
+    num_pairs, num_chunks,
+    BLOCK_M: tl.constexpr, UNIT: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The first programs place a chunk of pairs each, the others write the table of blocks."""
+    """The first programs place a chunk of pairs each, the others write the tables of blocks."""
     chunk = tl.program_id(0)
     totals_E = tl.load(totals + tl.arange(0, EXPERTS))
     if chunk < num_chunks:
         pairs, present, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
-        next_row = _first_rows(totals_E, BLOCK_M) + tl.load(counts + chunk * EXPERTS + tl.arange(0, EXPERTS))
+        next_row = _first_rows(totals_E, UNIT) + tl.load(counts + chunk * EXPERTS + tl.arange(0, EXPERTS))
         rows = tl.gather(next_row, tl.where(present, chosen, 0), 0) + _rank(chosen, CHUNK)
         _store_places(row_pair, pair_row, pairs, present, rows)
     else:
-        first_block = (chunk - num_chunks) * CHUNK
-        _fill_blocks(totals_E, first_block, block_expert, block_rows, num_blocks, capacity, EXPERTS, BLOCK_M, CHUNK)
+        _fill_tables(totals_E, (chunk - num_chunks) * CHUNK, tall, tall_count, tall_capacity, short, short_count,
+                     short_capacity, EXPERTS, BLOCK_M, UNIT, CHUNK)  # fmt: skip

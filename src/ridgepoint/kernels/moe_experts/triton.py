@@ -45,7 +45,7 @@ def moe_experts(
         return x_TD.new_empty(0, w_down_EDF.shape[1])
     choice = _choice(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
     assert choice.second is not None
-    groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m)
+    groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
     h_MF = Product(
         x=x_TD, w=w_gate_up_E2FD, bias=bias_gate_up_E2F, tile=choice.first, block_m=choice.block_m, out_dtype=x_TD.dtype,
         groups=groups, top_k=expert_ids_TK.shape[1], activation=activation,
