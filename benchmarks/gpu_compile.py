@@ -35,7 +35,7 @@ from provenance import provenance, save
 from ridgepoint.catalog.spec import ClampedSwiGlu, RouterSpec, SwiGlu
 from ridgepoint.kernels import triton_call
 from ridgepoint.kernels.add_shared.triton import add_shared
-from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, pack_for_device
+from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, unfilled_for_device
 from ridgepoint.kernels.embed.triton import embed
 from ridgepoint.kernels.glu.triton import glu
 from ridgepoint.kernels.linear.triton import linear, linear_f32
@@ -143,17 +143,10 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _packed(fmt: str, num: int, outputs: int, inputs: int, glu: bool) -> torch.Tensor | DeviceWeight:
-    """A weight of this shape without memory: one small matrix is packed to learn how its parts are laid out."""
+    """A weight of this shape without memory."""
     if fmt == "bf16":
         return _meta(num, outputs, inputs) if num > 1 else _meta(outputs, inputs)
-    small = pack_for_device(torch.zeros(1, 4, inputs), fmt, glu=glu)
-    rows = outputs // small.num_parts
-    scales = small.scales.shape[2], -(-rows // small.scale_rows)
-    return DeviceWeight(
-        format=fmt, num_matrices=num, outputs=outputs, inputs=inputs, glu=glu, stacked=num > 1,
-        codes=_meta(num, small.num_parts, rows, small.codes.shape[-1], dtype=torch.int32),
-        scales=_meta(num, small.num_parts, *scales, dtype=small.scales.dtype), scale_rows=128 if fmt == "fp8" else 1,
-    )  # fmt: skip
+    return unfilled_for_device(fmt, num, outputs, inputs, glu=glu, stacked=num > 1, device="meta")
 
 
 def _experts(fmt: str, tokens: int, d: int, f: int, e: int, k: int, clamped: bool = False) -> None:

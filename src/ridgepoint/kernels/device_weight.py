@@ -21,6 +21,8 @@ from ridgepoint.kernels.packed import GROUPS, choose_scales
 BLOCK = 128
 FORMATS = ("fp8", "int8", "int8-32", "int8-128", "int4-32", "int4-128", "mxfp4")
 FP8_BLOCK_ROWS = 128
+FOUR_BITS = ("int4", "mxfp4")
+SCALE_DTYPES = {"fp8": torch.float32, "int8": torch.float32, "int4": torch.bfloat16, "mxfp4": torch.uint8}
 ZERO_CODES = {"int8": 128, "int4": 8}  # integers are stored without sign; every other code of zero is 0
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _MXFP4_MAX_EXPONENT = 128  # biased: the kernel multiplies by 2^(exponent - 1), which bfloat16 must hold
@@ -98,43 +100,85 @@ def pack_for_device(
     already, and its codes are then recovered exactly; fp8 scales may also be given per block ([matrices,] blocks, groups) of
     128 outputs of a part. Otherwise they are chosen here by the largest magnitude of each group (fp8: of each 128 x 128 block).
     """
+    matrices = weight.detach()[None] if weight.dim() == 2 else weight.detach()
+    if matrices.dim() != 3 or not matrices.is_floating_point():
+        raise ConfigError(f"cannot pack a {weight.dtype} tensor of shape {tuple(weight.shape)}")
+    count, outputs, inputs = matrices.shape
+    packed = unfilled_for_device(fmt, count, outputs, inputs, glu=glu, stacked=weight.dim() == 3, device=weight.device)
+    given = None if scales is None else scales.detach().reshape(count, -1, scales.shape[-1])
+    for index in range(count):
+        fill_matrix(packed, index, matrices[index], None if given is None else given[index])
+    return packed
+
+
+def unfilled_for_device(
+    fmt: str, count: int, outputs: int, inputs: int, *, glu: bool = False, stacked: bool = False,
+    device: torch.device | str,
+) -> DeviceWeight:  # fmt: skip
+    """Room for `count` matrices; `fill_matrix` or `fill_codes` fills each."""
     if fmt not in FORMATS:
         raise ConfigError(f"weight format {fmt!r} has no GPU kernel; allowed: {', '.join(FORMATS)}")
-    matrices = weight.detach()[None] if weight.dim() == 2 else weight.detach()
-    if matrices.dim() != 3 or not matrices.is_floating_point() or (glu and matrices.shape[1] % 2):
-        raise ConfigError(f"cannot pack a {weight.dtype} tensor of shape {tuple(weight.shape)} as {fmt!r} (glu={glu})")
-    count, outputs, inputs = matrices.shape
     parts = 2 if glu else 1
-    given = None if scales is None else scales.detach().float().reshape(count, -1, scales.shape[-1])
-    packed = [_pack_matrix(matrices[i], fmt, parts, None if given is None else given[i]) for i in range(count)]
-    codes = torch.stack([codes for codes, _ in packed])
-    stored = torch.stack([scales for _, scales in packed])
-    scale_rows = FP8_BLOCK_ROWS if fmt == "fp8" and stored.shape[-1] != outputs // parts else 1
+    if outputs % parts:
+        raise ConfigError(f"a gated projection has as many gate as up rows, got {outputs} together")
+    kind, group = fmt.split("-")[0], GROUPS[fmt] or inputs
+    bits, scale_rows = (4 if kind in FOUR_BITS else 8), (FP8_BLOCK_ROWS if fmt == "fp8" else 1)
+    rows, words = outputs // parts, -(-inputs // BLOCK) * BLOCK * bits // 32
+    stored = (count, parts, -(-inputs // group), -(-rows // scale_rows))
     return DeviceWeight(
-        format=fmt, num_matrices=count, outputs=outputs, inputs=inputs, glu=glu, stacked=weight.dim() == 3, codes=codes,
-        scales=stored, scale_rows=scale_rows,
+        format=fmt, num_matrices=count, outputs=outputs, inputs=inputs, glu=glu, stacked=stacked, scale_rows=scale_rows,
+        codes=torch.empty(count, parts, rows, words, dtype=torch.int32, device=device),
+        scales=torch.empty(stored, dtype=SCALE_DTYPES[kind], device=device),
     )  # fmt: skip
 
 
-def _pack_matrix(
-    w_OI: torch.Tensor, fmt: str, parts: int, given: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Words [parts, rows, words] and scales [parts, groups, rows] of one matrix."""
-    outputs, inputs = w_OI.shape
-    rows, kind, group = outputs // parts, fmt.split("-")[0], GROUPS[fmt] or inputs
-    if given is None:
-        given = _block_scales(w_OI, parts) if fmt == "fp8" else choose_scales(w_OI, fmt)
-    per_row = given
-    if len(given) != outputs:
-        per_row = given.view(parts, -1, given.shape[1]).repeat_interleave(FP8_BLOCK_ROWS, 1)[:, :rows].flatten(0, 1)
-    codes = _codes(w_OI.float(), per_row.repeat_interleave(group, 1)[:, :inputs], kind)
-    codes = torch.nn.functional.pad(codes, (0, -inputs % BLOCK), value=ZERO_CODES.get(kind, 0))
-    stored = given.view(parts, -1, given.shape[1]).transpose(1, 2).contiguous()
-    if kind == "int4":
-        stored = stored.to(torch.bfloat16)
-    elif kind == "mxfp4":
-        stored = _exponents(stored)
-    return _to_words(codes, kind).view(parts, rows, -1), stored
+def fill_matrix(packed: DeviceWeight, index: int, w_OI: torch.Tensor, scales: torch.Tensor | None = None) -> None:
+    """Matrix `index` from numbers, by scales [outputs or fp8 blocks, groups] or by those the largest magnitudes ask for."""
+    w_OI = w_OI.to(packed.device)
+    if scales is None:
+        by_block = packed.scale_rows > 1
+        scales = _block_scales(w_OI, packed.num_parts) if by_block else choose_scales(w_OI, packed.format)
+    stored_PGR = _stored_scales(packed, scales.to(packed.device).float())
+    wide = stored_PGR.transpose(1, 2).repeat_interleave(packed.scale_rows, 1)[:, : packed.rows].flatten(0, 1)
+    wide = wide.repeat_interleave(packed.group or packed.inputs, 1)[:, : packed.inputs]
+    _store(packed, index, _codes(w_OI.float(), wide, packed.kind), stored_PGR)
+
+
+def fill_codes(packed: DeviceWeight, index: int, codes_OI: torch.Tensor, scales_ON: torch.Tensor) -> None:
+    """Matrix `index` from codes of one byte each (int8 for integers, uint8 for e2m1 and e4m3), which are kept as they are.
+
+    `scales_ON` are one per output and group, in numbers that the format's scales can hold. fp8 keeps one per 128 x 128 block:
+    scales that differ within one are refused.
+    """
+    groups = packed.scales.shape[2]
+    if codes_OI.shape != packed.shape[1:] or codes_OI.dtype not in (torch.int8, torch.uint8):
+        raise ConfigError(f"codes {codes_OI.dtype} {tuple(codes_OI.shape)} do not fill {packed.shape[1:]}")
+    if scales_ON.shape != (packed.outputs, groups):
+        raise ConfigError(
+            f"scales {tuple(scales_ON.shape)} do not fit {packed.shape[1:]} in {packed.format}: {groups} a row"
+        )
+    codes = codes_OI.to(packed.device).int() + ZERO_CODES.get(packed.kind, 0)
+    _store(packed, index, codes, _stored_scales(packed, scales_ON.to(packed.device).float()))
+
+
+def _stored_scales(packed: DeviceWeight, scales: torch.Tensor) -> torch.Tensor:
+    """[parts, groups, rows or blocks] float32 from one scale per output or per block of a part's outputs."""
+    by_part = scales.view(packed.num_parts, -1, scales.shape[1])
+    if packed.scale_rows > 1 and len(scales) == packed.outputs and packed.rows != packed.scales.shape[3]:
+        first = by_part[:, :: packed.scale_rows]
+        if not torch.equal(first.repeat_interleave(packed.scale_rows, 1)[:, : packed.rows], by_part):
+            raise ConfigError(
+                f"{packed.format} on a GPU has one scale per 128 x 128 block; these differ within a block"
+            )
+        by_part = first
+    return by_part.transpose(1, 2).contiguous()
+
+
+def _store(packed: DeviceWeight, index: int, codes_OI: torch.Tensor, scales_PGR: torch.Tensor) -> None:
+    kind = packed.kind
+    padded = torch.nn.functional.pad(codes_OI, (0, -packed.inputs % BLOCK), value=ZERO_CODES.get(kind, 0))
+    packed.codes[index].copy_(_to_words(padded, kind).view(packed.codes.shape[1:]))
+    packed.scales[index].copy_(_exponents(scales_PGR) if kind == "mxfp4" else scales_PGR)
 
 
 def _block_scales(w_OI: torch.Tensor, parts: int) -> torch.Tensor:
@@ -186,14 +230,14 @@ def _values(codes: torch.Tensor, kind: str) -> torch.Tensor:
 def _to_words(codes_RI: torch.Tensor, kind: str) -> torch.Tensor:
     """int32 [rows, words]. 4-bit: word (q, s // 2), bits 4 (2 (s % 2) + h) + 16 b. 8-bit: word (q, s), bits 8 (2 h + b)."""
     fragments = codes_RI.view(len(codes_RI), -1, 8, 2, 4, 2)  # s, h, q, b
-    if kind in ("int4", "mxfp4"):
+    if kind in FOUR_BITS:
         nibbles = fragments.view(len(codes_RI), -1, 4, 2, 2, 4, 2).permute(0, 1, 5, 2, 6, 3, 4).flatten(4)
         return _join(nibbles, 4).flatten(1)
     return _join(fragments.permute(0, 1, 4, 2, 3, 5).flatten(4), 8).flatten(1)
 
 
 def _from_words(words_RW: torch.Tensor, kind: str) -> torch.Tensor:
-    if kind in ("int4", "mxfp4"):
+    if kind in FOUR_BITS:
         codes = _parts(words_RW, 4).view(len(words_RW), -1, 4, 4, 2, 2, 2)  # q, s // 2, b, s % 2, h
         return codes.permute(0, 1, 3, 5, 6, 2, 4).reshape(len(words_RW), -1)
     codes = _parts(words_RW, 8).view(len(words_RW), -1, 4, 8, 2, 2)  # q, s, h, b

@@ -13,13 +13,13 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.add_shared import reference as add_shared_reference
 from ridgepoint.kernels.add_shared import triton as add_shared
-from ridgepoint.kernels.device_weight import FORMATS, pack_for_device
+from ridgepoint.kernels.device_weight import FORMATS, fill_codes, pack_for_device, unfilled_for_device
 from ridgepoint.kernels.embed import reference as embed_reference
 from ridgepoint.kernels.embed import triton as embed
 from ridgepoint.kernels.glu import reference as glu_reference
 from ridgepoint.kernels.glu import triton as glu
 from ridgepoint.kernels.linear import triton as linear
-from ridgepoint.kernels.packed import choose_scales, pack
+from ridgepoint.kernels.packed import GROUPS, choose_scales, pack
 from ridgepoint.kernels.route import reference as route_reference
 from ridgepoint.kernels.route import triton as route
 
@@ -51,6 +51,34 @@ def test_packing_costs_what_the_format_costs(fmt: str) -> None:
         if native.available():
             assert torch.equal(pack(w.cpu(), fmt, glu=True).dense(), dense.cpu()), "CPU and GPU round differently"
     assert torch.equal(again.dense(), dense), "codes are not recovered"
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_codes_of_a_checkpoint_are_kept(fmt: str) -> None:
+    """Any codes with any scales of the format come back as their products; 140 rows of a part are a block and a piece."""
+    g, kind, group = torch.Generator().manual_seed(3), fmt.split("-")[0], GROUPS[fmt] or 300
+    codes = torch.randint(
+        *{"fp8": (0, 127), "mxfp4": (0, 16), "int4": (-8, 8), "int8": (-128, 128)}[kind], (280, 300), generator=g
+    )
+    scales = torch.randint(1, 100, (2 if fmt == "fp8" else 280, -(-300 // group)), generator=g) / 64
+    if kind == "mxfp4":
+        scales = 2.0 ** scales.mul(64).sub(120).floor().float()
+        values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7] * torch.where(codes >= 8, -1.0, 1.0)
+    else:
+        values = codes.to(torch.uint8).view(torch.float8_e4m3fn).float() if kind == "fp8" else codes.float()
+    if fmt == "fp8":  # gate's two blocks, then up's
+        scales = torch.cat([scales.repeat_interleave(128, 0)[:140], 2 * scales.repeat_interleave(128, 0)[:140]])
+    room = unfilled_for_device(fmt, 2, 280, 300, glu=True, stacked=True, device=DEVICE)
+    bytes_ = codes.to(torch.uint8 if kind in ("fp8", "mxfp4") else torch.int8)
+    fill_codes(room, 1, bytes_, scales)
+    want = values * scales.repeat_interleave(group, 1)[:, :300]
+    assert torch.equal(room.dense()[1].cpu(), want)
+    with pytest.raises(ConfigError, match="do not fill"):
+        fill_codes(room, 1, bytes_[:, 1:], scales)
+    if fmt == "fp8":
+        scales[1] *= 3
+        with pytest.raises(ConfigError, match="within a block"):
+            fill_codes(room, 1, bytes_, scales)
 
 
 def test_known_codes() -> None:
