@@ -47,6 +47,6 @@ def poisoned_empty(monkeypatch_setattr: Callable[..., None]) -> None:
 
     def empty(*shape: object, **options: object) -> torch.Tensor:
         fresh = plain(*shape, **options)  # type: ignore[call-overload]
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh.fill_(0x3FFFFFFF)
+        return fresh.fill_(float("nan") if fresh.is_floating_point() else torch.iinfo(fresh.dtype).max // 2)
 
     monkeypatch_setattr(torch, "empty", empty)
