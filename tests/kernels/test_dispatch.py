@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels.dispatch import explain, forced, implementation
+from ridgepoint.kernels import dispatch
+from ridgepoint.kernels.dispatch import explain, explain_ops, forced, implementation, triton_installed
 
 HERE = torch.empty(0)
 
@@ -30,3 +31,14 @@ def test_a_forced_path_ends_with_its_block() -> None:
 def test_an_absent_path_is_an_error(path: str, message: str) -> None:
     with forced(path), pytest.raises(ConfigError, match=message):
         implementation("clip", HERE)
+
+
+def test_what_runs_on_a_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {line.split(":")[0]: line for line in explain_ops("cuda")}
+    assert "cpu (" in lines["clip"] and "no Triton kernel" in lines["clip"]
+    if triton_installed():
+        assert lines["moe_experts"].startswith("moe_experts: triton (") and "bf16, else torch" in lines["moe_experts"]
+        assert "torch's BLAS for dense" in lines["linear"]
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
+    assert explain("moe_experts", "cuda").startswith("moe_experts: cpu (")
+    assert "Triton is not installed" in next(line for line in explain_ops("cuda") if line.startswith("moe_experts"))

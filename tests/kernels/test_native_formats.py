@@ -12,7 +12,7 @@ from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.linear import linear, linear_f32
-from ridgepoint.kernels.moe_experts import moe_experts, reference
+from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.packed import A8, GROUPS, Packed, choose_scales, pack, pack_codes, round_activations, unfilled
 from ridgepoint.models.codes import Codes, num_groups
 

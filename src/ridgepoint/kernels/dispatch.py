@@ -48,7 +48,7 @@ def ops() -> list[str]:
 
 
 def explain_ops(device_type: str) -> list[str]:
-    """`explain` of every operator, with what its CPU path does natively."""
+    """`explain` of every operator, with what its path does natively on a CPU and in Triton on a GPU."""
     packed_only = {"linear", "moe_experts"}
     torch_only = {"mla_attention"}
     lines = []
@@ -62,8 +62,25 @@ def explain_ops(device_type: str) -> list[str]:
             else:
                 when = "for packed weights" if op in packed_only else "for inference in bf16 or f32"
                 line += f"; native {native.isa()} {when}, else torch"
+        elif device_type == "cuda" and _forced is None:
+            line += "; " + _on_cuda(op)
         lines.append(line)
     return lines
+
+
+def _on_cuda(op: str) -> str:
+    if not _is_there(f"ridgepoint.kernels.{op}.triton"):
+        return "in torch: no Triton kernel"
+    if not triton_installed():
+        return "in torch: Triton is not installed"
+    if op == "linear":
+        return "Triton for packed weights, torch's BLAS for dense ones"
+    return "Triton for inference in bf16, else torch"
+
+
+def triton_installed() -> bool:
+    spec = importlib.util.find_spec("triton")
+    return spec is not None and spec.origin is not None
 
 
 @contextmanager
@@ -80,6 +97,10 @@ def forced(path: str | None) -> Iterator[None]:
         _chosen.clear()
 
 
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
 def _path(op: str, device_type: str) -> tuple[str, str]:
     package = f"ridgepoint.kernels.{op}"
     if _forced is not None:
@@ -87,10 +108,10 @@ def _path(op: str, device_type: str) -> tuple[str, str]:
             raise ConfigError(
                 f"kernel path {_forced!r} is unknown; allowed: {', '.join(PATHS)}", hint="unset RIDGEPOINT_KERNELS"
             )
-        if importlib.util.find_spec(f"{package}.{_forced}") is None:
+        if not _is_there(f"{package}.{_forced}"):
             raise ConfigError(f"op {op!r} has no path {_forced!r}", hint="unset RIDGEPOINT_KERNELS")
         return f"{package}.{_forced}", "forced"
     for path in ORDER.get(device_type, ("cpu", "reference")):
-        if importlib.util.find_spec(f"{package}.{path}") is not None:
+        if _is_there(f"{package}.{path}") and (path != "triton" or triton_installed()):
             return f"{package}.{path}", f"first path present for {device_type}"
     raise ConfigError(f"op {op!r} has no implementation for device {device_type!r}")

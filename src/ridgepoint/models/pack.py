@@ -1,7 +1,7 @@
-"""Swaps a decoder's weights for packed ones, so that its ops run by the native kernels. Decides formats by role.
+"""Swaps a decoder's weights for packed ones, so that its ops run by the native or the Triton kernels. Decides formats by role.
 
 Routers stay float32 (the choice of experts is made in full precision); everything else takes `fmt`. Each weight is freed as
-its packed form appears, so the peak is the model plus its largest weight. Biases and sinks become float32 once.
+its packed form appears, so the peak is the model plus its largest weight. On a CPU biases and sinks become float32 once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels import native
+from ridgepoint.kernels import dispatch, native
+from ridgepoint.kernels.device_weight import pack_for_device
 from ridgepoint.kernels.packed import pack
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.attention import GqaAttention
@@ -31,8 +32,11 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
         raise ConfigError(
             f"cannot pack a decoder of {decoder.dtype} computing in {decoder.compute_dtype}; allowed: bf16, f32"
         )
-    if decoder.embed.weight.device.type != "cpu":
-        raise ConfigError(f"cannot pack a decoder on {decoder.embed.weight.device}; allowed: cpu")
+    device = decoder.embed.weight.device.type
+    if device == "cuda":
+        return _pack_for_gpu(decoder, fmt)
+    if device != "cpu":
+        raise ConfigError(f"cannot pack a decoder on {device}; allowed: cpu, cuda")
     if decoder.dtype == torch.float32 and fmt not in (None, "f32"):
         raise ConfigError(f"a float32 decoder packs as f32, not {fmt!r}", hint="load it in bfloat16")
     native.library()
@@ -41,6 +45,30 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
     for module, name, role in matrices_of(decoder):
         replace_weight(module, name, pack(getattr(module, name), "f32" if role == "router" else fmt, glu=role == "glu"))
     widen_vectors(decoder)
+    return decoder
+
+
+def _pack_for_gpu(decoder: Decoder, fmt: str | None) -> Decoder:
+    """Dense weights are what the GPU's kernels read, so without `fmt` (or with "bf16") there is nothing to swap."""
+    if fmt in (None, "bf16") or (fmt == "f32" and decoder.dtype == torch.float32):
+        return decoder
+    if decoder.dtype != torch.bfloat16 or not dispatch.triton_installed():
+        raise ConfigError(
+            f"cannot pack a decoder of {decoder.dtype} on cuda as {fmt!r}"
+            + ("" if dispatch.triton_installed() else ": Triton is not installed"),
+            hint="load it in bfloat16 and install ridgepoint[gpu]",
+        )
+    return pack_by_role(decoder, fmt)
+
+
+@torch.no_grad()
+def pack_by_role(decoder: Decoder, fmt: str) -> Decoder:
+    """Every matrix but routers' as a `DeviceWeight`, wherever the decoder is (Triton's interpreter reads them on a CPU)."""
+    if decoder.head is None:
+        decoder.packed_head = pack_for_device(decoder.embed.weight, fmt)
+    for module, name, role in matrices_of(decoder):
+        if role != "router":
+            replace_weight(module, name, pack_for_device(getattr(module, name), fmt, glu=role == "glu"))
     return decoder
 
 

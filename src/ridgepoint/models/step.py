@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels import native
+from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
 from ridgepoint.models.decoder import Decoder
@@ -85,6 +85,9 @@ def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
     An explicit `fmt` that cannot be had is an error, an absent library is only reported.
     """
     on_cpu = decoder.embed.weight.device.type == "cpu"
+    if decoder.embed.weight.device.type == "cuda" and (fmt is not None or dispatch.triton_installed()):
+        pack_decoder(decoder, fmt)
+        return f"kernels triton: weights {f'packed as {fmt}' if fmt else 'as loaded'}"
     plain = decoder.dtype in (torch.bfloat16, torch.float32) and decoder.compute_dtype == decoder.dtype
     if fmt is None and not (on_cpu and plain and native.available()):
         reason = (

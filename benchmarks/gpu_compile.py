@@ -1,0 +1,235 @@
+"""Do Triton's kernels, as they are launched by default, compile for an H200 without spills and with its matrix units?
+
+Needs no GPU. Operators run over tensors that have shapes and no memory; every launch is recorded instead of started, then
+compiled for sm_90 with the assembler in Triton's wheel. Printed and saved per kernel: registers, spilled bytes, shared memory and
+counts of the instructions that matter (HGMMA: matrix units; UTMALDG: copy engine; LDGSTS: asynchronous copies; the rest: what else
+is issued, which bounds how fast codes become numbers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from provenance import provenance, save
+from ridgepoint.catalog.spec import ClampedSwiGlu, RouterSpec, SwiGlu
+from ridgepoint.kernels import triton_call
+from ridgepoint.kernels.add_shared.triton import add_shared
+from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, unfilled_for_device
+from ridgepoint.kernels.embed.triton import embed
+from ridgepoint.kernels.glu.triton import glu
+from ridgepoint.kernels.linear.triton import linear, linear_f32
+from ridgepoint.kernels.moe_experts.triton import moe_experts
+from ridgepoint.kernels.route.triton import route
+
+TARGET = GPUTarget("cuda", 90, 32)
+PROCESSORS = 132
+SHARED_BYTES = 227 * 1024
+MATRIX_KERNELS = ("token_tiles", "weight_tiles")
+TYPES = {
+    torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
+    torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
+}  # fmt: skip
+BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches inside, in order, instead of their effects."""
+    launches: list[Launch] = []
+    start = JITFunction.__getitem__
+
+    def record(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
+            launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
+
+        return launch
+
+    JITFunction.__getitem__ = record
+    before = triton_call.DEVICE_TYPE, triton_call._num_multiprocessors
+    triton_call.DEVICE_TYPE, triton_call._num_multiprocessors = "meta", lambda index: PROCESSORS
+    try:
+        yield launches
+    finally:
+        JITFunction.__getitem__ = start
+        triton_call.DEVICE_TYPE, triton_call._num_multiprocessors = before
+
+
+def compiled(launch: Launch) -> dict[str, Any]:
+    """Compile as a launch with these arguments would: integers of 1 become constants, multiples of 16 are known to be."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, launch.arguments.get(parameter.name, parameter.default)
+        specialised = not parameter.do_not_specialize
+        one = isinstance(value, int) and value == 1 and specialised
+        if parameter.is_constexpr or value is None or one:
+            signature[name], constants[name] = "constexpr", value
+            continue
+        signature[name] = _type_of(value)
+        aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and specialised and value % 16 == 0)
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    result = triton.compile(source, target=TARGET, options=launch.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(result.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([BIN / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True)
+        sass = subprocess.run([BIN / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr).groups())
+    issued = Counter(re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)[. ;]", sass, re.M))
+    return {
+        "kernel": launch.kernel.__name__, "warps": result.metadata.num_warps, "stages": result.metadata.num_stages,
+        "registers": registers, "stack_bytes": stack, "shared_bytes": result.metadata.shared,
+        "instructions": dict(issued.most_common()),
+    }  # fmt: skip
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}[{','.join(map(str, value.block_shape))}]>"
+    return "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def faults(result: dict[str, Any]) -> list[str]:
+    """What must not be: spills, more shared memory than there is, a product without the matrix units."""
+    issued, found = result["instructions"], []
+    if result["stack_bytes"] or issued.get("STL") or issued.get("LDL"):
+        found.append(f"spills ({result['stack_bytes']} bytes of stack)")
+    if result["shared_bytes"] > SHARED_BYTES:
+        found.append(f"{result['shared_bytes']} bytes of shared memory")
+    if result["kernel"] in MATRIX_KERNELS and not issued.get("HGMMA"):
+        found.append("no wgmma")
+    return found
+
+
+# ---------------------------------------------------------------- what is launched
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _packed(fmt: str, num: int, outputs: int, inputs: int, glu: bool) -> torch.Tensor | DeviceWeight:
+    """A weight of this shape without memory."""
+    if fmt == "bf16":
+        return _meta(num, outputs, inputs) if num > 1 else _meta(outputs, inputs)
+    return unfilled_for_device(fmt, num, outputs, inputs, glu=glu, stacked=num > 1, device="meta")
+
+
+def _experts(fmt: str, tokens: int, d: int, f: int, e: int, k: int, clamped: bool = False) -> None:
+    biases = (_meta(e, 2 * f), _meta(e, d)) if clamped else (None, None)
+    activation = ClampedSwiGlu(alpha=1.702, limit=7.0) if clamped else SwiGlu()
+    moe_experts(
+        _meta(tokens, d), _meta(tokens, k, dtype=torch.float32), _meta(tokens, k, dtype=torch.int64),
+        _packed(fmt, e, 2 * f, d, True), _packed(fmt, e, d, f, False), activation, *biases,
+    )  # fmt: skip
+
+
+def _route(scores: str, experts: int, groups: int, top_k: int) -> None:
+    router = RouterSpec(
+        scores=scores, normalise=True, scale=1.0, bias=False, correction_bias=groups > 1, num_groups=groups,
+        topk_groups=max(1, groups // 2), group_score="top2_sum", jitter_eps=None,
+    )  # fmt: skip
+    correction = _meta(experts, dtype=torch.float32) if groups > 1 else None
+    route(_meta(64, experts, dtype=torch.float32), correction, router, top_k)
+
+
+def cases(smoke: bool) -> dict[str, Callable[[], object]]:
+    """Every tile of the shipped table in every format, at the shapes that matter, and the small operators."""
+    found: dict[str, Callable[[], object]] = {}
+    small: dict[str, Callable[[], object]] = {"experts bf16 x4": lambda: _experts("bf16", 4, 2816, 704, 128, 8)}
+    for tokens in (4, 200, 600, 1500, 32768):
+        found[f"experts bf16 x{tokens}"] = lambda t=tokens: _experts("bf16", t, 2048, 768, 128, 8)
+    found["experts bf16 2816 x4096"] = lambda: _experts("bf16", 4096, 2816, 704, 128, 8)
+    for fmt in FORMATS:
+        for tokens in (4, 200, 600, 8192):
+            found[f"experts {fmt} x{tokens}"] = lambda f=fmt, t=tokens: _experts(f, t, 2048, 768, 128, 8)
+        for rows in (1, 20, 40, 4096):
+            found[f"linear {fmt} x{rows}"] = lambda f=fmt, r=rows: linear(
+                _meta(r, 2048), _packed(f, 1, 4096, 2048, False)
+            )
+    for tokens in (4, 2000):
+        found[f"experts gpt-oss x{tokens}"] = lambda t=tokens: _experts("mxfp4", t, 2880, 2880, 128, 4, clamped=True)
+    for rows in (1, 4096):
+        found[f"head bf16 x{rows}"] = lambda r=rows: linear_f32(_meta(r, 2048), _meta(151936, 2048))
+    found["route softmax"] = lambda: _route("softmax", 128, 1, 8)
+    found["route sigmoid, 8 groups"] = lambda: _route("sigmoid", 256, 8, 8)
+    found["route softmax of the chosen"] = lambda: _route("softmax_topk", 128, 1, 4)
+    found["glu"] = lambda: glu(_meta(64, 2 * 6144), SwiGlu())
+    found["add_shared"] = lambda: add_shared(_meta(64, 2048), _meta(64, 2048), _meta(64, 1))
+    found["embed"] = lambda: embed(_meta(64, dtype=torch.int64), _meta(1000, 2048), 1.0, torch.bfloat16)
+    return small if smoke else found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one case")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--out", type=Path, help="JSON result")
+    args = parser.parse_args()
+    rows, wrong, known = [], 0, {}
+    print(f"{'case':28} {'kernel':18} {'warps':>5} {'regs':>4} {'stack':>5} {'shared':>7}  instructions")
+    for name, run in cases(args.smoke).items():
+        if args.only not in name:
+            continue
+        with recorded() as launches, torch.no_grad():
+            run()
+        for launch in launches:
+            key = (
+                launch.kernel.__name__,
+                str(sorted((n, str(v)) for n, v in launch.arguments.items() if not isinstance(v, torch.Tensor))),
+                str(launch.options),
+            )
+            if key in known:
+                continue
+            result = known[key] = compiled(launch) | {"case": name}
+            result["faults"] = faults(result)
+            wrong += bool(result["faults"])
+            rows.append(result)
+            wanted = ("HGMMA", "QGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDS", "STS", "LDSM")
+            shown = " ".join(f"{n} {result['instructions'][n]}" for n in wanted if n in result["instructions"])
+            print(
+                f"{name:28} {result['kernel']:18} {result['warps']:5} {result['registers']:4} {result['stack_bytes']:5} "
+                f"{result['shared_bytes']:7}  {shown} of {sum(result['instructions'].values())}"
+                + "".join(f"  FAULT: {fault}" for fault in result["faults"])
+            )
+    print(f"{len(rows)} kernels, {wrong} with faults")
+    save(args.out, provenance(__doc__) | {"triton": triton.__version__, "target": "sm_90", "kernels": rows})
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+# mypy: disallow-untyped-defs=False
+"""`add_shared` on a GPU, in one pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ridgepoint.kernels.add_shared import cpu
+from ridgepoint.kernels.gemm.tiles import sigmoid
+from ridgepoint.kernels.triton_call import takes
+
+WIDTH = 1024
+
+
+def add_shared(routed_TD: torch.Tensor, shared_TD: torch.Tensor, gate_logit_T1: torch.Tensor | None) -> torch.Tensor:
+    plain = routed_TD.is_contiguous() and shared_TD.is_contiguous() and routed_TD.dim() == 2
+    if not plain or not takes(routed_TD, shared_TD, gate_logit_T1):
+        return cpu.add_shared(routed_TD, shared_TD, gate_logit_T1)
+    out_TD = torch.empty_like(routed_TD)
+    num_tokens, width = routed_TD.shape
+    if out_TD.numel() == 0:
+        return out_TD
+    block = min(WIDTH, triton.next_power_of_2(width))
+    stride = 0 if gate_logit_T1 is None else gate_logit_T1.stride(0)
+    _add_shared[(num_tokens, triton.cdiv(width, block))](
+        routed_TD, shared_TD, gate_logit_T1, stride, out_TD, width, block
+    )
+    return out_TD
+
+
+@triton.jit
+def _add_shared(routed, shared, gate, gate_stride, out, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    at = token * width + column
+    y = tl.load(shared + at, mask=inside, other=0.0).to(tl.float32)
+    if gate is not None:
+        y *= sigmoid(tl.load(gate + token * gate_stride).to(tl.float32))
+    y += tl.load(routed + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,144 @@
+"""Starts the product kernels: descriptors, grids and the choice that alignment forces. Knows tiles, not operators.
+
+Tiles of tokens go through the copy engine, which wants 16-byte aligned rows; a tensor without them (odd widths, in tests and
+toy models) takes the other kernel with plain pointers, at the same BLOCK_M.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
+from ridgepoint.kernels.device_weight import DeviceWeight
+from ridgepoint.kernels.gemm.dequantise import words_per_block
+from ridgepoint.kernels.gemm.token_tiles import token_tiles
+from ridgepoint.kernels.gemm.weight_tiles import weight_tiles
+from ridgepoint.kernels.moe_experts.groups import Blocks, Groups
+from ridgepoint.kernels.triton_call import describable, describe, num_multiprocessors
+from ridgepoint.kernels.tuning import Tile
+
+Weight = torch.Tensor | DeviceWeight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """`act(w @ x + bias)` for rows of `x`. `activation` makes `w` a gated projection: gate rows, then up rows.
+
+    With `groups`, `w` is one matrix per expert and rows are those of the groups, which with `top_k` are first gathered from
+    the tokens in `x` (a token has `top_k` rows); the heights of tiles are then those of the groups' blocks.
+    """
+
+    x: torch.Tensor
+    w: Weight
+    bias: torch.Tensor | None
+    tile: Tile
+    block_m: int
+    out_dtype: torch.dtype
+    groups: Groups | None = None
+    top_k: int | None = None
+    activation: Activation | None = None
+
+    @property
+    def parts(self) -> int:
+        return 1 if self.activation is None else 2
+
+    @property
+    def part_rows(self) -> int:
+        return self.w.shape[-2] // self.parts
+
+    @property
+    def inputs(self) -> int:
+        return self.w.shape[-1]
+
+    def run(self) -> torch.Tensor:
+        rows = self.x.shape[0] if self.groups is None else self.groups.capacity_rows
+        x = self.x if self.x.stride(-1) == 1 else self.x.contiguous()
+        out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
+        for blocks in (None,) if self.groups is None else self.groups.tables:
+            if self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
+                self._run_token_tiles(x, self.w, out, blocks)
+            else:
+                self._run_weight_tiles(x, out, blocks)
+        return out
+
+    def _copyable(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> bool:
+        """Whether the copy engine can move what tiles of tokens read and write."""
+        return describable(w) and describable(out) and (self.top_k is not None or describable(x))
+
+    def _grid(self, columns: int, blocks: Blocks | None) -> tuple[int]:
+        count = triton.cdiv(self.x.shape[0], self.block_m) if blocks is None else blocks.capacity
+        return (min(count * columns, num_multiprocessors(self.x.device) * self.tile.per_processor),)
+
+    def _shared(self, blocks: Blocks | None) -> dict[str, object]:
+        activation = self.activation
+        clamped = isinstance(activation, ClampedSwiGlu)
+        block_m = self.block_m if blocks is None else blocks.block_m
+        return {
+            "row_pair": None if self.groups is None else self.groups.row_pair,
+            "block_expert": None if blocks is None else blocks.expert,
+            "block_start": None if blocks is None else blocks.start,
+            "block_rows": None if blocks is None else blocks.rows,
+            "num_blocks_ptr": None if blocks is None else blocks.count,
+            "num_rows": self.x.shape[0],
+            "bias": self.bias,
+            "inputs": self.inputs,
+            "part_rows": self.part_rows,
+            "alpha": activation.alpha if isinstance(activation, ClampedSwiGlu) else 0.0,
+            "limit": activation.limit if isinstance(activation, ClampedSwiGlu) else 0.0,
+            "TOP_K": self.top_k or 1,
+            "GROUPED": blocks is not None,
+            "GATHER": self.top_k is not None,
+            "PARTS": self.parts,
+            "ACTIVATION": "clamped" if clamped else "silu",
+            "BLOCK_M": block_m,
+            "BLOCK_N": self.tile.block_n,
+            "BLOCK_K": self.tile.block_k,
+            "GROUP": self.tile.group,
+            "num_warps": self._num_warps(block_m),
+            "num_stages": self.tile.num_stages,
+        }
+
+    def _num_warps(self, block_m: int) -> int:
+        """Tiles of tokens give 16 rows to each warp of a group of four: a short block has half the warps of a tall one."""
+        halved = self.tile.kernel == "tokens" and block_m < self.block_m
+        return max(4, self.tile.num_warps // 2) if halved else self.tile.num_warps
+
+    def _run_token_tiles(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor, blocks: Blocks | None) -> None:
+        tile, features = self.tile, self.tile.block_n // self.parts
+        block_m = self.block_m if blocks is None else blocks.block_m
+        w_4d = w.view(-1, self.parts, self.part_rows, self.inputs)
+        token_tiles[self._grid(triton.cdiv(self.part_rows, features), blocks)](
+            x=x if self.top_k is not None else describe(x, [block_m, tile.block_k]),
+            x_stride=x.stride(0),
+            w=describe(w_4d, [1, self.parts, features, tile.block_k]),
+            out=describe(out, [block_m, features]),
+            FLATTEN=tile.flatten,
+            **self._shared(blocks),
+        )
+
+    def _run_weight_tiles(self, x: torch.Tensor, out: torch.Tensor, blocks: Blocks | None) -> None:
+        w, features = self.w, self.tile.block_n // self.parts
+        if isinstance(w, DeviceWeight):
+            kind, group, scales, scale_rows = w.kind, w.group, w.scales, w.scale_rows
+            stored, width = w.codes.flatten(0, 1), words_per_block(w.kind)
+        else:
+            kind, group, scales, scale_rows = "bf16", 0, None, 1
+            stored, width = w.reshape(-1, self.part_rows, self.inputs), self.tile.block_k
+        tma = describable(stored)
+        weight_tiles[self._grid(triton.cdiv(self.part_rows, features), blocks)](
+            x=x,
+            x_stride=x.stride(0),
+            w=describe(stored, [1, features, width]) if tma else stored,
+            scales=scales,
+            out=out,
+            out_stride=out.stride(0),
+            num_groups=0 if scales is None else scales.shape[-2],
+            KIND=kind,
+            GROUP_SIZE=group,
+            SCALE_ROWS=scale_rows,
+            TMA=tma,
+            **self._shared(blocks),
+        )

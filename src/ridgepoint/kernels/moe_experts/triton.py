@@ -1,0 +1,66 @@
+"""Routed experts on a GPU: rows grouped by expert on the device, two products, one weighted sum. No step waits for the host.
+
+Every launch has a size that follows from shapes alone, so a step of them can be captured in a graph. Given the same tile
+(`tuning` picks it by T K / E and the format) a token's bits do not depend on its company: rows never meet inside a product,
+inputs are summed in one fixed order, and the K rows of a token in the order of k. Across tiles the last bits may differ.
+Training, and types other than bf16, go to torch's path.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ridgepoint.catalog.spec import Activation
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels import tuning
+from ridgepoint.kernels.device_weight import DeviceWeight
+from ridgepoint.kernels.gemm.launch import Product, Weight
+from ridgepoint.kernels.moe_experts import cpu
+from ridgepoint.kernels.moe_experts.combine import combine
+from ridgepoint.kernels.moe_experts.groups import group_rows
+from ridgepoint.kernels.triton_call import on_device, takes, wants_gradient
+
+
+def moe_experts(
+    x_TD: torch.Tensor,
+    weights_TK: torch.Tensor,
+    expert_ids_TK: torch.Tensor,
+    w_gate_up_E2FD: Weight,
+    w_down_EDF: Weight,
+    activation: Activation,
+    bias_gate_up_E2F: torch.Tensor | None = None,
+    bias_down_ED: torch.Tensor | None = None,
+) -> torch.Tensor:
+    plain = [w for w in (w_gate_up_E2FD, w_down_EDF) if isinstance(w, torch.Tensor)]
+    if not takes(x_TD, *plain) or wants_gradient(weights_TK, bias_gate_up_E2F, bias_down_ED):
+        if isinstance(w_gate_up_E2FD, DeviceWeight) or isinstance(w_down_EDF, DeviceWeight):
+            raise ConfigError(
+                f"experts packed for the GPU cannot take {x_TD.dtype} activations on {x_TD.device.type}",
+                hint="they serve inference in bfloat16 on CUDA",
+            )
+        return cpu.moe_experts(
+            x_TD, weights_TK, expert_ids_TK, w_gate_up_E2FD, w_down_EDF, activation, bias_gate_up_E2F, bias_down_ED
+        )
+    if x_TD.shape[0] == 0:
+        return x_TD.new_empty(0, w_down_EDF.shape[1])
+    choice = _choice(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
+    assert choice.second is not None
+    groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
+    h_MF = Product(
+        x=x_TD, w=w_gate_up_E2FD, bias=bias_gate_up_E2F, tile=choice.first, block_m=choice.block_m, out_dtype=x_TD.dtype,
+        groups=groups, top_k=expert_ids_TK.shape[1], activation=activation,
+    ).run()  # fmt: skip
+    y_MD = Product(
+        x=h_MF, w=w_down_EDF, bias=bias_down_ED, tile=choice.second, block_m=choice.block_m, out_dtype=x_TD.dtype,
+        groups=groups,
+    ).run()  # fmt: skip
+    return combine(y_MD, weights_TK, groups.pair_row)
+
+
+def _choice(x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, gate_up: Weight, down: Weight) -> tuning.Choice:
+    kinds = {w.kind if isinstance(w, DeviceWeight) else "bf16" for w in (gate_up, down)}
+    if len(kinds) != 1 or not on_device(*(w.codes for w in (gate_up, down) if isinstance(w, DeviceWeight))):
+        raise ConfigError(f"gate-up and down weights must share a format and a device, got {', '.join(sorted(kinds))}")
+    num_experts, outputs, inputs = gate_up.shape
+    rows = expert_ids_TK.numel() / num_experts
+    return tuning.choose("experts", kinds.pop(), rows, (inputs, outputs), x_TD.device)
