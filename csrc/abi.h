@@ -8,14 +8,15 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 1, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 2, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1 };
 enum RpOp {
     RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
-    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_NUM_OPS
+    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_OP_MAP, RP_OP_SAMPLE,
+    RP_NUM_OPS
 };
 // Where an op's row count comes from when a recorded step is replayed.
 enum RpRows { RP_ROWS_FIXED = 0, RP_ROWS_TOKENS = 1, RP_ROWS_LOGITS = 2 };
@@ -43,8 +44,9 @@ struct LinearOp {
     void* y;              // [rows, outputs]
     const float* bias;    // [outputs] or null
     int64_t x_stride, y_stride;  // elements between rows
+    int64_t x_head_stride;       // when heads: matrix h acts on x[:, h * x_head_stride :]
     int32_t x_dtype, y_dtype;    // RpDtype
-    int32_t heads;        // 1: matrix h acts on x[:, h * inputs :] and writes y[:, h * outputs :]
+    int32_t heads;        // 1: one matrix per head; matrix h writes y[:, h * outputs :]
     int32_t pad;
 };
 
@@ -86,7 +88,7 @@ struct RopeOp {
     void* y;
     const float* cos;      // [rows, half]
     const float* sin;
-    int64_t x_stride, y_stride, table_stride, heads, width, half;
+    int64_t x_stride, x_head_stride, y_stride, table_stride, heads, width, half;
     int32_t dtype, interleaved;
 };
 
@@ -100,7 +102,7 @@ struct RopeTablesOp {
     float magnitude, pad;
 };
 
-// scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen.
+// scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen, 3 sparsemixer (the k-th best's share of what is within its jitter).
 struct RouteOp {
     OpHeader header;
     const float* logits;      // [rows, E]
@@ -109,7 +111,7 @@ struct RouteOp {
     int64_t* expert_ids;      // [rows, K]
     int64_t num_experts, top_k, num_groups, topk_groups;
     int32_t scores, normalise, group_top2, pad;
-    float scale, pad2;
+    float scale, jitter;
 };
 
 struct EmbedOp {
@@ -131,6 +133,16 @@ struct GluOp {
     float alpha, limit;
 };
 
+// y = min(max(scale * x, -limit), limit).
+struct MapOp {
+    OpHeader header;
+    const void* x;  // [rows, width]
+    void* y;
+    int64_t width, x_stride, y_stride;
+    int32_t dtype;
+    float scale, limit, pad;
+};
+
 struct AddSharedOp {
     OpHeader header;
     const void* routed;
@@ -141,28 +153,34 @@ struct AddSharedOp {
     int32_t dtype, pad;
 };
 
-// A KV block of one layer: for each KV head, for each 16 tokens, keys [head_dim / 2][16][2] then values [8][v_dim][2].
+// KV caches: see ops/kv.h for a block's layout in each format (f32, bf16, int8 or fp8). `latent`: MLA, one head, k the
+// latents (v_dim channels), v the rotary keys (the rest of key_dim), values none.
 struct KvWriteOp {
     OpHeader header;
-    const void* k;           // [rows, heads, head_dim]
+    const void* k;           // [rows, heads, key_dim]
     const void* v;           // [rows, heads, v_dim]
     const int64_t* slots;    // [rows] block * block_size + offset; negative: not written
     uint8_t* cache;
-    int64_t block_bytes, block_size, heads, head_dim, v_dim, k_stride, v_stride;
+    int64_t block_bytes, block_size, num_slots, heads, key_dim, v_dim, k_stride, v_stride;
+    int32_t dtype, format;   // of k and v; of the cache
+    int32_t latent, pad;
 };
 
 struct AttentionOp {
     OpHeader header;                // rows: tokens
-    const void* q;                  // [rows, H, head_dim] bf16
-    void* y;                        // [rows, H, v_dim] bf16
+    const void* q;                  // [rows, H, key_dim]; latent: [rows, H, v_dim], absorbed
+    const void* q_rope;             // latent: [rows, H, key_dim - v_dim]
+    void* y;                        // [rows, H, v_dim]
     const uint8_t* cache;
     const int64_t* query_starts;    // [B + 1]
     const int64_t* context_lens;    // [B], the step's own tokens included
     const int64_t* block_tables;    // [B, table_stride]
     const float* sinks;             // [H] or null
     const int64_t* num_seqs;        // B, read at replay
-    int64_t block_bytes, block_size, table_stride, heads, kv_heads, head_dim, v_dim, q_stride, y_stride, window;
-    float scale, pad;
+    int64_t block_bytes, block_size, table_stride, heads, kv_heads, key_dim, v_dim, q_stride, q_rope_stride, y_stride, window;
+    int32_t dtype, format;          // of q and y; of the cache
+    int32_t latent;
+    float scale;                    // positive
 };
 
 int32_t rp_abi_version();

@@ -1,5 +1,6 @@
 // Kernel table: avx512.
 #include "../isa.h"
+#include "../ops/kv.h"
 #include "../pack.h"
 
 #include <cstring>
@@ -13,6 +14,7 @@ namespace {
 constexpr int kLaneRows = 6, kLaneVectors = 4;
 #include "rows.inl"
 #include "tiles_lanes.inl"
+#include "attend_lanes.inl"
 }  // namespace
 
 extern const KernelTable kAvx512Kernels = {
@@ -25,7 +27,7 @@ extern const KernelTable kAvx512Kernels = {
         {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
         {kLaneRows, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
     },
-    4, true, lanes_scores<4>, lanes_values<4>,
+    kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
     RP_ROW_FUNCTIONS, lanes_peak,
 };
 

@@ -1,5 +1,6 @@
 // Kernel table: AVX-512 with the bf16 dot product, VNNI and VBMI.
 #include "../isa.h"
+#include "../ops/kv.h"
 #include "../pack.h"
 
 #include <cstring>
@@ -13,8 +14,10 @@ namespace {
 constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kIntegerRows = 4, kFp8Rows = 5;
 #include "rows.inl"
 #include "tiles_lanes.inl"
+#include "attend_lanes.inl"
 #include "tiles_bf16.inl"
 #include "tiles_vnni.inl"
+#include "attend_bf16.inl"
 }  // namespace
 
 extern const KernelTable kAvx512Bf16Kernels = {
@@ -27,7 +30,7 @@ extern const KernelTable kAvx512Bf16Kernels = {
         {kIntegerRows, planes_row_bytes, planes_prepare<kFp4Zero>, vnni_rows<RP_MXFP4, kIntegerRows>},
         {kFp8Rows, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},
     },
-    6, false, dot_scores<6>, dot_values<6>,
+    kPairDots, kMixedLanes, kFloatLanes, lookup_expand,
     RP_ROW_FUNCTIONS, best_peak,
 };
 

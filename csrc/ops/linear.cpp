@@ -22,7 +22,7 @@ void body(const void* raw, int64_t rows, Region& region) {
     const int64_t matrices = op.heads ? w.num_matrices : 1, panels = panels_of(w);
     const int64_t bytes = prepare_bytes(region.table, w, op.x_dtype);
     for (int64_t m = 0; m < matrices && bytes; m++)
-        prepare_rows(region, w, offset(op.x, m * w.inputs, op.x_dtype), op.x_dtype, op.x_stride, rows,
+        prepare_rows(region, w, offset(op.x, m * op.x_head_stride, op.x_dtype), op.x_dtype, op.x_stride, rows,
                      region.shared + m * rows * bytes);
     if (bytes) region.team.barrier();
 
@@ -34,7 +34,7 @@ void body(const void* raw, int64_t rows, Region& region) {
         const bool more = after < matrices * panels * chunks && after / chunks != item / chunks;
         const uint8_t* next = more ? panel_at(w, after / chunks / panels, after / chunks % panels) : nullptr;
         const int64_t column = p * kPanel, width = w.outputs - column < kPanel ? w.outputs - column : kPanel;
-        Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * w.inputs, op.x_dtype),
+        Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * op.x_head_stride, op.x_dtype),
                bytes ? bytes : op.x_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2)};
         multiply(region, w, panel_at(w, m, p), next, count, [&](int64_t i) { return x.at(first + i); },
                  [&](int64_t done, int64_t n, float* values) {

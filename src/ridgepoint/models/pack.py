@@ -13,7 +13,7 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import pack
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.nn.attention import GqaAttention
+from ridgepoint.nn.attention import GqaAttention, MlaAttention
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear, replace_weight
 
@@ -42,6 +42,11 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
             _widen(module, "bias_down_ED")
         elif isinstance(module, Router):
             _swap(module, "weight", "f32")
+        elif isinstance(
+            module, MlaAttention
+        ):  # the matrix that moves a query into the latent space, and the one out of it
+            replace_weight(module, "w_uk_HNC", pack(module.w_uk_HNC.transpose(1, 2), fmt))
+            _swap(module, "w_uv_HVC", fmt)
         elif isinstance(module, GqaAttention):
             _widen(module, "sinks_H")
         if isinstance(module, Linear | Router):
