@@ -183,6 +183,29 @@ struct AttentionOp {
     float scale;                    // positive
 };
 
+// How one row of logits becomes a token. Neutral: temperature 1 (0: greedy), top_k 0, top_p 1, min_p 0, repetition 1, 0, 0.
+struct SampleRow {
+    double temperature, top_p, min_p, uniform, repetition, presence, frequency;
+    int64_t top_k;
+    int64_t num_seen;        // distinct tokens of prompt and output, and how often each is in the output
+    const int64_t* seen;
+    const int64_t* counts;
+    int64_t num_added;       // tokens whose logits are added to
+    const int64_t* added;
+    const float* addends;
+    int64_t num_top;         // log-probabilities wanted besides the token's; -1: none at all
+};
+
+struct SampleOp {
+    OpHeader header;
+    const float* logits;     // [rows, vocab]
+    const SampleRow* rules;  // [rows]
+    int64_t* ids;            // [rows]; -1 where the logits are not numbers
+    float* logprobs;         // [rows, 1 + most_top], of the logits as given
+    int64_t* top_ids;        // [rows, most_top]
+    int64_t vocab, stride, most_top;
+};
+
 int32_t rp_abi_version();
 int32_t rp_layout_version();
 const char* rp_last_error();

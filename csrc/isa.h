@@ -71,6 +71,9 @@ struct KernelTable {
     float (*exp_sum)(float* x, int64_t n, float max, float scale);  // x = exp((x - max) * scale); returns the sum
     float (*max_of)(const float* x, int64_t n);
     float (*largest)(const float* x, int64_t n);  // magnitude
+    int64_t (*best)(const float* x, int64_t n);   // first index of the largest; -1 where any is NaN
+    float (*sum_from)(const float* x, int64_t n, float floor);                  // of those that are at least floor
+    int64_t (*collect)(const float* x, int64_t n, float floor, float* out);     // those, in order; out has room for 16 more
     float (*sum_squares)(const void* x, int32_t dtype, int64_t n, float centre);
     float (*sum_of)(const void* x, int32_t dtype, int64_t n);
     void (*normalise)(const void* x, int32_t dtype, const void* w, int32_t w_dtype, float w_offset, const void* bias,

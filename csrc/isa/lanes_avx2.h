@@ -55,6 +55,15 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     const __m256 l = _mm256_set1_ps(limit);
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
 }
+// Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
+inline int append_from(float* out, const float* x, float floor) {
+    int count = 0;
+    for (int i = 0; i < 16; i++) {
+        out[count] = x[i];
+        count += x[i] >= floor;
+    }
+    return count;
+}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

@@ -41,6 +41,13 @@ inline void store_bf16(uint16_t* p, Lanes x) {
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
 }
+// Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
+inline int append_from(float* out, const float* x, float floor) {
+    const __m512 v = _mm512_loadu_ps(x);
+    const __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_set1_ps(floor), _CMP_GE_OQ);
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(keep, v));
+    return __builtin_popcount(keep);
+}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

@@ -78,6 +78,15 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     }
     return value;
 }
+// Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
+inline int append_from(float* out, const float* x, float floor) {
+    int count = 0;
+    for (int i = 0; i < 16; i++) {
+        out[count] = x[i];
+        count += x[i] >= floor;
+    }
+    return count;
+}
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 #undef EACH
 

@@ -113,6 +113,43 @@ float row_largest(const float* x, int64_t n) {
     return r;
 }
 
+int64_t row_best(const float* x, int64_t n) {
+    Lanes a = set1(-__builtin_inff()), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        a = vmax(a, load(x + i)); b = vmax(b, load(x + i + 16)); c = vmax(c, load(x + i + 32)); d = vmax(d, load(x + i + 48));
+    }
+    float v[16], top = -__builtin_inff();
+    store(v, vmax(vmax(a, b), vmax(c, d)));
+    for (int j = 0; j < 16; j++) top = v[j] > top ? v[j] : top;
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    int64_t at = -1;
+    for (i = 0; i < n; i += 64) {
+        const int64_t end = i + 64 < n ? i + 64 : n;
+        int nan = 0, hit = 0;
+        for (int64_t j = i; j < end; j++) { nan |= x[j] != x[j]; hit |= x[j] == top; }
+        if (nan) return -1;
+        if (hit && at < 0) for (at = i; x[at] != top;) at++;
+    }
+    return at;
+}
+float row_sum_from(const float* x, int64_t n, float floor) {
+    Lanes total = zero();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) total = add(total, zero_below(load(x + i), floor, load(x + i)));
+    if (i < n) {
+        const Lanes last = load_tail<RP_DTYPE_F32>(x, i, n - i, 0.0f);
+        total = add(total, zero_below(last, floor, last));
+    }
+    return fold_sum(total);
+}
+int64_t row_collect(const float* x, int64_t n, float floor, float* out) {
+    int64_t count = 0, i = 0;
+    for (; i + 16 <= n; i += 16) count += append_from(out + count, x + i, floor);
+    for (; i < n; i++) if (x[i] >= floor) out[count++] = x[i];
+    return count;
+}
+
 template <int D> float sum_squares_as(const void* x, int64_t n, float centre) {
     const Lanes c = set1(centre);
     Lanes total = zero();

@@ -99,9 +99,21 @@ AttentionOp = _struct(
     sinks=ptr, num_seqs=ptr, block_bytes=i64, block_size=i64, table_stride=i64, heads=i64, kv_heads=i64, key_dim=i64,
     v_dim=i64, q_stride=i64, q_rope_stride=i64, y_stride=i64, window=i64, dtype=i32, format=i32, latent=i32, scale=f32,
 )  # fmt: skip
+SampleOp = _struct(
+    "SampleOp",
+    **_HEADER,
+    logits=ptr,
+    rules=ptr,
+    ids=ptr,
+    logprobs=ptr,
+    top_ids=ptr,
+    vocab=i64,
+    stride=i64,
+    most_top=i64,
+)
 OP_IDS = {
     LinearOp: 0, MoeOp: 1, NormOp: 2, RopeOp: 3, RouteOp: 4, EmbedOp: 5, GluOp: 6, KvWriteOp: 7, AttentionOp: 8,
-    AddSharedOp: 9, RopeTablesOp: 10, MapOp: 11,
+    AddSharedOp: 9, RopeTablesOp: 10, MapOp: 11, SampleOp: 12,
 }  # fmt: skip
 
 
