@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import provenance
-from ridgepoint.kernels import native, paged_attention
+from ridgepoint.kernels import mla_attention, native, paged_attention
+from ridgepoint.kernels.packed import pack
+from ridgepoint.kernels.paged_attention.native import stored
 from ridgepoint.kernels.tensor_call import Recording, recording
 
 HEADS, KV_HEADS, HEAD_DIM, LATENT, ROPE, NOPE = 16, 4, 64, 512, 64, 128
@@ -106,17 +107,56 @@ class Gqa(Case):
         for b in range(self.seqs):
             k, v = (torch.randn(self.context, KV_HEADS, HEAD_DIM).to(self.compute) for _ in "kv")
             paged_attention.write(kv, k, v, self.slots[b])
-            if b == 0:
-                self.k, self.v = k, v
         return kv
 
     def attend(self, kv: torch.Tensor) -> torch.Tensor:
         return paged_attention.attend(self.q, kv, self.plan, HEAD_DIM**-0.5, None, None)
 
     def error(self) -> float:
-        k, v = (t.double().repeat_interleave(HEADS // KV_HEADS, 1) for t in (self.k, self.v))
+        keys, values, scales = stored(self.caches[0], HEAD_DIM, HEAD_DIM)
+        k, v = (
+            (x[self.slots[0]] * scales[self.slots[0], :, i : i + 1]).double().repeat_interleave(HEADS // KV_HEADS, 1)
+            for i, x in enumerate((keys, values))
+        )
         logits = torch.einsum("qhp,khp->hqk", self.q[: self.queries].double(), k) * HEAD_DIM**-0.5
         truth = torch.einsum("hqk,khp->qhp", logits.masked_fill(self.hidden(), float("-inf")).softmax(-1), v)
+        return relative(self.attend(self.caches[0])[: self.queries], truth)
+
+
+class Mla(Case):
+    """Absorbed: the products with `w_uk` and `w_uv` are part of the call."""
+
+    kind = "mla"
+
+    def allocate(self) -> torch.Tensor:
+        return mla_attention.allocate(self.tables.numel(), BLOCK_TOKENS, LATENT, ROPE, self.dtype, "cpu")
+
+    def fill(self) -> torch.Tensor:
+        tokens = self.seqs * self.queries
+        self.flops = 2.0 * HEADS * (2 * LATENT + ROPE) * self.pairs + 4.0 * tokens * HEADS * LATENT * NOPE
+        q = torch.randn(tokens, HEADS, NOPE + ROPE).to(self.compute)
+        self.q_nope, self.q_rope = q[..., :NOPE], q[..., NOPE:].contiguous()
+        self.w_uk, self.w_uv = ((torch.randn(HEADS, NOPE, LATENT) / LATENT**0.5).to(self.compute) for _ in "kv")
+        self.packed = pack(self.w_uk.transpose(1, 2)), pack(self.w_uv)
+        kv = self.allocate()
+        for b in range(self.seqs):
+            latents, ropes = (torch.randn(self.context, n).to(self.compute) for n in (LATENT, ROPE))
+            mla_attention.write(kv, latents, ropes, self.slots[b])
+        return kv
+
+    def attend(self, kv: torch.Tensor) -> torch.Tensor:
+        return mla_attention.attend(self.q_nope, self.q_rope, kv, *self.packed, self.plan, (NOPE + ROPE) ** -0.5, None)
+
+    def error(self) -> float:
+        keys, _, scales = stored(self.caches[0], LATENT + ROPE, 0)
+        halves = keys[self.slots[0], 0].double().split((LATENT, ROPE), -1)
+        latents, ropes = (x * scales[self.slots[0], 0, i : i + 1].double() for i, x in enumerate(halves))
+        q_lat = torch.einsum("qhn,hnc->qhc", self.q_nope[: self.queries].double(), self.w_uk.double())
+        logits = torch.einsum("qhc,kc->hqk", q_lat, latents) + torch.einsum(
+            "qhr,kr->hqk", self.q_rope[: self.queries].double(), ropes
+        )
+        weights = (logits * (NOPE + ROPE) ** -0.5).masked_fill(self.hidden(), float("-inf")).softmax(-1)
+        truth = torch.einsum("qhc,hvc->qhv", torch.einsum("hqk,kc->qhc", weights, latents), self.w_uv.double())
         return relative(self.attend(self.caches[0])[: self.queries], truth)
 
 
@@ -143,7 +183,7 @@ def median_s(replay: Callable[[], None], copies: int, budget_s: float) -> float:
     return statistics.median(times)
 
 
-def measure(case: Any, fmt: str, smoke: bool) -> Row:
+def measure(case: Gqa | Mla, fmt: str, smoke: bool) -> Row:
     probe_bytes, probe_ms, budget_s = (1 << 24, 5, 0.0) if smoke else (1 << 28, 60, 0.3)
     recorded, rows = record(case), case.seqs * case.queries
     peak = native.measure_peak_flops_per_s("f32" if case.dtype == torch.float32 else "bf16", probe_ms)
@@ -181,7 +221,7 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rows: list[Row] = []
-    kinds = {"gqa": Gqa}
+    kinds: dict[str, type[Gqa | Mla]] = {"gqa": Gqa, "mla": Mla}
     with torch.inference_mode():
         for kind in options.kinds.split(","):
             for fmt in options.formats.split(","):
