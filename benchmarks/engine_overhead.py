@@ -1,29 +1,35 @@
 """What a step costs besides the model: scheduling, input tensors, sampling, messages. Microseconds per step.
 
-    python benchmarks/engine_overhead.py --num-seqs 64 --context 512 --json results.json
+    python benchmarks/engine_overhead.py --num-seqs 64 --context 512 --json benchmarks/results/engine_overhead.json
+    python benchmarks/engine_overhead.py --smoke
 
-The model is absent: a fixed token comes out of every step. Everything else is what `serve` runs. `sampling` draws from
-random logits of `--vocab` entries for every sequence, greedy, with temperature alone, and with top-k and top-p.
+The model is absent: a fixed token comes out of every step. Everything else is what `serve` runs. Sampling draws from
+random logits of `--vocab` entries for every sequence, by the native kernels and by their numpy twin: greedy, with
+temperature alone, with top-k and top-p, with penalties over 500 tokens, and with five log-probabilities each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
+import provenance
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.machine import keep_freed_memory
 from ridgepoint.engine.protocol import Submit
 from ridgepoint.engine.sampler import Sampler
+from ridgepoint.kernels import native
+from ridgepoint.kernels.sample import cpu
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Limits, Scheduler
@@ -97,47 +103,77 @@ def step_parts(num_seqs: int, context: int, steps: int) -> dict[str, float]:
     }
 
 
+RULES: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0.0},
+    "temperature": {"temperature": 0.8},
+    "top-k and top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+    "penalties": {"temperature": 0.8, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
+    "log-probabilities": {"temperature": 0.8, "logprobs": 5},
+}
+
+
 def sampling(num_seqs: int, vocab: int, repeats: int) -> dict[str, float]:
+    """Microseconds of a step's sampling by rule, without the copy of the logits that each repeat needs."""
     logits_RV = torch.randn(num_seqs, vocab, generator=torch.Generator().manual_seed(0)) * 3
-    rules = {
-        "sample_greedy_us": {"temperature": 0.0},
-        "sample_temperature_us": {"temperature": 0.8},
-        "sample_top_k_top_p_us": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
-        "sample_penalties_us": {"temperature": 0.8, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
-    }
+    copy_us = median_us(logits_RV.clone, repeats)
     found = {}
-    for name, rule in rules.items():
+    for name, rule in RULES.items():
         params = SamplingParams(max_tokens=100, **rule)  # type: ignore[arg-type]
         requests = [Request(str(i), [j % vocab for j in range(500)], params, seed=i) for i in range(num_seqs)]
         sampler = Sampler()
-        found[name] = median_us(lambda r=requests, s=sampler: s.sample(r, logits_RV.clone()), repeats)  # type: ignore[misc]
-    found["copy_of_logits_us"] = median_us(logits_RV.clone, repeats)  # included in each of the above
+        found[name] = median_us(lambda r=requests, s=sampler: s.sample(r, logits_RV.clone()), repeats) - copy_us  # type: ignore[misc]
     return found
 
 
-def main() -> None:
+@contextmanager
+def without_native_sampling() -> Iterator[None]:
+    """The numpy twin for a while."""
+    native_path, cpu.takes = cpu.takes, lambda *tensors: False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        cpu.takes = native_path  # type: ignore[attr-defined]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Microseconds per step: the parts around the model, and sampling by rule and path."""
+    lines = [f"{name:28}{value:12.1f}" for name, value in result["step_us"].items()]
+    paths = list(result["sampling_us"])
+    lines += ["", f"{'sampling':28}" + "".join(f"{path:>12}" for path in paths)]
+    lines += [f"{rule:28}" + "".join(f"{result['sampling_us'][path][rule]:12.1f}" for path in paths) for rule in RULES]
+    return "\n".join(lines)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-seqs", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--vocab", type=int, default=32_000)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", help="also write the figures here")
-    args = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="tiny: a check that the benchmark runs")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    if options.smoke:
+        options.num_seqs, options.context, options.steps, options.vocab = 3, 20, 3, 100
     keep_freed_memory()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
+    repeats = 2 if options.smoke else 30
     with torch.inference_mode():
-        figures = step_parts(args.num_seqs, args.context, args.steps) | sampling(args.num_seqs, args.vocab, 30)
-    for name, value in figures.items():
-        print(f"{name:28} {value:10.1f}")
-    if args.json:
-        report = {
-            "command": " ".join(sys.argv), "hardware": platform.processor() or platform.machine(),
-            "torch": torch.__version__, "args": vars(args), "figures": figures,
-        }  # fmt: skip
-        with open(args.json, "w") as file:  # noqa: PTH123
-            json.dump(report, file, indent=1)
+        step_us = step_parts(options.num_seqs, options.context, options.steps)
+        with without_native_sampling():
+            sampling_us = {"numpy": sampling(options.num_seqs, options.vocab, repeats)}
+        if native.available():
+            sampling_us = {"native": sampling(options.num_seqs, options.vocab, repeats), **sampling_us}
+    result = {
+        **provenance.provenance(__doc__),
+        "shape": {name: getattr(options, name) for name in ("num_seqs", "context", "steps", "vocab")},
+        "step_us": step_us,
+        "sampling_us": sampling_us,
+    }
+    provenance.save(options.json, result)
+    print(table(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

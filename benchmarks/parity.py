@@ -28,7 +28,10 @@ from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 
 TOLERANCE_FRAC = 1e-4  # of the logit range: float32 rounding of a few layers stays two orders below
-BLOCK_TOKENS = 8
+BLOCK_TOKENS = {
+    False: 8,
+    True: 16,
+}  # packed or not: torch ops take blocks of any size, native attention multiples of 16
 PROMPT_TOKENS = 37
 CHUNKS = (16, 13)  # the rest of the prompt is the last chunk
 SHARED_BLOCKS = 2  # prefix blocks a second sequence takes over
@@ -204,8 +207,9 @@ def compare(case: Case, folder: Path, packed: bool = False) -> Parity:
         pack_decoder(ours)
     generator = torch.Generator().manual_seed(7)
     prompt = torch.randint(0, BASE["vocab_size"], (PROMPT_TOKENS,), generator=generator)
-    total_blocks = -(-(PROMPT_TOKENS + GREEDY_TOKENS) // BLOCK_TOKENS)
-    cache = KVCache(ours.spec, 3 * total_blocks, BLOCK_TOKENS, torch.float32)
+    block_tokens = BLOCK_TOKENS[packed]
+    total_blocks = -(-(PROMPT_TOKENS + GREEDY_TOKENS) // block_tokens)
+    cache = KVCache(ours.spec, 3 * total_blocks, block_tokens, torch.float32)
     shuffled = torch.randperm(3 * total_blocks, generator=generator).tolist()
     mine, other = shuffled[:total_blocks], shuffled[total_blocks : 2 * total_blocks]
 
@@ -224,7 +228,7 @@ def compare(case: Case, folder: Path, packed: bool = False) -> Parity:
         our_tokens.append(int(our_rows[-1].argmax()))
         their_tokens.append(int(their_rows[-1].argmax()))
 
-    shared = SHARED_BLOCKS * BLOCK_TOKENS
+    shared = SHARED_BLOCKS * block_tokens
     second = Sequence(ours, cache, [*mine[:SHARED_BLOCKS], *other[SHARED_BLOCKS:]], num_cached=shared)
     our_shared = second.step(prompt[shared:])
     spread = float(their_prefill.max() - their_prefill.min())

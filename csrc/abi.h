@@ -16,7 +16,8 @@ enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4,
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };
 enum RpOp {
     RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
-    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_NUM_OPS
+    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_OP_MAP, RP_OP_SAMPLE,
+    RP_NUM_OPS
 };
 // Where an op's row count comes from when a recorded step is replayed.
 enum RpRows { RP_ROWS_FIXED = 0, RP_ROWS_TOKENS = 1, RP_ROWS_LOGITS = 2 };
@@ -46,8 +47,9 @@ struct LinearOp {
     void* y;              // [rows, outputs]
     const float* bias;    // [outputs] or null
     int64_t x_stride, y_stride;  // elements between rows
+    int64_t x_head_stride;       // when heads: matrix h acts on x[:, h * x_head_stride :]
     int32_t x_dtype, y_dtype;    // RpDtype
-    int32_t heads;        // 1: matrix h acts on x[:, h * inputs :] and writes y[:, h * outputs :]
+    int32_t heads;        // 1: one matrix per head; matrix h writes y[:, h * outputs :]
     int32_t pad;
 };
 
@@ -89,7 +91,7 @@ struct RopeOp {
     void* y;
     const float* cos;      // [rows, half]
     const float* sin;
-    int64_t x_stride, y_stride, table_stride, heads, width, half;
+    int64_t x_stride, x_head_stride, y_stride, table_stride, heads, width, half;
     int32_t dtype, interleaved;
 };
 
@@ -103,7 +105,7 @@ struct RopeTablesOp {
     float magnitude, pad;
 };
 
-// scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen.
+// scores: 0 softmax, 1 sigmoid, 2 softmax over the chosen, 3 sparsemixer (the k-th best's share of what is within its jitter).
 struct RouteOp {
     OpHeader header;
     const float* logits;      // [rows, E]
@@ -112,7 +114,7 @@ struct RouteOp {
     int64_t* expert_ids;      // [rows, K]
     int64_t num_experts, top_k, num_groups, topk_groups;
     int32_t scores, normalise, group_top2, pad;
-    float scale, pad2;
+    float scale, jitter;
 };
 
 struct EmbedOp {
@@ -134,6 +136,16 @@ struct GluOp {
     float alpha, limit;
 };
 
+// y = min(max(scale * x, -limit), limit).
+struct MapOp {
+    OpHeader header;
+    const void* x;  // [rows, width]
+    void* y;
+    int64_t width, x_stride, y_stride;
+    int32_t dtype;
+    float scale, limit, pad;
+};
+
 struct AddSharedOp {
     OpHeader header;
     const void* routed;
@@ -144,28 +156,57 @@ struct AddSharedOp {
     int32_t dtype, pad;
 };
 
-// A KV block of one layer: for each KV head, for each 16 tokens, keys [head_dim / 2][16][2] then values [8][v_dim][2].
+// KV caches: see ops/kv.h for a block's layout in each format (f32, bf16, int8 or fp8). `latent`: MLA, one head, k the
+// latents (v_dim channels), v the rotary keys (the rest of key_dim), values none.
 struct KvWriteOp {
     OpHeader header;
-    const void* k;           // [rows, heads, head_dim]
+    const void* k;           // [rows, heads, key_dim]
     const void* v;           // [rows, heads, v_dim]
     const int64_t* slots;    // [rows] block * block_size + offset; negative: not written
     uint8_t* cache;
-    int64_t block_bytes, block_size, heads, head_dim, v_dim, k_stride, v_stride;
+    int64_t block_bytes, block_size, num_slots, heads, key_dim, v_dim, k_stride, v_stride;
+    int32_t dtype, format;   // of k and v; of the cache
+    int32_t latent, pad;
 };
 
 struct AttentionOp {
     OpHeader header;                // rows: tokens
-    const void* q;                  // [rows, H, head_dim] bf16
-    void* y;                        // [rows, H, v_dim] bf16
+    const void* q;                  // [rows, H, key_dim]; latent: [rows, H, v_dim], absorbed
+    const void* q_rope;             // latent: [rows, H, key_dim - v_dim]
+    void* y;                        // [rows, H, v_dim]
     const uint8_t* cache;
     const int64_t* query_starts;    // [B + 1]
     const int64_t* context_lens;    // [B], the step's own tokens included
     const int64_t* block_tables;    // [B, table_stride]
     const float* sinks;             // [H] or null
     const int64_t* num_seqs;        // B, read at replay
-    int64_t block_bytes, block_size, table_stride, heads, kv_heads, head_dim, v_dim, q_stride, y_stride, window;
-    float scale, pad;
+    int64_t block_bytes, block_size, table_stride, heads, kv_heads, key_dim, v_dim, q_stride, q_rope_stride, y_stride, window;
+    int32_t dtype, format;          // of q and y; of the cache
+    int32_t latent;
+    float scale;                    // positive
+};
+
+// How one row of logits becomes a token. Neutral: temperature 1 (0: greedy), top_k 0, top_p 1, min_p 0, repetition 1, 0, 0.
+struct SampleRow {
+    double temperature, top_p, min_p, uniform, repetition, presence, frequency;
+    int64_t top_k;
+    int64_t num_seen;        // distinct tokens of prompt and output, and how often each is in the output
+    const int64_t* seen;
+    const int64_t* counts;
+    int64_t num_added;       // tokens whose logits are added to
+    const int64_t* added;
+    const float* addends;
+    int64_t num_top;         // log-probabilities wanted besides the token's; -1: none at all
+};
+
+struct SampleOp {
+    OpHeader header;
+    const float* logits;     // [rows, vocab]
+    const SampleRow* rules;  // [rows]
+    int64_t* ids;            // [rows]; -1 where the logits are not numbers
+    float* logprobs;         // [rows, 1 + most_top], of the logits as given
+    int64_t* top_ids;        // [rows, most_top]
+    int64_t vocab, stride, most_top;
 };
 
 int32_t rp_abi_version();

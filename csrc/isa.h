@@ -37,31 +37,47 @@ struct FormatKernels {
     void (*tile)(const Tile&);
 };
 
-// Attention of a tile of query rows against keys of one span (see ops/attention.cpp).
+// Attention of a tile of query rows against the sub-blocks (16 tokens) of one span (see ops/attention.cpp).
 struct AttendTile {
-    const uint16_t* const* q;      // row pointers, head_dim bf16 (even width)
-    const uint8_t* const* keys;    // one pointer per 16-token sub-block
+    const uint8_t* const* q;         // rows in the type the kernels want, key_dim (even) wide
+    const uint8_t* const* keys;      // one pointer per sub-block
     const uint8_t* const* values;
-    const float* q_f32;            // rows x head_dim, used by ISAs without a bf16 dot product
-    float* scores;                 // rows x score_stride
-    float* out;                    // rows x v_dim, accumulated
-    int64_t score_stride, sub_blocks, head_dim, v_dim, valid;  // valid tokens of the span: [0, valid) may be read
+    const uint8_t* const* prefetch;  // per sub-block, lines that are wanted next; or null
+    float* scores;                   // rows x score_stride
+    float* out;                      // rows x v_dim, accumulated
+    int64_t score_stride, sub_blocks, key_dim, v_dim, valid;  // valid tokens of the span: [0, valid) may be read
     int32_t rows;
 };
+
+// Attention over keys and values of one element type.
+struct AttendKernels {
+    int rows;         // of the tallest tile
+    int32_t q_dtype;  // of prepared query rows
+    void (*scores)(const AttendTile&);  // scores = q . k
+    void (*values)(const AttendTile&);  // out += p . v, p being scores after exp, rounded to bf16 where v is and q_dtype is
+    void (*turn)(const uint8_t* keys, int64_t v_dim, uint8_t* values);  // one sub-block's first v_dim key channels as values
+};
+
+struct CodeTable;
 
 struct KernelTable {
     const char* name;
     FormatKernels formats[RP_NUM_FORMATS];
     FormatKernels formats_a8[RP_NUM_FORMATS];     // with activations of 8 bits; no tile: not for this format
 
-    int attend_rows;                              // rows of an attention tile
-    bool attend_f32;                              // wants q_f32
-    void (*attend_scores)(const AttendTile&);     // scores = q . k
-    void (*attend_values)(const AttendTile&);     // out += bf16(p) . v, p being scores after exp
+    AttendKernels attend_bf16;   // bf16 queries, bf16 pairs
+    AttendKernels attend_mixed;  // float32 queries, bf16 pairs
+    AttendKernels attend_f32;    // float32 throughout
+    // 8-bit codes (n a multiple of 64) as bf16; asks for the n bytes at `ahead` meanwhile, if it is given.
+    void (*expand)(const uint8_t* codes, int64_t n, const CodeTable& table, const uint8_t* ahead, uint16_t* out);
 
     // Rows of n floats or bf16s. Reductions use 16 lanes and one fixed tree.
-    float (*exp_sum)(float* x, int64_t n, float max);              // x = exp(x - max); returns the sum
+    float (*exp_sum)(float* x, int64_t n, float max, float scale);  // x = exp((x - max) * scale); returns the sum
     float (*max_of)(const float* x, int64_t n);
+    float (*largest)(const float* x, int64_t n);  // magnitude
+    int64_t (*best)(const float* x, int64_t n);   // first index of the largest; -1 where any is NaN
+    float (*sum_from)(const float* x, int64_t n, float floor);                  // of those that are at least floor
+    int64_t (*collect)(const float* x, int64_t n, float floor, float* out);     // those, in order; out has room for 16 more
     float (*sum_squares)(const void* x, int32_t dtype, int64_t n, float centre);
     float (*sum_of)(const void* x, int32_t dtype, int64_t n);
     void (*normalise)(const void* x, int32_t dtype, const void* w, int32_t w_dtype, float w_offset, const void* bias,
@@ -73,7 +89,10 @@ struct KernelTable {
     void (*widen)(const void* x, int32_t dtype, int64_t n, float* y);
     void (*narrow)(const float* x, int32_t dtype, int64_t n, void* y);   // round to nearest even
     void (*axpy)(const float* x, const float* bias, float scale, int64_t n, float* y);  // y += scale * (x + bias)
+    void (*map)(const void* x, int32_t dtype, float scale, float limit, int64_t n, void* y);  // scaled, then clipped
     void (*scale)(float* x, float factor, int64_t n);
+    void (*multiply)(float* x, const float* y, int64_t n);                            // x *= y
+    void (*blend)(float* y, float keep, const float* x, float take, int64_t n);       // y = keep * y + take * x
     // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
     void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
 

@@ -12,6 +12,7 @@ namespace {
 
 const Operator* const kOperators[RP_NUM_OPS] = {
     &kLinear, &kMoe, &kNorm, &kRope, &kRoute, &kEmbed, &kGlu, &kKvWrite, &kAttention, &kAddShared, &kRopeTables,
+    &kMap, &kSample,
 };
 
 // Grows and never shrinks; one step runs at a time.

@@ -1,12 +1,20 @@
 // Workers spin for a while after their last work, giving their core away to anyone who wants it (sched_yield), then
-// sleep on a futex. So a step's calls find them awake, and an idle engine costs nothing.
+// sleep. So a step's calls find them awake, and an idle engine costs nothing.
+//
+// At a barrier a thread spins about as long as a healthy wait lasts, then sleeps on a futex: whoever is late has most
+// likely lost its core to another process, and a core that falls idle is where the system moves it.
 #include "team.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -25,7 +33,36 @@ inline void relax() {
 #endif
 }
 
-constexpr int kPausesBeforeYield = 2000;  // some 20 to 60 microseconds: longer than any healthy wait at a barrier
+constexpr int kPausesBeforeSleep = 2000;  // some 20 to 60 microseconds: longer than nearly any healthy wait at a barrier
+
+// Sleeps while `word` is `value`; may return early. `asleep` tells the waker whether a call is needed: it is raised
+// before the word is read again (by the system), and read after the word has changed.
+template <class Word> void sleep_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
+#if defined(__linux__)
+    static_assert(sizeof(word) == 4, "a futex has 32 bits");
+    asleep.fetch_add(1, std::memory_order_seq_cst);
+    syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+    asleep.fetch_sub(1, std::memory_order_seq_cst);
+#else
+    (void)word, (void)value, (void)asleep;
+    sched_yield();
+#endif
+}
+template <class Word> void wake_all(std::atomic<Word>& word, std::atomic<int32_t>& asleep) {
+#if defined(__linux__)
+    if (asleep.load(std::memory_order_seq_cst) > 0) syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+    (void)word, (void)asleep;
+#endif
+}
+
+// Until `word` is no longer `value`.
+template <class Word> void wait_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
+    for (int spins = 0; word.load(std::memory_order_acquire) == value; spins++) {
+        if (spins < kPausesBeforeSleep) relax();
+        else sleep_while(word, value, asleep);
+    }
+}
 
 }  // namespace
 
@@ -35,13 +72,11 @@ void Team::barrier() {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1, std::memory_order_release);
+        phase_.store(phase + 1, std::memory_order_seq_cst);
+        wake_all(phase_, asleep_);
         return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-        if (spins < kPausesBeforeYield) relax();
-        else sched_yield();
-    }
+    wait_while(phase_, phase, asleep_);
 }
 
 struct Pool {
@@ -51,7 +86,8 @@ struct Pool {
     void* context = nullptr;
     int spin_us = 200;
     alignas(64) std::atomic<uint64_t> epoch{0};
-    alignas(64) std::atomic<int> running{0};
+    alignas(64) std::atomic<int32_t> running{0};
+    std::atomic<int32_t> caller_asleep{0};
     alignas(64) std::atomic<int> asleep{0};
     std::atomic<bool> stopping{false};
     std::mutex sleep_mutex;
@@ -80,7 +116,7 @@ struct Pool {
         const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
         for (int spins = 0;; spins++) {
             if (epoch.load(std::memory_order_acquire) != seen) return;
-            if (spins < kPausesBeforeYield / 8) { relax(); continue; }
+            if (spins < kPausesBeforeSleep / 8) { relax(); continue; }
             if (std::chrono::steady_clock::now() >= limit) break;
             sched_yield();
         }
@@ -97,7 +133,7 @@ struct Pool {
             seen = epoch.load(std::memory_order_acquire);
             if (stopping.load()) return;
             body(team, index, context);
-            running.fetch_sub(1, std::memory_order_release);
+            if (running.fetch_sub(1, std::memory_order_seq_cst) == 1) wake_all(running, caller_asleep);
         }
     }
 
@@ -109,10 +145,7 @@ struct Pool {
         running.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
         publish();
         b(team, 0, c);
-        for (int spins = 0; running.load(std::memory_order_acquire) != 0; spins++) {
-            if (spins < kPausesBeforeYield) relax();
-            else sched_yield();
-        }
+        for (int32_t left; (left = running.load(std::memory_order_acquire)) != 0;) wait_while(running, left, caller_asleep);
     }
 };
 

@@ -33,6 +33,7 @@ private:
     alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<int32_t> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
+    alignas(64) std::atomic<int32_t> asleep_{0};
 };
 
 // Runs body(team, thread) on every thread of the pool and returns when all have. Calls from several threads queue.

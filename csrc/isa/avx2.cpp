@@ -1,5 +1,6 @@
 // Kernel table: avx2.
 #include "../isa.h"
+#include "../ops/kv.h"
 #include "../pack.h"
 
 #include <cstring>
@@ -18,6 +19,7 @@ constexpr int code_vectors(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 #include "ahead.inl"
 #include "tiles_lanes.inl"
 #include "tiles_codes.inl"
+#include "attend_lanes.inl"
 }  // namespace
 
 extern const KernelTable kAvx2Kernels = {
@@ -37,7 +39,7 @@ extern const KernelTable kAvx2Kernels = {
         {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_MXFP4, kLaneRows>},
         {},
     },
-    4, true, lanes_scores<4>, lanes_values<4>,
+    kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
     RP_ROW_FUNCTIONS, lanes_peak,
 };
 

@@ -1,5 +1,6 @@
 // Kernel table: AVX-512 with the bf16 dot product, VNNI and VBMI.
 #include "../isa.h"
+#include "../ops/kv.h"
 #include "../pack.h"
 
 #include <cstring>
@@ -15,9 +16,11 @@ constexpr int kLaneRows = 6, kLaneVectors = 4, kDotRows = 6, kA16Rows = 4, kA8Ro
 #include "activations.inl"
 #include "ahead.inl"
 #include "tiles_lanes.inl"
+#include "attend_lanes.inl"
 #include "tiles_bf16.inl"
 #include "tiles_vnni.inl"
 #include "tiles_fp8.inl"
+#include "attend_bf16.inl"
 }  // namespace
 
 extern const KernelTable kAvx512Bf16Kernels = {
@@ -37,7 +40,7 @@ extern const KernelTable kAvx512Bf16Kernels = {
         {kA8NibbleRows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8NibbleRows>},
         {},
     },
-    6, false, dot_scores<6>, dot_values<6>,
+    kPairDots, kMixedLanes, kFloatLanes, lookup_expand,
     RP_ROW_FUNCTIONS, best_peak,
 };
 

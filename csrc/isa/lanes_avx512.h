@@ -62,6 +62,13 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
 }
 inline bool any_nan(Lanes x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 inline float fold_max(Lanes x) { return _mm512_reduce_max_ps(x); }
+// Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
+inline int append_from(float* out, const float* x, float floor) {
+    const __m512 v = _mm512_loadu_ps(x);
+    const __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_set1_ps(floor), _CMP_GE_OQ);
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(keep, v));
+    return __builtin_popcount(keep);
+}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

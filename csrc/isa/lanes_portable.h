@@ -124,6 +124,15 @@ inline float fold_max(Lanes x) {
     for (int i = 1; i < 16; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
     return v[0];
 }
+// Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
+inline int append_from(float* out, const float* x, float floor) {
+    int count = 0;
+    for (int i = 0; i < 16; i++) {
+        out[count] = x[i];
+        count += x[i] >= floor;
+    }
+    return count;
+}
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 #undef EACH
 

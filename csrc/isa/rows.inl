@@ -70,17 +70,17 @@ inline Lanes glu_lanes(Lanes gate, Lanes up, int32_t activation, float alpha, fl
     return mul(div(gate, add(set1(1.0f), e)), up);
 }
 
-float row_exp_sum(float* x, int64_t n, float max) {
-    const Lanes m = set1(max);
+float row_exp_sum(float* x, int64_t n, float max, float scale) {
+    const Lanes m = set1(max), s = set1(scale);
     Lanes total = zero();
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        const Lanes e = exp_lanes(sub(load(x + i), m));
+        const Lanes e = exp_lanes(mul(sub(load(x + i), m), s));
         store(x + i, e);
         total = add(total, e);
     }
     if (i < n) {
-        const Lanes e = exp_lanes(sub(load_tail<RP_DTYPE_F32>(x, i, n - i, -3.0e38f), m));
+        const Lanes e = exp_lanes(mul(sub(load_tail<RP_DTYPE_F32>(x, i, n - i, -3.0e38f), m), s));
         store_tail<RP_DTYPE_F32>(x, i, n - i, e);
         total = add(total, e);
     }
@@ -93,6 +93,57 @@ float row_max(const float* x, int64_t n) {
     for (; i + 16 <= n; i += 16) best = vmax(best, load(x + i));
     if (i < n) best = vmax(best, load_tail<RP_DTYPE_F32>(x, i, n - i, -3.4e38f));
     return fold_max(best);
+}
+
+float row_largest(const float* x, int64_t n) {
+    Lanes best = zero();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) best = vmax(best, vmax(load(x + i), sub(zero(), load(x + i))));
+    float v[16], r = 0.0f;
+    store(v, best);
+    for (int j = 0; j < 16; j++) r = v[j] > r ? v[j] : r;
+    for (; i < n; i++) {
+        const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
+        r = magnitude > r ? magnitude : r;
+    }
+    return r;
+}
+
+int64_t row_best(const float* x, int64_t n) {
+    Lanes a = set1(-__builtin_inff()), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        a = vmax(a, load(x + i)); b = vmax(b, load(x + i + 16)); c = vmax(c, load(x + i + 32)); d = vmax(d, load(x + i + 48));
+    }
+    float v[16], top = -__builtin_inff();
+    store(v, vmax(vmax(a, b), vmax(c, d)));
+    for (int j = 0; j < 16; j++) top = v[j] > top ? v[j] : top;
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    int64_t at = -1;
+    for (i = 0; i < n; i += 64) {
+        const int64_t end = i + 64 < n ? i + 64 : n;
+        int nan = 0, hit = 0;
+        for (int64_t j = i; j < end; j++) { nan |= x[j] != x[j]; hit |= x[j] == top; }
+        if (nan) return -1;
+        if (hit && at < 0) for (at = i; x[at] != top;) at++;
+    }
+    return at;
+}
+float row_sum_from(const float* x, int64_t n, float floor) {
+    Lanes total = zero();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) total = add(total, zero_below(load(x + i), floor, load(x + i)));
+    if (i < n) {
+        const Lanes last = load_tail<RP_DTYPE_F32>(x, i, n - i, 0.0f);
+        total = add(total, zero_below(last, floor, last));
+    }
+    return fold_sum(total);
+}
+int64_t row_collect(const float* x, int64_t n, float floor, float* out) {
+    int64_t count = 0, i = 0;
+    for (; i + 16 <= n; i += 16) count += append_from(out + count, x + i, floor);
+    for (; i < n; i++) if (x[i] >= floor) out[count++] = x[i];
+    return count;
 }
 
 template <int D> float sum_squares_as(const void* x, int64_t n, float centre) {
@@ -203,11 +254,33 @@ void row_axpy(const float* x, const float* bias, float scale, int64_t n, float* 
         store_tail<RP_DTYPE_F32>(y, i, n - i, fma(v, s, load_tail<RP_DTYPE_F32>(y, i, n - i, 0.0f)));
     }
 }
+// The constants come first in min and max, which then hand a NaN through.
+template <int D> void map_as(const void* x, float scale, float limit, int64_t n, void* y) {
+    const Lanes s = set1(scale), high = set1(limit), low = set1(-limit);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store_as<D>(y, i, vmin(high, vmax(low, mul(load_as<D>(x, i), s))));
+    if (i < n) store_tail<D>(y, i, n - i, vmin(high, vmax(low, mul(load_tail<D>(x, i, n - i, 0.0f), s))));
+}
+void row_map(const void* x, int32_t dtype, float scale, float limit, int64_t n, void* y) {
+    if (dtype == RP_DTYPE_F32) map_as<RP_DTYPE_F32>(x, scale, limit, n, y);
+    else map_as<RP_DTYPE_BF16>(x, scale, limit, n, y);
+}
 void row_scale(float* x, float factor, int64_t n) {
     const Lanes s = set1(factor);
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) store(x + i, mul(load(x + i), s));
     for (; i < n; i++) x[i] *= factor;
+}
+void row_multiply(float* x, const float* y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(x + i, mul(load(x + i), load(y + i)));
+    for (; i < n; i++) x[i] *= y[i];
+}
+void row_blend(float* y, float keep, const float* x, float take, int64_t n) {
+    const Lanes k = set1(keep), t = set1(take);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(y + i, add(mul(load(y + i), k), mul(load(x + i), t)));
+    for (; i < n; i++) y[i] = y[i] * keep + x[i] * take;
 }
 inline float scalar_at(const void* p, int32_t dtype, int64_t i) {
     if (dtype == RP_DTYPE_F32) return static_cast<const float*>(p)[i];

@@ -72,40 +72,6 @@ template <int R> void f32_lanes_rows(const Tile& t) {
     }
 }
 
-// Attention: keys [head_dim / 2][16 tokens][2], values [8 token pairs][v_dim][2] per sub-block of 16 tokens.
-template <int R> void lanes_scores(const AttendTile& t) {
-    if (t.rows != R) { if constexpr (R > 1) lanes_scores<R - 1>(t); return; }
-    for (int64_t s = 0; s < t.sub_blocks; s++) {
-        Lanes acc[R];
-        for (int r = 0; r < R; r++) acc[r] = zero();
-        for (int64_t k = 0; k < t.head_dim / 2; k++) {
-            Lanes even, odd;
-            load_pairs(t.keys[s] + 64 * k, even, odd);
-            for (int r = 0; r < R; r++) {
-                acc[r] = fma(set1(t.q_f32[r * t.head_dim + 2 * k]), even, acc[r]);
-                acc[r] = fma(set1(t.q_f32[r * t.head_dim + 2 * k + 1]), odd, acc[r]);
-            }
-        }
-        for (int r = 0; r < R; r++) store(t.scores + r * t.score_stride + 16 * s, acc[r]);
-    }
-}
-template <int R> void lanes_values(const AttendTile& t) {
-    if (t.rows != R) { if constexpr (R > 1) lanes_values<R - 1>(t); return; }
-    for (int64_t c = 0; c < t.v_dim; c += 16) {
-        Lanes acc[R];
-        for (int r = 0; r < R; r++) acc[r] = load(t.out + r * t.v_dim + c);
-        for (int64_t j = 0; j < t.valid; j += 2) {
-            Lanes even, odd;
-            load_pairs(t.values[j / 16] + ((j % 16) / 2 * t.v_dim + c) * 4, even, odd);
-            const float* p = t.scores + j;
-            for (int r = 0; r < R; r++) acc[r] = fma(set1(p[r * t.score_stride]), even, acc[r]);
-            if (j + 1 == t.valid) break;  // the pair's second token was never written: it may hold anything
-            for (int r = 0; r < R; r++) acc[r] = fma(set1(p[r * t.score_stride + 1]), odd, acc[r]);
-        }
-        for (int r = 0; r < R; r++) store(t.out + r * t.v_dim + c, acc[r]);
-    }
-}
-
 double lanes_peak(int32_t, int64_t iterations) {
     Lanes acc[12];
     for (int i = 0; i < 12; i++) acc[i] = set1(static_cast<float>(i));

@@ -1,185 +1,326 @@
-// Paged attention over K and V kept in the layout of packed weights, so that a query tile is a product with a panel.
+// Attention over a paged cache: grouped queries, or MLA's absorbed queries over latents.
 //
-// A block holds, for each KV head and each 16 tokens, keys [head_dim / 2][16][2] and values [8][v_dim][2] (v_dim rounded
-// up to 16). Keys are visited in spans of 512 counted from position 0, with one running maximum per row between spans: a
-// row's arithmetic depends on its own position and keys alone, not on the rows that share its tile or on the batch.
+// All query heads of a KV head are rows of one tile, so keys and values are read once for them. Keys are visited in spans
+// and summed in parts counted from position 0, with one running maximum per row inside a part: a row's arithmetic depends
+// on its own position and keys alone, not on the rows that share its tile, on the batch, or on who computes which part.
 #include <cmath>
 
-#include "op.h"
+#include "attend_plan.h"
 
 namespace rp {
 namespace {
 
-constexpr int64_t kSub = 16, kSpan = 512, kSpanSubs = kSpan / kSub, kRowsPerItem = 96, kMaxTile = 8;
+constexpr int64_t kMostSubs = 16, kMaxTile = 8;
 constexpr float kHidden = -3.0e38f;
 
-struct Layout {
-    int64_t v_pad, key_bytes, sub_bytes, head_bytes;
-    Layout(int64_t head_dim, int64_t v_dim, int64_t block_size)
-        : v_pad(round_up(v_dim, kSub)), key_bytes(head_dim * kSub * 2), sub_bytes(key_bytes + v_pad * kSub * 2),
-          head_bytes(block_size / kSub * sub_bytes) {}
+// What all units of a call share.
+struct Shape {
+    KvLayout layout;
+    const AttendKernels& kernels;
+    int64_t group, span, element, expanded_bytes, turned_bytes;
+
+    Shape(const AttentionOp& op, const KernelTable& t)
+        : layout(op), kernels(layout.wide ? t.attend_f32 : op.dtype == RP_DTYPE_F32 ? t.attend_mixed : t.attend_bf16),
+          group(op.heads / op.kv_heads), span(layout.key_dim <= 128 ? 256 : 128), element(layout.wide ? 4 : 2),
+          expanded_bytes(layout.coded ? 2 * (layout.sub_bytes - layout.scale_bytes) : 0),
+          turned_bytes(layout.latent ? layout.v_pad * kSub * element : 0) {}
 };
 
-// ---------------------------------------------------------------- writing
-
-Workspace no_workspace(const void*, int64_t, int) { return {0, 0}; }
-
-void write_token(const KvWriteOp& op, const Layout& layout, int64_t row, int64_t head) {
-    const int64_t slot = op.slots[row];
-    if (slot < 0) return;
-    const int64_t token = slot % op.block_size;
-    uint8_t* sub = op.cache + slot / op.block_size * op.block_bytes + head * layout.head_bytes + token / kSub * layout.sub_bytes;
-    const uint8_t* k = offset(op.k, row * op.k_stride + head * op.head_dim, RP_DTYPE_BF16);
-    for (int64_t i = 0; i < op.head_dim / 2; i++) memcpy(sub + (i * kSub + token % kSub) * 4, k + 4 * i, 4);
-    const uint16_t* v = reinterpret_cast<const uint16_t*>(offset(op.v, row * op.v_stride + head * op.v_dim, RP_DTYPE_BF16));
-    uint16_t* values = reinterpret_cast<uint16_t*>(sub + layout.key_bytes) + token % kSub / 2 * layout.v_pad * 2 + token % 2;
-    for (int64_t c = 0; c < op.v_dim; c++) values[2 * c] = v[c];
-}
-
-void write_body(const void* raw, int64_t rows, Region& region) {
-    const KvWriteOp& op = *static_cast<const KvWriteOp*>(raw);
-    const Layout layout(op.head_dim, op.v_dim, op.block_size);
-    const int64_t items = rows * op.heads, size = region.team.size();
-    for (int64_t i = items * region.thread / size; i < items * (region.thread + 1) / size; i++)
-        write_token(op, layout, i / op.heads, i % op.heads);
-}
-
-// ---------------------------------------------------------------- reading
-
-// Rows of an item: tokens [first, first + tokens) of one sequence times the query heads of one KV head.
-struct Item {
-    int64_t seq, head, token, tokens, position;  // position of the first token in its sequence
+// Sums of one row over some keys: `sum` and `acc` are relative to exp(max).
+struct State {
+    float max, sum;
+    float* acc;
 };
+
+void fold(State& into, const State& from, int64_t n, const KernelTable& t) {
+    if (from.sum == 0.0f) return;  // it saw no key
+    const float max = into.max > from.max ? into.max : from.max;
+    const float keep = std::exp(into.max - max), take = std::exp(from.max - max);
+    t.blend(into.acc, keep, from.acc, take, n);
+    into.sum = into.sum * keep + from.sum * take;
+    into.max = max;
+}
 
 struct Scratch {
-    float *acc, *max, *sum, *scores, *q;
-    const uint8_t **keys, **values;
+    uint8_t *q, *expanded, *turned;
+    float *total, *total_max, *total_sum, *part, *part_max, *part_sum, *scores, *rotary, *key_scales, *value_scales;
 };
 
-int64_t heads_per_kv(const AttentionOp& op) { return op.heads / op.kv_heads; }
-int64_t tokens_per_item(const AttentionOp& op) {
-    const int64_t group = heads_per_kv(op);
-    return group >= kRowsPerItem ? 1 : kRowsPerItem / group;
-}
-
-Scratch scratch(const AttentionOp& op, uint8_t* base, int64_t* used) {
-    const int64_t rows = tokens_per_item(op) * heads_per_kv(op), v_pad = round_up(op.v_dim, kSub);
+Scratch scratch(const AttentionOp& op, const Shape& shape, uint8_t* base, int64_t* used) {
+    const int64_t rows = rows_per_chunk(op), v_pad = shape.layout.v_pad, subs = shape.span / kSub;
     Carver carve(base);
-    Scratch s{carve.take<float>(rows * v_pad), carve.take<float>(rows), carve.take<float>(rows),
-              carve.take<float>(kMaxTile * kSpan), carve.take<float>(kMaxTile * op.head_dim),
-              carve.take<const uint8_t*>(kSpanSubs), carve.take<const uint8_t*>(kSpanSubs)};
+    Scratch s{carve.take<uint8_t>(rows * op.key_dim * 4), carve.take<uint8_t>(subs * shape.expanded_bytes),
+              carve.take<uint8_t>(subs * shape.turned_bytes), carve.take<float>(rows * v_pad), carve.take<float>(rows),
+              carve.take<float>(rows), carve.take<float>(rows * v_pad), carve.take<float>(rows), carve.take<float>(rows),
+              carve.take<float>(kMaxTile * shape.span), carve.take<float>(kMaxTile * shape.span),
+              carve.take<float>(shape.span), carve.take<float>(shape.span)};
     if (used) *used = carve.used;
     return s;
 }
 
-Workspace workspace(const void* raw, int64_t rows, int) {
+// ---------------------------------------------------------------- one unit
+
+// Sub-blocks of keys [first, last), where they lie in the cache.
+struct Span {
+    int64_t first, last;
+    const uint8_t* subs[kMostSubs];
+};
+
+Span span_at(const AttentionOp& op, const Shape& shape, const Unit& unit, int64_t first) {
+    const int64_t stop = (first / shape.span + 1) * shape.span;
+    Span span{first, stop < unit.end ? stop : unit.end, {}};
+    const int64_t* table = op.block_tables + unit.chunk->seq * op.table_stride + first / op.block_size;
+    const int64_t subs_per_block = op.block_size / kSub;
+    int64_t at = first % op.block_size / kSub;
+    for (int64_t i = 0; i < shape.span / kSub; i++) {
+        if (first + i * kSub >= span.last) { span.subs[i] = span.subs[i - 1]; continue; }  // only ever prefetched
+        span.subs[i] = op.cache + *table * op.block_bytes + unit.head * shape.layout.head_bytes + at * shape.layout.sub_bytes;
+        if (++at == subs_per_block) { at = 0; table++; }
+    }
+    return span;
+}
+
+// A span as the tiles read it: in place, or expanded from codes, values turned from latents.
+struct Operands {
+    const uint8_t *keys[kMostSubs], *values[kMostSubs], *rotary[kMostSubs];
+};
+
+Operands operands_of(const Shape& shape, const Span& span, const Span* next, const Scratch& s, const KernelTable& t, int32_t format) {
+    const KvLayout& layout = shape.layout;
+    Operands o;
+    for (int64_t i = 0; i < ceil_div(span.last - span.first, kSub); i++) {
+        o.keys[i] = span.subs[i];
+        if (layout.coded) {
+            uint8_t* wide = s.expanded + i * shape.expanded_bytes;
+            for (int64_t line = 0; next && line < layout.scale_bytes; line += 64) __builtin_prefetch(next->subs[i] + line);
+            memcpy(s.key_scales + i * kSub, span.subs[i], kSub * 4);
+            memcpy(s.value_scales + i * kSub, span.subs[i] + kSub * 4, kSub * 4);
+            t.expand(span.subs[i] + layout.scale_bytes, layout.sub_bytes - layout.scale_bytes, code_table(format),
+                     next ? next->subs[i] + layout.scale_bytes : nullptr, reinterpret_cast<uint16_t*>(wide));
+            o.keys[i] = wide;
+        }
+        o.values[i] = o.keys[i] + (layout.coded ? 2 : 1) * layout.key_bytes;
+        if (layout.latent) {
+            uint8_t* turned = s.turned + i * shape.turned_bytes;
+            shape.kernels.turn(o.keys[i], layout.v_dim, turned);
+            o.values[i] = turned;
+            o.rotary[i] = o.keys[i] + layout.v_dim * kSub * shape.element;
+        }
+    }
+    return o;
+}
+
+// Queries of the unit's rows in the type of the tiles, a latent's rotary part behind the rest.
+void prepare_queries(const AttentionOp& op, const Shape& shape, const Unit& unit, const Scratch& s, const KernelTable& t) {
+    const int64_t width = op.latent ? op.v_dim : op.key_dim, rest = op.key_dim - width;
+    const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2;
+    auto copy = [&](const void* from, int64_t n, uint8_t* to) {
+        if (op.dtype == shape.kernels.q_dtype) memcpy(to, from, static_cast<size_t>(n * size));
+        else t.widen(from, op.dtype, n, reinterpret_cast<float*>(to));
+    };
+    for (int64_t r = 0; r < unit.chunk->rows; r++) {
+        const int64_t row = unit.chunk->first + r, token = unit.chunk->token + row / shape.group;
+        const int64_t head = unit.head * shape.group + row % shape.group;
+        uint8_t* to = s.q + r * op.key_dim * size;
+        copy(offset(op.q, token * op.q_stride + head * width, op.dtype), width, to);
+        if (rest) copy(offset(op.q_rope, token * op.q_rope_stride + head * rest, op.dtype), rest, to + width * size);
+    }
+}
+
+struct TileBounds { int64_t row, rows, from, to; };  // rows of the chunk, keys of the sequence
+
+// Scores become weights relative to the row's running maximum, hidden keys weigh nothing.
+void weigh_row(const AttentionOp& op, const Shape& shape, const Scratch& s, const KernelTable& t, const TileBounds& b,
+               int64_t r, int64_t position, int64_t sub) {
+    const int64_t width = round_up(b.to - b.from, kSub), oldest = oldest_key(op, position), v_pad = shape.layout.v_pad;
+    const int64_t begin = oldest > b.from ? oldest - b.from : 0, end = position + 1 < b.to ? position + 1 - b.from : b.to - b.from;
+    float* scores = s.scores + r * shape.span;
+    if (begin >= end) { memset(scores, 0, static_cast<size_t>(width) * 4); return; }
+    if (shape.layout.coded) {
+        t.multiply(scores, s.key_scales + sub * kSub, width);
+        if (shape.layout.latent) {
+            float* rotary = s.rotary + r * shape.span;
+            t.multiply(rotary, s.value_scales + sub * kSub, width);
+            t.blend(scores, 1.0f, rotary, 1.0f, width);
+        }
+    }
+    for (int64_t i = 0; i < begin; i++) scores[i] = kHidden;
+    for (int64_t i = end; i < width; i++) scores[i] = kHidden;
+    float &max = s.part_max[b.row + r], &sum = s.part_sum[b.row + r];
+    const float highest = t.max_of(scores, width);
+    if (highest > max) {
+        const float shrink = std::exp((max - highest) * op.scale);
+        sum *= shrink;
+        t.scale(s.part + (b.row + r) * v_pad, shrink, v_pad);
+        max = highest;
+    }
+    sum += t.exp_sum(scores, width, max, op.scale);
+    // A latent's values are its keys, so their scales are too.
+    if (shape.layout.coded)
+        t.multiply(scores, (shape.layout.latent ? s.key_scales : s.value_scales) + sub * kSub, b.to - b.from);
+}
+
+void attend_tile(const AttentionOp& op, const Shape& shape, const Unit& unit, const Span& span, const Operands& o,
+                 const Span* next, const Scratch& s, const KernelTable& t, const TileBounds& b) {
+    const KvLayout& layout = shape.layout;
+    const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2, sub = (b.from - span.first) / kSub;
+    const uint8_t *q[kMaxTile], *rotary[kMaxTile];
+    for (int64_t r = 0; r < b.rows; r++) {
+        q[r] = s.q + (b.row + r) * op.key_dim * size;
+        rotary[r] = q[r] + op.v_dim * size;
+    }
+    const bool in_place = !layout.coded && b.row == 0;  // codes were fetched ahead as they were expanded
+    const uint8_t* const* wanted = next ? next->subs + sub : nullptr;
+    AttendTile tile{q, o.keys + sub, o.values + sub, nullptr, s.scores, s.part + b.row * layout.v_pad, shape.span,
+                    ceil_div(b.to - b.from, kSub), op.key_dim, layout.v_pad, b.to - b.from, static_cast<int32_t>(b.rows)};
+    if (in_place) tile.prefetch = layout.latent ? wanted : tile.values;
+    if (layout.coded && layout.latent) {  // two scales a token, so two sums
+        tile.key_dim = op.v_dim;
+        AttendTile rest = tile;
+        rest.q = rotary;
+        rest.keys = o.rotary + sub;
+        rest.key_dim = op.key_dim - op.v_dim;
+        rest.scores = s.rotary;
+        shape.kernels.scores(rest);
+    }
+    shape.kernels.scores(tile);
+    for (int64_t r = 0; r < b.rows; r++)
+        weigh_row(op, shape, s, t, b, r, unit.chunk->position + (unit.chunk->first + b.row + r) / shape.group, sub);
+    tile.prefetch = in_place && !layout.latent ? wanted : nullptr;
+    shape.kernels.values(tile);
+}
+
+void attend_span(const AttentionOp& op, const Shape& shape, const Unit& unit, const Span& span, const Span* next,
+                 const Scratch& s, const KernelTable& t) {
+    const Operands o = operands_of(shape, span, next, s, t, op.format);
+    const int64_t rows = unit.chunk->rows, tiles = ceil_div(rows, shape.kernels.rows);
+    for (int64_t i = 0, row = 0; i < tiles; i++) {
+        const int64_t count = (rows - row) / (tiles - i), first = unit.chunk->first + row;
+        const int64_t top = unit.chunk->position + first / shape.group;
+        const int64_t bottom = unit.chunk->position + (first + count - 1) / shape.group;
+        const int64_t oldest = oldest_key(op, top) / kSub * kSub;
+        const TileBounds b{row, count, oldest > span.first ? oldest : span.first, bottom + 1 < span.last ? bottom + 1 : span.last};
+        if (b.from < b.to) attend_tile(op, shape, unit, span, o, next, s, t, b);
+        row += count;
+    }
+}
+
+void clear_part(const Shape& shape, int64_t rows, const Scratch& s) {
+    memset(s.part, 0, static_cast<size_t>(rows * shape.layout.v_pad) * 4);
+    memset(s.part_sum, 0, static_cast<size_t>(rows) * 4);
+    for (int64_t r = 0; r < rows; r++) s.part_max[r] = kHidden;
+}
+
+State part_of(const AttentionOp& op, const Shape& shape, const Scratch& s, int64_t r) {
+    return {s.part_max[r] * op.scale, s.part_sum[r], s.part + r * shape.layout.v_pad};
+}
+
+// A sink is a key with this logit and no value.
+State start(const AttentionOp& op, const Shape& shape, const Unit& unit, int64_t r, float* acc) {
+    memset(acc, 0, static_cast<size_t>(shape.layout.v_pad) * 4);
+    if (!op.sinks) return {kHidden, 0.0f, acc};
+    return {op.sinks[unit.head * shape.group + (unit.chunk->first + r) % shape.group], 1.0f, acc};
+}
+
+void finish(const AttentionOp& op, const Shape& shape, const Unit& unit, int64_t r, const State& state, const KernelTable& t) {
+    const int64_t row = unit.chunk->first + r, token = unit.chunk->token + row / shape.group;
+    const int64_t head = unit.head * shape.group + row % shape.group;
+    t.scale(state.acc, 1.0f / state.sum, shape.layout.v_pad);
+    t.narrow(state.acc, op.dtype, op.v_dim, offset(op.y, token * op.y_stride + head * op.v_dim, op.dtype));
+}
+
+// A stored state: maximum and sum in the first line, then the accumulator.
+int64_t state_floats(const Shape& shape) { return shape.layout.v_pad + kSub; }
+
+void attend_unit(const AttentionOp& op, const Shape& shape, const AttendPlan& plan, const Unit& unit, const Unit* after,
+                 const Scratch& s, const KernelTable& t, float* partials) {
+    const int64_t rows = unit.chunk->rows, v_pad = shape.layout.v_pad;
+    prepare_queries(op, shape, unit, s, t);
+    for (int64_t r = 0; r < rows && !plan.split; r++) {
+        const State total = start(op, shape, unit, r, s.total + r * v_pad);
+        s.total_max[r] = total.max;
+        s.total_sum[r] = total.sum;
+    }
+    clear_part(shape, rows, s);
+    Span span = span_at(op, shape, unit, unit.begin), next;
+    for (;;) {
+        const bool last = span.last == unit.end;
+        if (!last) next = span_at(op, shape, unit, span.last);
+        else if (after) next = span_at(op, shape, *after, after->begin);
+        attend_span(op, shape, unit, span, last && !after ? nullptr : &next, s, t);
+        if (!plan.split && (last || span.last % kPart == 0)) {
+            for (int64_t r = 0; r < rows; r++) {
+                State total{s.total_max[r], s.total_sum[r], s.total + r * v_pad};
+                fold(total, part_of(op, shape, s, r), v_pad, t);
+                s.total_max[r] = total.max;
+                s.total_sum[r] = total.sum;
+            }
+            if (!last) clear_part(shape, rows, s);
+        }
+        if (last) break;
+        span = next;
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        if (!plan.split) { finish(op, shape, unit, r, {s.total_max[r], s.total_sum[r], s.total + r * v_pad}, t); continue; }
+        const State part = part_of(op, shape, s, r);
+        float* to = partials + (unit.partial + r) * state_floats(shape);
+        to[0] = part.max;
+        to[1] = part.sum;
+        memcpy(to + kSub, part.acc, static_cast<size_t>(v_pad) * 4);
+    }
+}
+
+// All rows of one KV head of a chunk: their parts in order.
+void fold_parts(const AttentionOp& op, const Shape& shape, const Chunk& chunk, int64_t head, const Scratch& s,
+                const KernelTable& t, float* partials) {
+    const Unit unit{&chunk, head, chunk.begin, chunk.end, 0};
+    for (int64_t r = 0; r < chunk.rows; r++) {
+        State total = start(op, shape, unit, r, s.total);
+        for (int64_t p = 0; p < chunk.parts(); p++) {
+            float* from = partials + (chunk.partials + (p * op.kv_heads + head) * chunk.rows + r) * state_floats(shape);
+            fold(total, {from[0], from[1], from + kSub}, shape.layout.v_pad, t);
+        }
+        finish(op, shape, unit, r, total, t);
+    }
+}
+
+// ---------------------------------------------------------------- the call
+
+Workspace workspace(const void* raw, int64_t rows, int threads) {
+    const AttentionOp& op = *static_cast<const AttentionOp*>(raw);
+    const Shape shape(op, kernels());
+    const AttendPlan plan = plan_attention(op, rows, threads, nullptr);
     int64_t local = 0;
-    scratch(*static_cast<const AttentionOp*>(raw), nullptr, &local);
-    return {(rows + 1) * 8, local};
-}
-
-// One tile of rows against the keys [from, to) of one span; `from` is a multiple of 16.
-void attend_tile(const AttentionOp& op, const Item& item, const Scratch& s, const KernelTable& t, int64_t row0, int64_t rows,
-                 int64_t span, int64_t from, int64_t to) {
-    const int64_t group = heads_per_kv(op), v_pad = round_up(op.v_dim, kSub), first_sub = (from - span) / kSub;
-    const uint16_t* q[kMaxTile];
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t token = item.token + (row0 + r) / group, head = item.head * group + (row0 + r) % group;
-        q[r] = reinterpret_cast<const uint16_t*>(offset(op.q, token * op.q_stride + head * op.head_dim, RP_DTYPE_BF16));
-        if (t.attend_f32) t.widen(q[r], RP_DTYPE_BF16, op.head_dim, s.q + r * op.head_dim);
-    }
-    AttendTile tile{q, s.keys + first_sub, s.values + first_sub, s.q, s.scores, s.acc + row0 * v_pad, kSpan,
-                    ceil_div(to - from, kSub), op.head_dim, v_pad, to - from, static_cast<int32_t>(rows)};
-    t.attend_scores(tile);
-    const int64_t width = tile.sub_blocks * kSub;
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t position = item.position + (row0 + r) / group;
-        const int64_t oldest = op.window > 0 && position + 1 > op.window ? position + 1 - op.window : 0;
-        const int64_t begin = oldest > from ? oldest - from : 0, end = position + 1 < to ? position + 1 - from : to - from;
-        float* scores = s.scores + r * kSpan;
-        if (begin >= end) { memset(scores, 0, static_cast<size_t>(width) * 4); continue; }
-        t.scale(scores, op.scale, width);
-        for (int64_t i = 0; i < begin; i++) scores[i] = kHidden;
-        for (int64_t i = end; i < width; i++) scores[i] = kHidden;
-        float &max = s.max[row0 + r], &sum = s.sum[row0 + r];
-        const float highest = t.max_of(scores, width);
-        if (highest > max) {
-            const float shrink = std::exp(max - highest);
-            sum *= shrink;
-            t.scale(s.acc + (row0 + r) * v_pad, shrink, v_pad);
-            max = highest;
-        }
-        sum += t.exp_sum(scores, width, max);
-    }
-    t.attend_values(tile);
-}
-
-void attend_item(const AttentionOp& op, const Layout& layout, const Item& item, const Scratch& s, const KernelTable& t) {
-    const int64_t group = heads_per_kv(op), rows = item.tokens * group, v_pad = layout.v_pad;
-    memset(s.acc, 0, static_cast<size_t>(rows * v_pad) * 4);
-    for (int64_t r = 0; r < rows; r++) {  // a sink is a key with this logit and no value
-        s.max[r] = op.sinks ? op.sinks[item.head * group + r % group] : kHidden;
-        s.sum[r] = op.sinks ? 1.0f : 0.0f;
-    }
-    const int64_t* table = op.block_tables + item.seq * op.table_stride;
-    auto oldest = [&](int64_t position) { return op.window > 0 && position + 1 > op.window ? position + 1 - op.window : 0; };
-    const int64_t begin = oldest(item.position) / kSub * kSub, end = item.position + item.tokens;
-    for (int64_t span = begin / kSpan * kSpan; span < end; span += kSpan) {
-        const int64_t first = span > begin ? span : begin, last = span + kSpan < end ? span + kSpan : end;
-        for (int64_t k = first; k < last; k += kSub) {
-            const uint8_t* sub = op.cache + table[k / op.block_size] * op.block_bytes + item.head * layout.head_bytes +
-                                 k % op.block_size / kSub * layout.sub_bytes;
-            s.keys[(k - span) / kSub] = sub;
-            s.values[(k - span) / kSub] = sub + layout.key_bytes;
-        }
-        const int64_t tiles = ceil_div(rows, t.attend_rows);
-        for (int64_t i = 0, row = 0; i < tiles; i++) {
-            const int64_t count = (rows - row) / (tiles - i);
-            const int64_t top = item.position + row / group, bottom = item.position + (row + count - 1) / group;
-            const int64_t old = oldest(top) / kSub * kSub, from = old > first ? old : first;
-            const int64_t to = bottom + 1 < last ? bottom + 1 : last;
-            if (from < to) attend_tile(op, item, s, t, row, count, span, from, to);
-            row += count;
-        }
-    }
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t token = item.token + r / group, head = item.head * group + r % group;
-        t.scale(s.acc + r * v_pad, 1.0f / s.sum[r], v_pad);
-        t.narrow(s.acc + r * v_pad, RP_DTYPE_BF16, op.v_dim, offset(op.y, token * op.y_stride + head * op.v_dim, RP_DTYPE_BF16));
-    }
+    scratch(op, shape, nullptr, &local);
+    const int64_t chunks = round_up((plan.num_chunks + 1) * static_cast<int64_t>(sizeof(Chunk)), 64);
+    return {64 + chunks + plan.partials * state_floats(shape) * 4, local};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {
     const AttentionOp& op = *static_cast<const AttentionOp*>(raw);
-    const Layout layout(op.head_dim, op.v_dim, op.block_size);
-    const Scratch s = scratch(op, region.local, nullptr);
-    const int64_t seqs = *op.num_seqs, per_item = tokens_per_item(op);
-    int64_t* first_item = reinterpret_cast<int64_t*>(region.shared);  // [B + 1], in items of one KV head
-    if (region.thread == 0) {
-        first_item[0] = 0;
-        for (int64_t b = 0; b < seqs && b < rows; b++)
-            first_item[b + 1] = first_item[b] + ceil_div(op.query_starts[b + 1] - op.query_starts[b], per_item);
-    }
+    const Shape shape(op, region.table);
+    const Scratch s = scratch(op, shape, region.local, nullptr);
+    AttendPlan& shared = *reinterpret_cast<AttendPlan*>(region.shared);
+    Chunk* chunks = reinterpret_cast<Chunk*>(region.shared + 64);
+    if (region.thread == 0) shared = plan_attention(op, rows, region.team.size(), chunks);
     region.team.barrier();
-    const int64_t chunks = first_item[seqs < rows ? seqs : rows];
-    region.team.each(chunks * op.kv_heads, [&](int64_t index, int64_t) {
-        const int64_t chunk = chunks - 1 - index / op.kv_heads;  // the longest contexts of a prefill first
-        int64_t low = 0, high = seqs;
-        while (high - low > 1) {
-            const int64_t middle = (low + high) / 2;
-            (first_item[middle] <= chunk ? low : high) = middle;
-        }
-        while (first_item[low + 1] <= chunk) low++;
-        const int64_t q0 = op.query_starts[low], q1 = op.query_starts[low + 1], t0 = q0 + (chunk - first_item[low]) * per_item;
-        const int64_t tokens = q1 - t0 < per_item ? q1 - t0 : per_item;
-        const Item item{low, index % op.kv_heads, t0, tokens, op.context_lens[low] - (q1 - t0)};
-        attend_item(op, layout, item, s, region.table);
+    const AttendPlan plan = shared;
+    const int64_t table_bytes = round_up((plan.num_chunks + 1) * static_cast<int64_t>(sizeof(Chunk)), 64);
+    float* partials = reinterpret_cast<float*>(region.shared + 64 + table_bytes);
+    region.team.each(plan.num_units, [&](int64_t index, int64_t next) {
+        const Unit unit = unit_at(op, plan, chunks, index);
+        const Unit after = unit_at(op, plan, chunks, next < plan.num_units ? next : index);
+        attend_unit(op, shape, plan, unit, next < plan.num_units ? &after : nullptr, s, region.table, partials);
+    });
+    if (!plan.split) return;
+    region.team.barrier();
+    region.team.each(plan.num_chunks * op.kv_heads, [&](int64_t index, int64_t) {
+        fold_parts(op, shape, chunks[index / op.kv_heads], index % op.kv_heads, s, region.table, partials);
     });
 }
 
 }  // namespace
 
-extern const Operator kKvWrite{no_workspace, write_body};
 extern const Operator kAttention{workspace, body};
 
 }  // namespace rp

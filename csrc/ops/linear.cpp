@@ -27,7 +27,7 @@ void body(const void* raw, int64_t rows, Region& region) {
     const int64_t matrices = op.heads ? w.num_matrices : 1, panels = panels_of(w);
     const int64_t bytes = prepare_bytes(region.table, w, op.x_dtype);
     for (int64_t m = 0; m < matrices && bytes; m++)
-        prepare_rows(region, w, offset(op.x, m * w.inputs, op.x_dtype), op.x_dtype, op.x_stride, rows,
+        prepare_rows(region, w, offset(op.x, m * op.x_head_stride, op.x_dtype), op.x_dtype, op.x_stride, rows,
                      region.shared + m * rows * bytes);
     if (bytes) region.team.barrier();
 
@@ -44,7 +44,7 @@ void body(const void* raw, int64_t rows, Region& region) {
         const int64_t column = p * kPanel + columns.first;
         const int64_t width = w.outputs - column < columns.count ? w.outputs - column : columns.count;
         if (width <= 0) return;
-        Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * w.inputs, op.x_dtype),
+        Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * op.x_head_stride, op.x_dtype),
                bytes ? bytes : op.x_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2)};
         multiply(region, w, panel_at(w, m, p), next, count, [&](int64_t i) { return x.at(first + i); },
                  [&](int64_t done, int64_t n, float* values) {

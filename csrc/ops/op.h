@@ -30,7 +30,8 @@ struct Operator {
     void (*body)(const void* op, int64_t rows, Region& region);
 };
 
-extern const Operator kLinear, kMoe, kNorm, kRope, kRoute, kEmbed, kGlu, kKvWrite, kAttention, kAddShared, kRopeTables;
+extern const Operator kLinear, kMoe, kNorm, kRope, kRoute, kEmbed, kGlu, kKvWrite, kAttention, kAddShared, kRopeTables,
+    kMap, kSample;
 
 inline const uint8_t* offset(const void* base, int64_t elements, int32_t dtype) {
     return static_cast<const uint8_t*>(base) + elements * (dtype == RP_DTYPE_F32 ? 4 : 2);

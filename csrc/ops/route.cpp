@@ -50,10 +50,29 @@ void mask_groups(const RouteOp& op, const Scratch& s) {
             for (int64_t i = g * size; i < (g + 1) * size; i++) s.choice[i] = kNever;
 }
 
+// The k-th expert is the best not yet taken; its weight is its share of a softmax over the free experts within the jitter of
+// it, the distance being relative to the larger of the two logits' sizes.
+void sparsemix_row(const RouteOp& op, const KernelTable& t, const Scratch& s, const float* logits, float* weights, int64_t* ids) {
+    const int64_t n = op.num_experts;
+    memcpy(s.choice, logits, static_cast<size_t>(n) * 4);
+    for (int64_t k = 0; k < op.top_k; k++) {
+        const int64_t id = best(s.choice, n);
+        const float top = s.choice[id];
+        for (int64_t i = 0; i < n; i++) {
+            const float size = std::fabs(logits[i]) > top ? std::fabs(logits[i]) : top;
+            s.scores[i] = (top - s.choice[i]) / size > 2 * op.jitter ? kNever : s.choice[i];
+        }
+        weights[k] = op.scale / t.exp_sum(s.scores, n, top, 1.0f);
+        ids[k] = id;
+        s.choice[id] = kNever;
+    }
+}
+
 void route_row(const RouteOp& op, const KernelTable& t, const Scratch& s, const float* logits, float* weights, int64_t* ids) {
+    if (op.scores == 3) { sparsemix_row(op, t, s, logits, weights, ids); return; }
     const int64_t n = op.num_experts;
     memcpy(s.scores, logits, static_cast<size_t>(n) * 4);
-    if (op.scores == 0) t.scale(s.scores, 1.0f / t.exp_sum(s.scores, n, t.max_of(s.scores, n)), n);
+    if (op.scores == 0) t.scale(s.scores, 1.0f / t.exp_sum(s.scores, n, t.max_of(s.scores, n), 1.0f), n);
     if (op.scores == 1)
         for (int64_t i = 0; i < n; i++) s.scores[i] = 1.0f / (1.0f + std::exp(-s.scores[i]));
     for (int64_t i = 0; i < n; i++) s.choice[i] = s.scores[i] + (op.correction ? op.correction[i] : 0.0f);
@@ -63,7 +82,7 @@ void route_row(const RouteOp& op, const KernelTable& t, const Scratch& s, const 
         weights[k] = s.scores[ids[k]];
         s.choice[ids[k]] = kNever;
     }
-    if (op.scores == 2) t.scale(weights, 1.0f / t.exp_sum(weights, op.top_k, t.max_of(weights, op.top_k)), op.top_k);
+    if (op.scores == 2) t.scale(weights, 1.0f / t.exp_sum(weights, op.top_k, t.max_of(weights, op.top_k), 1.0f), op.top_k);
     float total = 1e-20f;
     for (int64_t k = 0; k < op.top_k; k++) total += weights[k];
     const float factor = (op.normalise ? 1.0f / total : 1.0f) * op.scale;

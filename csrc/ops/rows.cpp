@@ -37,7 +37,7 @@ void rope(const void* raw, int64_t rows, Region& region) {
     const RopeOp& op = *static_cast<const RopeOp*>(raw);
     each_row(region, rows * op.heads, [&](int64_t item) {
         const int64_t row = item / op.heads, at = item % op.heads * op.width;
-        const uint8_t* x = offset(op.x, row * op.x_stride + at, op.dtype);
+        const uint8_t* x = offset(op.x, row * op.x_stride + item % op.heads * op.x_head_stride, op.dtype);
         uint8_t* y = offset(op.y, row * op.y_stride + at, op.dtype);
         const int64_t table = row * op.table_stride, turned = 2 * op.half;
         region.table.rotate(x, op.dtype, op.cos + table, op.sin + table, op.half, op.interleaved, y);
@@ -87,6 +87,14 @@ void glu(const void* raw, int64_t rows, Region& region) {
     });
 }
 
+void map(const void* raw, int64_t rows, Region& region) {
+    const MapOp& op = *static_cast<const MapOp*>(raw);
+    each_row(region, rows, [&](int64_t i) {
+        region.table.map(offset(op.x, i * op.x_stride, op.dtype), op.dtype, op.scale, op.limit, op.width,
+                         offset(op.y, i * op.y_stride, op.dtype));
+    });
+}
+
 float scalar(const void* p, int64_t i, int32_t dtype) {
     if (dtype == RP_DTYPE_F32) return static_cast<const float*>(p)[i];
     const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16;
@@ -112,6 +120,7 @@ extern const Operator kRope{none, rope};
 extern const Operator kRopeTables{none, rope_tables};
 extern const Operator kEmbed{embed_workspace, embed};
 extern const Operator kGlu{none, glu};
+extern const Operator kMap{none, map};
 extern const Operator kAddShared{none, add_shared};
 
 }  // namespace rp

@@ -18,6 +18,7 @@ from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from ridgepoint.kernels.rope import rope, rope_tables
 from ridgepoint.kernels.route import route
+from ridgepoint.kernels.scale import scale
 
 # Float32 paths differ by the order of sums alone; bfloat16 ones round intermediates that the reference keeps wide.
 RTOL = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -52,6 +53,7 @@ def test_row_ops(rows: int, dtype: torch.dtype) -> None:
     agree(add_rms_norm, x, delta, 0.3, w, 1e-6, dtype=dtype)
     agree(add_layer_norm, x, delta, 1.0, w, b, 1e-5, dtype=dtype)
     agree(clip, x, 0.5, dtype=dtype)
+    agree(scale, x, 0.3, dtype=dtype)
     agree(add_shared, x, delta, None, dtype=dtype)
     agree(add_shared, x, delta, torch.randn(rows, 1, generator=g).to(dtype), dtype=dtype)
     agree(glu, x, SwiGlu(), dtype=dtype)
@@ -63,6 +65,12 @@ def test_row_ops(rows: int, dtype: torch.dtype) -> None:
     agree(linear_heads, x.view(rows, 5, 8), torch.randn(5, 11, 8, generator=g).to(dtype), dtype=dtype)
     ids = torch.randint(0, 9, (rows,), generator=g)
     agree(embed, ids, torch.randn(9, 6, generator=g), 12.0, dtype, dtype=dtype)
+
+
+def test_clipping_hands_a_nan_through() -> None:
+    x = torch.tensor([[1.0, float("nan"), -3.0, float("inf")] * 5])
+    assert torch.equal(clip(x, 2.0).isnan(), x.isnan())
+    assert clip(x, 2.0)[0, [0, 2, 3]].tolist() == [1.0, -2.0, 2.0]
 
 
 def test_norms_read_strided_rows() -> None:

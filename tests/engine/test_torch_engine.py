@@ -316,3 +316,48 @@ def test_a_timed_budget_needs_hardware_and_predicts_with_it(decoder: Decoder) ->
     assert choose_timer(EngineOptions(model="m"), decoder, told.append) is None
     with pytest.raises(CatalogError, match="unknown accelerator"):
         choose_timer(EngineOptions(model="m", hardware="abacus"), decoder, told.append)
+
+
+@pytest.mark.skipif(not native.available(), reason="8-bit caches are native")
+@pytest.mark.parametrize("kv_dtype", ["int8", "float8_e4m3fn"])
+def test_a_cache_of_codes_holds_more_and_is_another_prefix(kv_dtype: str) -> None:
+    decoder = tiny_decoder(torch.bfloat16)
+    plain = tiny_engine(decoder, block_tokens=16)
+    coded = tiny_engine(decoder, block_tokens=16, kv_dtype=kv_dtype)
+    assert coded.executor.cache.block_bytes < plain.executor.cache.block_bytes  # type: ignore[attr-defined]
+    assert coded.facts.root_of(b"") != plain.facts.root_of(b"")
+    prompts = prompts_of(6, seed=8)
+    together, engine = (
+        LLM(coded).generate(prompts, GREEDY),
+        LLM(tiny_engine(decoder, block_tokens=16, kv_dtype=kv_dtype)),
+    )
+    assert tokens_of(together) == [engine.generate([prompt], GREEDY)[0].token_ids for prompt in prompts]
+
+
+def test_the_prediction_knows_how_kv_is_kept() -> None:
+    decoder = tiny_decoder(torch.bfloat16)
+    assert precision_of(decoder, torch.int8).kv == "int8"
+    assert precision_of(decoder).kv == "bf16"
+
+
+def test_a_kv_type_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kv_dtype"):
+        EngineOptions(model="m", kv_dtype="int4")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="float32 cannot be had"):
+        tiny_engine(tiny_decoder(torch.bfloat16), block_tokens=16, kv_dtype="float32")
+    with pytest.raises(ConfigError, match="cannot be had"):
+        tiny_engine(tiny_decoder(torch.bfloat16), block_tokens=4, kv_dtype="int8")
+
+
+@pytest.mark.skipif(not native.available(), reason="only the recorded step has one order of sums")
+def test_float32_results_do_not_depend_on_company_or_chunks() -> None:
+    """Bit for bit: log-probabilities of the same request alone, in a crowd, and prefilled in small pieces."""
+    decoder = tiny_decoder()
+    pack_for_serving(decoder, None)
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=3)
+    prompts = prompts_of(7, seed=12)
+    crowd = LLM(tiny_engine(decoder, block_tokens=16)).generate(prompts, params)
+    alone, pieces = (LLM(tiny_engine(decoder, block_tokens=16, **more)) for more in ({}, {"max_step_tokens": 8}))
+    for prompt, together in zip(prompts, crowd, strict=True):
+        for engine in (alone, pieces):
+            assert engine.generate([prompt], params)[0].logprobs == together.logprobs

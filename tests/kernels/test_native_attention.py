@@ -1,4 +1,7 @@
-"""Native paged attention against its definition, over caches whose unused slots are NaN."""
+"""Native paged attention against its definition, in every KV format, over caches whose unused slots are NaN.
+
+The truth is float64 on the numbers the cache holds: what a format loses by rounding keys and values is measured apart.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from native_support import ISAS, needs_native, rms, same_bits_whoever_computes
+from native_support import FLOAT32_ERROR, ISAS, needs_native, rms, same_bits_whoever_computes, threads
 
+from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native, paged_attention
 from ridgepoint.kernels.paged_attention import native as path
 from ridgepoint.kernels.paged_attention import reference
@@ -28,23 +32,27 @@ class Case:
     width: int
     window: int | None
     sinks: torch.Tensor | None
+    compute: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
         made = torch.Generator().manual_seed(sum(self.contexts) + self.width)
         blocks = max(-(-c // BLOCK) for c in self.contexts)
         self.tables = torch.randperm(len(self.contexts) * blocks, generator=made).view(len(self.contexts), blocks)
         self.keys, self.values = (
-            [torch.randn(c, self.kv_heads, self.width, generator=made).bfloat16() for c in self.contexts] for _ in "kv"
+            [torch.randn(c, self.kv_heads, self.width, generator=made).to(self.compute) for c in self.contexts]
+            for _ in "kv"
         )
-        self.q = torch.randn(sum(self.queries), self.heads, self.width, generator=made).bfloat16()
+        self.q = torch.randn(sum(self.queries), self.heads, self.width, generator=made).to(self.compute)
 
-    def cache(self) -> torch.Tensor:
-        kv = paged_attention.allocate(self.tables.numel(), BLOCK, self.kv_heads, self.width, torch.bfloat16, "cpu")
-        kv.fill_(float("nan"))
-        for b, context in enumerate(self.contexts):
-            position = torch.arange(context)
-            slots = self.tables[b][position // BLOCK] * BLOCK + position % BLOCK
-            paged_attention.write(kv, self.keys[b], self.values[b], slots)
+    def slots(self, b: int) -> torch.Tensor:
+        position = torch.arange(self.contexts[b])
+        return self.tables[b][position // BLOCK] * BLOCK + position % BLOCK
+
+    def cache(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        kv = paged_attention.allocate(self.tables.numel(), BLOCK, self.kv_heads, self.width, dtype, "cpu")
+        kv.view(torch.uint8).fill_(255)  # NaN in every format, scales included
+        for b in range(len(self.contexts)):
+            paged_attention.write(kv, self.keys[b], self.values[b], self.slots(b))
         assert path.is_native(kv)
         return kv
 
@@ -57,12 +65,20 @@ class Case:
         plan = paged_attention.prepare(counts, contexts, self.tables[list(chosen)], BLOCK)
         return paged_attention.attend(q, kv, plan, self.width**-0.5, self.window, self.sinks)
 
-    def dense(self, wide: bool) -> torch.Tensor:
+    def held(self, kv: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values of each sequence as the cache holds them."""
+        keys, values, scales = path.stored(kv, self.width, self.width)
+        slots = [self.slots(b) for b in range(len(self.contexts))]
+        scaled = [(x * scales[..., i : i + 1]).double() for i, x in enumerate((keys, values))]
+        return [scaled[0][s] for s in slots], [scaled[1][s] for s in slots]
+
+    def dense(self, wide: bool, held: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None) -> torch.Tensor:
         """The definition over plain tensors; not `wide`: weights and result rounded to bf16 on the way."""
         out, start = [], 0
+        all_keys, all_values = held or (self.keys, self.values)
         for b, (context, queries) in enumerate(zip(self.contexts, self.queries, strict=True)):
             group = self.heads // self.kv_heads
-            k, v = (t[b].double().repeat_interleave(group, dim=1) for t in (self.keys, self.values))
+            k, v = (t[b].double().repeat_interleave(group, dim=1) for t in (all_keys, all_values))
             logits = torch.einsum("qhp,khp->hqk", self.q[start : start + queries].double(), k) * self.width**-0.5
             query, key = torch.arange(context - queries, context)[:, None], torch.arange(context)[None]
             hidden = key > query if self.window is None else (key > query) | (key <= query - self.window)
@@ -99,17 +115,93 @@ def test_agrees_with_the_definition(isa: str, name: str) -> None:
     assert rms(got.double() - truth) <= ROUNDED_WEIGHTS * rms(case.dense(wide=False) - truth)
 
 
+FORMATS = [torch.bfloat16, torch.float32, torch.int8, torch.float8_e4m3fn]
+HALF_STEP = {torch.bfloat16: 2.0**-8, torch.float32: 0.0, torch.int8: 0.5 / 127, torch.float8_e4m3fn: 2.0**-4}
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_bits_depend_on_the_query_alone(isa: str) -> None:
-    case = CASES["grouped"]
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_every_format_agrees_with_the_definition_on_what_it_holds(
+    fmt: torch.dtype, compute: torch.dtype, isa: str
+) -> None:
+    if fmt == torch.float32 and compute == torch.bfloat16:
+        pytest.skip("a wider cache than the model's type is not offered")
+    for name in ("grouped", "odd_width_long_window", "one_kv_head"):
+        given = CASES[name]
+        case = Case(
+            given.contexts, given.queries, given.heads, given.kv_heads, given.width, given.window, given.sinks, compute
+        )
+        with native.forced_isa(isa):
+            kv = case.cache(fmt)
+            got = case.attend(kv)
+        held = case.held(kv)
+        truth = case.dense(True, held)
+        if compute == torch.float32:
+            assert rms(got.double() - truth) <= FLOAT32_ERROR * rms(truth)
+        else:
+            assert rms(got.double() - truth) <= ROUNDED_WEIGHTS * rms(case.dense(False, held) - truth)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_cache_holds_what_was_written_to_half_a_step(fmt: torch.dtype) -> None:
+    case = Case([40, 3], [1, 1], 4, 2, 24, None, None, torch.float32)
+    keys, values = case.held(case.cache(fmt))
+    for given, got in ((case.keys, keys), (case.values, values)):
+        for x, y in zip(given, got, strict=True):
+            largest = x.abs().amax(-1, keepdim=True)
+            of = x.abs().clamp(min=2.0**-6 / 448 * largest) if fmt == torch.float8_e4m3fn else largest
+            assert bool(((x - y).abs() <= HALF_STEP[fmt] * of.double() * 1.001).all())
+
+
+def test_codes_of_zero_and_of_the_largest_magnitude_are_exact() -> None:
+    for fmt in (torch.int8, torch.float8_e4m3fn):
+        kv = paged_attention.allocate(1, BLOCK, 1, 16, fmt, "cpu")
+        k, v = torch.zeros(2, 1, 16), torch.zeros(2, 1, 16)
+        k[0, 0, 3], v[1, 0, 5] = -6.5, 1e-20
+        paged_attention.write(kv, k, v, torch.tensor([0, 31]))
+        keys, values, scales = path.stored(kv, 16, 16)
+        assert torch.allclose(keys[[0, 31]] * scales[[0, 31], :, :1], k, rtol=1e-6, atol=0)
+        assert torch.allclose(values[[0, 31]] * scales[[0, 31], :, 1:], v, rtol=1e-6, atol=0)
+
+
+LONG = Case([9000, 2500, 17], [1, 3, 1], 8, 2, 16, None, SINKS)
+LONG_WINDOW = Case([5000, 3000], [2, 1], 4, 1, 16, 2200, None)
+
+
+@pytest.mark.parametrize("case", [LONG, LONG_WINDOW], ids=["whole", "window"])
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_long_contexts_are_shared_between_threads_without_a_trace(fmt: torch.dtype, case: Case) -> None:
+    compute = torch.float32 if fmt == torch.float32 else torch.bfloat16
+    case = Case(case.contexts, case.queries, case.heads, case.kv_heads, case.width, case.window, case.sinks, compute)
+    kv = case.cache(fmt)
+    whole = same_bits_whoever_computes(lambda: case.attend(kv))
+    with threads(5):
+        assert torch.equal(case.attend(kv), whole)
+    starts = torch.tensor([0, *case.queries]).cumsum(0)
+    for b in range(len(case.contexts)):
+        assert torch.equal(case.attend(kv, [b]), whole[starts[b] : starts[b + 1]])
+    held = case.held(kv)
+    truth = case.dense(True, held)
+    if compute == torch.float32:
+        assert rms(whole.double() - truth) <= FLOAT32_ERROR * rms(truth)
+    else:
+        assert rms(whole.double() - truth) <= ROUNDED_WEIGHTS * rms(case.dense(False, held) - truth)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_depend_on_the_query_alone(isa: str, fmt: torch.dtype) -> None:
+    compute = torch.float32 if fmt == torch.float32 else torch.bfloat16
+    case = Case([1, 5, 40, 700], [1, 5, 7, 37], 8, 2, 64, None, None, compute)
     with native.forced_isa(isa):
-        kv = case.cache()
+        kv = case.cache(fmt)
         whole = same_bits_whoever_computes(lambda: case.attend(kv))
         starts = torch.tensor([0, *case.queries]).cumsum(0)
         for b in range(4):
             assert torch.equal(case.attend(kv, [b]), whole[starts[b] : starts[b + 1]])
         # The last query of a long segment alone: as a decoding step.
-        alone = Case(case.contexts, [1, 1, 1, 1], 8, 2, 64, None, None)
+        alone = Case(case.contexts, [1, 1, 1, 1], 8, 2, 64, None, None, compute)
         alone.tables, alone.q = case.tables, case.q[starts[1:] - 1]
         assert torch.equal(alone.attend(kv), whole[starts[1:] - 1])
 
@@ -132,3 +224,15 @@ def test_negative_slots_are_not_written() -> None:
     ones = torch.ones(2, 1, 16).bfloat16()
     paged_attention.write(kv, ones, ones, torch.tensor([-1, 3]))
     assert int((kv != 0).sum()) == 32
+
+
+def test_a_slot_outside_the_cache_is_an_error() -> None:
+    kv = paged_attention.allocate(2, BLOCK, 1, 16, torch.bfloat16, "cpu")
+    ones = torch.ones(1, 1, 16).bfloat16()
+    with pytest.raises(native.NativeError, match="outside the cache"):
+        paged_attention.write(kv, ones, ones, torch.tensor([2 * BLOCK]))
+
+
+def test_codes_need_the_native_layout() -> None:
+    with pytest.raises(ConfigError, match="needs the native kernels"):
+        paged_attention.allocate(2, 8, 1, 16, torch.int8, "cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from native_support import needs_native, rms, threads
@@ -10,6 +12,7 @@ from ridgepoint.catalog.spec import (
     DenseSpec,
     GqaSpec,
     LayerSpec,
+    MlaSpec,
     ModelSpec,
     MoeSpec,
     NormSpec,
@@ -54,6 +57,28 @@ def _spec(*, tied: bool = False, clip: float | None = None) -> ModelSpec:
         tied_embeddings=tied, head_bias=False, embedding_scale=1.0, residual=PlainResidual(), residual_scale=1.0, logit_scale=1.0,
         max_context=128, bos_ids=(0,), eos_ids=(1,),
     )  # fmt: skip
+
+
+def _unusual(kind: str) -> ModelSpec:
+    """A spec with one of the facts that only some families have."""
+    spec = _spec(clip=0.4 if kind == "clip" else None)
+    if kind == "logit_scale":
+        return replace(spec, logit_scale=0.3)
+    if kind == "sparsemixer":
+        moe = spec.layers[1].ffn
+        assert isinstance(moe, MoeSpec)
+        router = replace(moe.router, scores="sparsemixer", normalise=False, jitter_eps=0.1)
+        return replace(spec, layers=(spec.layers[0], replace(spec.layers[1], ffn=replace(moe, router=router))))
+    if kind == "mla":
+        mixer = MlaSpec(
+            num_heads=4, q_rank=40, kv_rank=32, nope_dim=16, rope_dim=8, v_dim=12, scale=24**-0.5, bias=False,
+            rope=RopeSpec(theta=1e4, rotary_dim=8, interleaved=True, scaling=None),
+        )  # fmt: skip
+        return replace(spec, layers=tuple(replace(layer, mixer=mixer, window=None) for layer in spec.layers))
+    return spec
+
+
+UNUSUAL = ["clip", "logit_scale", "sparsemixer", "mla"]
 
 
 def _decoder(spec: ModelSpec, dtype: torch.dtype = torch.bfloat16) -> Decoder:
@@ -119,13 +144,42 @@ def test_a_step_too_large_for_the_recording_is_refused() -> None:
         recorded.run(STEPS[0])
 
 
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_every_fact_of_a_spec_can_be_recorded(kind: str, dtype: torch.dtype) -> None:
+    spec = _unusual(kind)
+    truth = _eager(_decoder(spec, torch.float32), torch.float32)
+    decoder = pack_decoder(_decoder(spec, dtype))
+    recorded = RecordedStep(decoder, KVCache(spec, 12, BLOCK, dtype), 64, 5, 6)
+    got = torch.cat([recorded.run(step).clone() for step in STEPS])
+    assert torch.equal(got, _eager(decoder, dtype))
+    assert rms(got - truth) <= (1e-5 if dtype == torch.float32 else 0.1) * rms(truth)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mla"])
+@pytest.mark.parametrize("fmt", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_cache_of_codes_is_recorded_and_close(fmt: torch.dtype, kind: str) -> None:
+    decoder = pack_decoder(_decoder(_unusual(kind)))
+    plain = _eager(decoder)
+    cache = KVCache(decoder.spec, 12, BLOCK, fmt)
+    recorded = RecordedStep(decoder, cache, 64, 5, 6)
+    got = torch.cat([recorded.run(step).clone() for step in STEPS])
+    assert rms(got - plain) <= 0.1 * rms(plain)
+    other = KVCache(decoder.spec, 12, BLOCK, fmt)  # blocks travel as bytes
+    for block in range(12):
+        other.import_block(block, cache.export_block(block))
+        assert torch.equal(other.export_block(block), cache.export_block(block))
+    again = RecordedStep(decoder, other, 64, 5, 6).run(STEPS[2])
+    assert torch.equal(again, got[-3:])
+
+
 def test_work_outside_the_native_operators_is_not_recorded_silently() -> None:
-    clipped = pack_decoder(_decoder(_spec(clip=5.0)))
-    with pytest.raises(NotRecordableError, match="clamp"):
-        RecordedStep(clipped, KVCache(clipped.spec, 12, BLOCK, torch.bfloat16), 16, 3, 6)
     unpacked = _decoder(_spec())
     with pytest.raises(NotRecordableError):
         RecordedStep(unpacked, KVCache(unpacked.spec, 12, BLOCK, torch.bfloat16), 16, 3, 6)
+    packed, blocks_of_torch = pack_decoder(_decoder(_spec())), 8
+    with pytest.raises(NotRecordableError):
+        RecordedStep(packed, KVCache(packed.spec, 12, blocks_of_torch, torch.bfloat16), 16, 3, 6)
 
 
 def test_profile_names_every_operator() -> None:

@@ -58,7 +58,11 @@ def serve(
     ] = "info",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of weights and KV; none: what suits.", rich_help_panel=_ENGINE),
+        typer.Option(help="Of weights and activations; none: what suits.", rich_help_panel=_ENGINE),
+    ] = None,
+    kv_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "int8", "float8_e4m3fn"] | None,
+        typer.Option(help="How KV is kept; none: as --dtype.", rich_help_panel=_ENGINE),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; none: the best there is.", rich_help_panel=_ENGINE)
@@ -115,8 +119,8 @@ def serve(
     del config, plan  # their callbacks made them defaults of the other options
     source = find_model(model, revision=revision)
     options = EngineOptions(
-        model=str(source.folder), dtype=dtype, device=device, threads=threads, max_num_seqs=max_num_seqs,
-        max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
+        model=str(source.folder), dtype=dtype, kv_dtype=kv_dtype, device=device, threads=threads,
+        max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
         step_budget_s=step_budget_s,
         max_context=max_context, block_tokens=block_tokens, kv_bytes=kv_bytes, num_blocks=num_blocks,
         prefix_cache=prefix_cache, weight_format=weight_format, weight_cache=weight_cache,

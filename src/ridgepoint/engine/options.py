@@ -15,6 +15,8 @@ from ridgepoint.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+KvDtype = Literal["float32", "bfloat16", "float16", "int8", "float8_e4m3fn"]
+KV_DTYPES: tuple[KvDtype, ...] = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class EngineOptions:
     """`None` is resolved at start from the model and the machine, and the choice is printed with its reason.
 
     model            folder or hub id of a checkpoint; only shown when `echo` is set
-    dtype            of weights, activations and KV
+    dtype            of weights and activations
+    kv_dtype         how KV is kept; None is `dtype`, int8 and float8_e4m3fn have a scale for each token and head
     device           `cpu` or `cuda`
     max_num_seqs     sequences that may run together
     max_step_tokens  tokens of one step, over all sequences; at least `max_num_seqs`
@@ -57,6 +60,7 @@ class EngineOptions:
 
     model: str
     dtype: Dtype | None = None
+    kv_dtype: KvDtype | None = None
     device: str | None = None
     max_num_seqs: int = 64
     max_step_tokens: int | None = None
@@ -77,6 +81,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
         positive = (
             "max_num_seqs",
             "max_step_tokens",

@@ -10,13 +10,16 @@ from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.cost.formats import Precision, bytes_per_value
 from ridgepoint.cost.timer import CostTimer
 from ridgepoint.cost.transfer import calibration_for
+from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.kernels.packed import Packed
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear
 
-_OF_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_OF_DTYPE = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8", torch.float8_e4m3fn: "fp8",
+}  # fmt: skip
 _OF_PACKED = {
     "f32": "fp32", "bf16": "bf16", "int8": "int8", "int8-32": "int8_g32", "int8-128": "int8_g128", "int4-32": "int4_g32",
     "int4-128": "int4", "mxfp4": "mxfp4", "fp8": "fp8_block",
@@ -28,7 +31,7 @@ def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[s
     if options.hardware is None:
         return None
     chip = accelerator(options.hardware)
-    precision = precision_of(decoder)
+    precision = precision_of(decoder, kv_dtype_of(options, decoder))
     constants = calibration_for(chip, options.calibration)
     announce(
         f"predicted seconds: {chip.name}, experts in {precision.experts}, constants {constants.name} ({constants.provenance})"
@@ -36,8 +39,8 @@ def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[s
     return CostTimer(decoder.spec, chip, precision, constants)
 
 
-def precision_of(decoder: Decoder) -> Precision:
-    """The formats of a loaded decoder by role. Roles with several formats count as the widest of them."""
+def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Precision:
+    """The formats of a loaded decoder by role, and of its KV (None: as its activations). Roles with several formats count as the widest of them."""
     activations = _OF_DTYPE[decoder.compute_dtype]
     dense, experts = set(), set()
     for module in decoder.modules():
@@ -47,8 +50,8 @@ def precision_of(decoder: Decoder) -> Precision:
             dense.add(_format(module.weight))
     head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
     return Precision(
-        weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head), kv=activations,
-        activations=activations, attention=activations, dispatch=activations, combine=activations,
+        weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head),
+        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations=activations, attention=activations, dispatch=activations, combine=activations,
     )  # fmt: skip
 
 

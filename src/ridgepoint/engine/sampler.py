@@ -15,12 +15,13 @@ import torch
 
 from ridgepoint.engine.protocol import TokenLogprobs
 from ridgepoint.kernels import sample
-from ridgepoint.kernels.sample import Shaping
+from ridgepoint.kernels.sample import Edits, Shaping
 from ridgepoint.kernels.sample.random import uniforms
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.request import Request
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
+_NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
 class _TokenCounts:
@@ -57,41 +58,39 @@ class Sampler:
     ) -> tuple[list[int], Sequence[TokenLogprobs | None]]:
         """A token for each request from its row of logits, which are used up. Log-probabilities are of the logits as
         the model gave them."""
-        wants = [r for r, request in enumerate(requests) if request.params.logprobs is not None]
-        raw = {r: logits_RV[r].clone() if _edits(requests[r]) else logits_RV[r] for r in wants}
-        for r, request in enumerate(requests):
-            if _edits(request):
-                self._edit(logits_RV[r], request)
-        token_ids: list[int] = sample.choose(logits_RV, _shaping(requests)).tolist()
-        if not wants:
+        num_top_R = [request.params.logprobs for request in requests]
+        edits_R = [self._edits_of(request) if _edits(request) else None for request in requests]
+        token_ids, scores = sample.draw(logits_RV, _shaping(requests), edits_R, num_top_R)
+        if all(num_top is None for num_top in num_top_R):
             return token_ids, ()
-        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
-        for r in wants:
-            if token_ids[r] != sample.NOT_FINITE:
-                logprobs[r] = score(raw[r], token_ids[r], requests[r].params.logprobs or 0)
-        return token_ids, logprobs
+        return token_ids, [
+            None if found is None else _logprobs(token, *found) for token, found in zip(token_ids, scores, strict=True)
+        ]
 
-    def _edit(self, logits_V: torch.Tensor, request: Request) -> None:
-        params, device = request.params, logits_V.device
+    def _edits_of(self, request: Request) -> Edits:
+        params = request.params
+        seen_N, counts_N = _NO_TOKENS, _NO_TOKENS
         if _penalises(params):
             counts = self._counts.get(request)
             if counts is None:
                 self._counts = {kept: c for kept, c in self._counts.items() if kept.finish_reason is None}
                 counts = self._counts[request] = _TokenCounts(request.num_prompt)
-            ids_N, counts_N = counts.arrays(request.tokens)
-            sample.penalise(
-                logits_V, ids_N, counts_N,
-                repetition=params.repetition_penalty, presence=params.presence_penalty, frequency=params.frequency_penalty,
-            )  # fmt: skip
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=device)
-            logits_V[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits_V.dtype, device=device)
-        if request.num_output < params.min_tokens and request.stop_ids:
-            logits_V[torch.tensor(sorted(request.stop_ids), device=device)] = float("-inf")
+            seen_N, counts_N = counts.arrays(request.tokens)
+        added = dict(params.logit_bias or {})
+        if request.num_output < params.min_tokens:
+            added.update(dict.fromkeys(request.stop_ids, -math.inf))
+        return Edits(
+            seen_N=seen_N, output_counts_N=counts_N, repetition=params.repetition_penalty, presence=params.presence_penalty,
+            frequency=params.frequency_penalty, added_A=np.array(list(added), dtype=np.int64),
+            addends_A=np.array(list(added.values()), dtype=np.float32),
+        )  # fmt: skip
 
 
 def score(logits_V: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    chosen, top = sample.log_probabilities(logits_V, token_id, num_top)
+    return _logprobs(token_id, *sample.log_probabilities(logits_V, token_id, num_top))
+
+
+def _logprobs(token_id: int, chosen: float, top: list[tuple[int, float]]) -> TokenLogprobs:
     return TokenLogprobs(
         token_id=token_id, logprob=_finite(chosen), top=[(token, _finite(value)) for token, value in top]
     )

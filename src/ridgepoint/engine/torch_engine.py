@@ -13,6 +13,7 @@ import torch
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.executor import TorchExecutor
+from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
@@ -74,7 +75,11 @@ def engine_around(
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
     assert resolved.num_blocks and resolved.max_context
-    cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
+    kv_dtype = kv_dtype_of(resolved, decoder)
+    announce(
+        f"kv_dtype {str(kv_dtype).removeprefix('torch.')}: " + ("as asked" if options.kv_dtype else "the activations'")
+    )
+    cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, kv_dtype, device)
     assert resolved.max_step_tokens
     step, why = make_step(
         decoder,
@@ -93,7 +98,7 @@ def engine_around(
         vocab_size=decoder.spec.vocab_size,
         max_context=resolved.max_context,
         eos_ids=eos_ids,
-        root_of=lambda salt: root_key(model=name, layout=layout, dtype=str(dtype), tenant=salt),
+        root_of=lambda salt: root_key(model=name, layout=layout, dtype=f"{dtype}, KV {kv_dtype}", tenant=salt),
     )
     return EngineCore(facts, make_scheduler(resolved, timer), executor)
 
@@ -103,7 +108,7 @@ def resolve_memory(
 ) -> EngineOptions:
     """Options with nothing left open about memory and step size."""
     spec, size = decoder.spec, options.block_tokens
-    per_block = block_bytes(spec, size, decoder.compute_dtype)
+    per_block = block_bytes(spec, size, kv_dtype_of(options, decoder))
     if options.num_blocks is not None:
         num_blocks, why = options.num_blocks, "as asked"
     elif options.kv_bytes is not None:

@@ -50,14 +50,13 @@ def ops() -> list[str]:
 def explain_ops(device_type: str) -> list[str]:
     """`explain` of every operator, with what its path does natively on a CPU and in Triton on a GPU."""
     packed_only = {"linear", "moe_experts"}
-    torch_only = {"mla_attention"}
     lines = []
     for op in ops():
         line = explain(op, device_type)
         if device_type == "cpu" and _forced is None:
             if not native.available():
                 line += f"; in torch: the native library is absent ({native.load_error()})"
-            elif op in torch_only or not (Path(__file__).parent / op / "native.py").exists():
+            elif not (Path(__file__).parent / op / "native.py").exists():
                 line += "; in torch: no native operator"
             else:
                 when = "for packed weights" if op in packed_only else "for inference in bf16 or f32"

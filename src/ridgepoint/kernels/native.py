@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ PackedWeight = _struct(
     activation_bits=i32, pad=i32,
 )  # fmt: skip
 LinearOp = _struct(
-    "LinearOp", **_HEADER, weight=ptr, x=ptr, y=ptr, bias=ptr, x_stride=i64, y_stride=i64,
+    "LinearOp", **_HEADER, weight=ptr, x=ptr, y=ptr, bias=ptr, x_stride=i64, y_stride=i64, x_head_stride=i64,
     x_dtype=i32, y_dtype=i32, heads=i32, pad=i32,
 )  # fmt: skip
 MoeOp = _struct(
@@ -56,12 +57,12 @@ NormOp = _struct(
     weight_dtype=i32, weight_offset=f32,
 )  # fmt: skip
 RopeOp = _struct(
-    "RopeOp", **_HEADER, x=ptr, y=ptr, cos=ptr, sin=ptr, x_stride=i64, y_stride=i64, table_stride=i64, heads=i64,
-    width=i64, half=i64, dtype=i32, interleaved=i32,
+    "RopeOp", **_HEADER, x=ptr, y=ptr, cos=ptr, sin=ptr, x_stride=i64, x_head_stride=i64, y_stride=i64, table_stride=i64,
+    heads=i64, width=i64, half=i64, dtype=i32, interleaved=i32,
 )  # fmt: skip
 RouteOp = _struct(
     "RouteOp", **_HEADER, logits=ptr, correction=ptr, weights=ptr, expert_ids=ptr, num_experts=i64, top_k=i64,
-    num_groups=i64, topk_groups=i64, scores=i32, normalise=i32, group_top2=i32, pad=i32, scale=f32, pad2=f32,
+    num_groups=i64, topk_groups=i64, scores=i32, normalise=i32, group_top2=i32, pad=i32, scale=f32, jitter=f32,
 )  # fmt: skip
 EmbedOp = _struct(
     "EmbedOp", **_HEADER, ids=ptr, table=ptr, y=ptr, width=i64, vocab=i64, y_stride=i64, table_dtype=i32, y_dtype=i32,
@@ -87,18 +88,33 @@ AddSharedOp = _struct(
 RopeTablesOp = _struct(
     "RopeTablesOp", **_HEADER, positions=ptr, inv_freq=ptr, cos=ptr, sin=ptr, half=i64, magnitude=f32, pad=f32
 )
+MapOp = _struct(
+    "MapOp", **_HEADER, x=ptr, y=ptr, width=i64, x_stride=i64, y_stride=i64, dtype=i32, scale=f32, limit=f32, pad=f32
+)
 KvWriteOp = _struct(
-    "KvWriteOp", **_HEADER, k=ptr, v=ptr, slots=ptr, cache=ptr, block_bytes=i64, block_size=i64, heads=i64, head_dim=i64,
-    v_dim=i64, k_stride=i64, v_stride=i64,
+    "KvWriteOp", **_HEADER, k=ptr, v=ptr, slots=ptr, cache=ptr, block_bytes=i64, block_size=i64, num_slots=i64, heads=i64,
+    key_dim=i64, v_dim=i64, k_stride=i64, v_stride=i64, dtype=i32, format=i32, latent=i32, pad=i32,
 )  # fmt: skip
 AttentionOp = _struct(
-    "AttentionOp", **_HEADER, q=ptr, y=ptr, cache=ptr, query_starts=ptr, context_lens=ptr, block_tables=ptr, sinks=ptr,
-    num_seqs=ptr, block_bytes=i64, block_size=i64, table_stride=i64, heads=i64, kv_heads=i64, head_dim=i64, v_dim=i64,
-    q_stride=i64, y_stride=i64, window=i64, scale=f32, pad=f32,
+    "AttentionOp", **_HEADER, q=ptr, q_rope=ptr, y=ptr, cache=ptr, query_starts=ptr, context_lens=ptr, block_tables=ptr,
+    sinks=ptr, num_seqs=ptr, block_bytes=i64, block_size=i64, table_stride=i64, heads=i64, kv_heads=i64, key_dim=i64,
+    v_dim=i64, q_stride=i64, q_rope_stride=i64, y_stride=i64, window=i64, dtype=i32, format=i32, latent=i32, scale=f32,
 )  # fmt: skip
+SampleOp = _struct(
+    "SampleOp",
+    **_HEADER,
+    logits=ptr,
+    rules=ptr,
+    ids=ptr,
+    logprobs=ptr,
+    top_ids=ptr,
+    vocab=i64,
+    stride=i64,
+    most_top=i64,
+)
 OP_IDS = {
     LinearOp: 0, MoeOp: 1, NormOp: 2, RopeOp: 3, RouteOp: 4, EmbedOp: 5, GluOp: 6, KvWriteOp: 7, AttentionOp: 8,
-    AddSharedOp: 9, RopeTablesOp: 10,
+    AddSharedOp: 9, RopeTablesOp: 10, MapOp: 11, SampleOp: 12,
 }  # fmt: skip
 
 
@@ -277,6 +293,14 @@ def allocate(num_bytes: int) -> np.ndarray:
     owner = (ctypes.c_uint8 * max(1, num_bytes)).from_address(address)
     weakref.finalize(owner, lib.rp_free, address, num_bytes)
     return np.frombuffer(memoryview(owner), dtype=np.uint8)[:num_bytes]
+
+
+def reserve(num_bytes: int) -> np.ndarray:
+    """Zeroed bytes of which the system hands out a page when it is first touched, huge ones where it has them."""
+    memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)[:num_bytes]
 
 
 def op(kind: type[ctypes.Structure], rows: int, **fields: Any) -> ctypes.Structure:

@@ -46,6 +46,11 @@ def rows(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def heads(x_THP: torch.Tensor) -> torch.Tensor:
+    """`x` with its last axis contiguous: the operators on heads take any stride between those."""
+    return x_THP if x_THP.stride(2) == 1 else copied(x_THP.contiguous(), "a strided activation")
+
+
 def copied(fresh: torch.Tensor, what: str) -> torch.Tensor:
     """`fresh` was made by torch: fine now, impossible in a recording."""
     if _recording is not None:

@@ -25,6 +25,7 @@ from ridgepoint.catalog.spec import (
 )  # fmt: skip
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.linear import linear_f32
+from ridgepoint.kernels.scale import scale
 from ridgepoint.nn.attention import GqaAttention, MlaAttention, Tables
 from ridgepoint.nn.context import AttentionContext
 from ridgepoint.nn.ffn import DenseFfn, MoeFfn
@@ -89,7 +90,7 @@ class Decoder(nn.Module):
             logits_RV = self.head(x_RD)
         else:
             logits_RV = linear_f32(x_RD, self.embed.weight if self.packed_head is None else self.packed_head)
-        return logits_RV if self.spec.logit_scale == 1.0 else logits_RV * self.spec.logit_scale
+        return logits_RV if self.spec.logit_scale == 1.0 else scale(logits_RV, self.spec.logit_scale)
 
     def forward(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
         return self.logits(self.hidden(ids_T, ctx))

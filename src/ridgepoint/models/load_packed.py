@@ -21,7 +21,7 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.packed import GROUPS, Packed, pack_codes, pack_matrix, unfilled
 from ridgepoint.models.checkpoint import fill, fill_region, materialise, open_checked, with_progress
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.pack import Role, matrices_of, widen_vectors
+from ridgepoint.models.pack import Role, matrices_of, pack_latents, widen_vectors
 from ridgepoint.models.source import Source
 from ridgepoint.models.stored import Form, form_of, output_rows, read_codes
 from ridgepoint.nn.linear import replace_weight
@@ -114,6 +114,7 @@ def load_packed(
     targets = plan(source, config, dtype, fmt)
     decoder = empty_packed(config, dtype, targets)
     fill_packed(decoder, source, config, targets, progress=progress)
+    pack_latents(decoder, fmt)
     return decoder
 
 

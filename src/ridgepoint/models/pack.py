@@ -17,7 +17,7 @@ from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.device_weight import pack_for_device
 from ridgepoint.kernels.packed import pack
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.nn.attention import GqaAttention
+from ridgepoint.nn.attention import GqaAttention, MlaAttention
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear, replace_weight
 
@@ -45,6 +45,7 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
     for module, name, role in matrices_of(decoder):
         replace_weight(module, name, pack(getattr(module, name), "f32" if role == "router" else fmt, glu=role == "glu"))
     widen_vectors(decoder)
+    pack_latents(decoder, fmt)
     return decoder
 
 
@@ -73,7 +74,7 @@ def pack_by_role(decoder: Decoder, fmt: str) -> Decoder:
 
 
 def matrices_of(decoder: Decoder) -> Iterator[tuple[nn.Module, str, Role]]:
-    """Every matrix that is packed: its module, its name there, and its role."""
+    """Every matrix that is packed one to one: its module, its name there, and its role."""
     for module in decoder.modules():
         if isinstance(module, Linear):
             yield module, "weight", "plain"
@@ -82,6 +83,14 @@ def matrices_of(decoder: Decoder) -> Iterator[tuple[nn.Module, str, Role]]:
             yield module, "w_down_EDF", "plain"
         elif isinstance(module, Router):
             yield module, "weight", "router"
+
+
+def pack_latents(decoder: Decoder, fmt: str | None) -> None:
+    """Of latent attention: the matrix that moves a query into the latent space (transposed), and the one out of it."""
+    for module in decoder.modules():
+        if isinstance(module, MlaAttention):
+            replace_weight(module, "w_uk_HNC", pack(module.w_uk_HNC.transpose(1, 2), fmt))
+            replace_weight(module, "w_uv_HVC", pack(module.w_uv_HVC, fmt))
 
 
 def widen_vectors(decoder: Decoder) -> None:

@@ -32,7 +32,8 @@ class StepInputs:
 
 
 class KVCache:
-    """`num_blocks` blocks of `block_tokens` tokens for every layer."""
+    """`num_blocks` blocks of `block_tokens` tokens for every layer, their numbers kept in `dtype` (int8 and float8_e4m3fn:
+    as codes with scales)."""
 
     def __init__(
         self,
@@ -53,29 +54,29 @@ class KVCache:
                 assert isinstance(mixer, MlaSpec)
                 kv = mla_attention.allocate(num_blocks, block_tokens, mixer.kv_rank, mixer.rope_dim, dtype, device)
             self.layers.append(kv)
+        self._bytes = [kv.view(torch.uint8).flatten(1) for kv in self.layers]  # [block, its bytes]
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers."""
-        return sum(kv[:1].numel() * kv.element_size() for kv in self.layers)
+        return sum(layer.shape[1] for layer in self._bytes)
 
     def clear(self, blocks: torch.Tensor) -> None:
         """Zero whole blocks. A new owner must not inherit numbers: slots it has not filled are masked, but a NaN left
         there by the last owner would pass the mask."""
-        for kv in self.layers:
-            kv.index_fill_(0, blocks, 0)
+        for layer in self._bytes:
+            layer.index_fill_(0, blocks, 0)
 
     def export_block(self, block: int) -> torch.Tensor:
         """The block's bytes, all layers in order, as a fresh uint8 tensor."""
-        return torch.cat([kv[block].flatten().view(torch.uint8) for kv in self.layers])
+        return torch.cat([layer[block] for layer in self._bytes])
 
     def import_block(self, block: int, data: torch.Tensor) -> None:
         """Put back what `export_block` of an equal cache gave."""
         if data.dtype != torch.uint8 or data.numel() != self.block_bytes:
             raise ValueError(f"a block is {self.block_bytes} bytes, got {data.numel()} of {data.dtype}")
-        sizes = [kv[block].numel() * kv.element_size() for kv in self.layers]
-        for kv, part in zip(self.layers, data.split(sizes), strict=True):
-            kv[block].copy_(part.clone().view(kv.dtype).view(kv[block].shape))
+        for layer, part in zip(self._bytes, data.split([layer.shape[1] for layer in self._bytes]), strict=True):
+            layer[block] = part
 
 
 def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype) -> int:

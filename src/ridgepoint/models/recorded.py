@@ -19,7 +19,7 @@ from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 
 class RecordedStep:
     """Replays steps of up to `max_tokens` tokens of up to `max_seqs` sequences. Raises `NotRecordableError` for a decoder
-    with work outside the native operators (unpacked weights, MLA, a clipped projection, a scaled head)."""
+    with work outside the native operators (unpacked weights, or blocks that are not in the native layout)."""
 
     def __init__(
         self, decoder: Decoder, cache: KVCache, max_tokens: int, max_seqs: int, max_blocks_per_seq: int

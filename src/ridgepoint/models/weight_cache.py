@@ -26,7 +26,7 @@ from ridgepoint.kernels.packed import pack
 from ridgepoint.models import packed_file
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.load_packed import Target, empty_packed, fill_packed, plan
-from ridgepoint.models.pack import matrices_of
+from ridgepoint.models.pack import matrices_of, pack_latents
 from ridgepoint.models.packed_file import Buffers, PackedFileError
 from ridgepoint.models.source import Source
 from ridgepoint.units import si
@@ -67,6 +67,7 @@ def load_cached(
     num_bytes = sum(data.nbytes for data in buffers.values())
     if folder is None or num_bytes < smallest_bytes:
         fill_packed(decoder, source, config, targets, progress=progress)
+        pack_latents(decoder, fmt)
         announce("weight cache off: " + ("as asked" if folder is None else f"{si(num_bytes, 'B')} are packed at once"))
         return decoder, targets
     path, key = folder / file_name(source, dtype, fmt), key_of(source, targets)
@@ -80,6 +81,7 @@ def load_cached(
     else:
         rate = size / (time.perf_counter() - began)
         announce(f"weight cache used: {si(size, 'B')} at {si(rate, 'B/s')} from {path}")
+    pack_latents(decoder, fmt)
     return decoder, targets
 
 

@@ -7,7 +7,7 @@ import torch
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import Packed
-from ridgepoint.kernels.tensor_call import DTYPES, address, call, copied, empty, rows, takes
+from ridgepoint.kernels.tensor_call import DTYPES, address, call, copied, empty, heads, rows, takes
 
 
 def linear(x_TI: torch.Tensor, w: Packed, bias_O: torch.Tensor | None, out_dtype: torch.dtype) -> torch.Tensor:
@@ -31,10 +31,10 @@ def linear_heads(x_THI: torch.Tensor, w: Packed) -> torch.Tensor:
     """Matrix h of `w` acts on head h."""
     if not takes(x_THI) or (x_THI.dtype == torch.float32 and w.format != "f32"):
         raise ConfigError(f"a packed {w.format} weight cannot take {x_THI.dtype} heads")
-    x_THI = rows(x_THI)
+    x_THI = heads(x_THI)
     y_THO = empty(x_THI.shape[0], w.num_matrices, w.outputs, dtype=x_THI.dtype)
     call(
         native.LinearOp, x_THI.shape[0], keep=(w,), weight=w.address, x=address(x_THI), y=address(y_THO), heads=1,
-        x_stride=x_THI.stride(0), y_stride=y_THO.stride(0), x_dtype=DTYPES[x_THI.dtype], y_dtype=DTYPES[x_THI.dtype],
+        x_head_stride=x_THI.stride(1), x_stride=x_THI.stride(0), y_stride=y_THO.stride(0), x_dtype=DTYPES[x_THI.dtype], y_dtype=DTYPES[x_THI.dtype],
     )  # fmt: skip
     return y_THO

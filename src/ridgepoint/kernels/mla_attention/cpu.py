@@ -1,6 +1,6 @@
-"""Latent attention in torch ops.
+"""Latent attention: by the native kernels over their own blocks, else in torch ops.
 
-Decoding is absorbed: queries move into the latent space (`q @ w_uk`), attend to the latents themselves, and the result
+In torch ops decoding is absorbed: queries move into the latent space (`q @ w_uk`), attend to the latents themselves, and the result
 moves out by `w_uv`; the cache is read once for all heads. A long segment lifts keys and values out instead when that
 takes fewer operations, and then runs as ordinary attention.
 """
@@ -11,16 +11,26 @@ import torch
 import torch.nn.functional as F
 
 from ridgepoint.kernels.linear.cpu import linear_heads
-from ridgepoint.kernels.paged_attention.cpu import DecodeBatch, Plan, Segment
+from ridgepoint.kernels.mla_attention import native
+from ridgepoint.kernels.packed import Packed
+from ridgepoint.kernels.paged_attention.cpu import DecodeBatch, Plan, Segment, refuse_codes
+from ridgepoint.kernels.paged_attention.native import fits, is_native
 
 
 def allocate(
     num_blocks: int, block_tokens: int, latent_dim: int, rope_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
-    return torch.zeros(num_blocks, block_tokens, latent_dim + rope_dim, dtype=dtype, device=device)
+    width = latent_dim + rope_dim
+    if latent_dim % 2 == 0 and fits(block_tokens, width, dtype, device):
+        return native.allocate(num_blocks, block_tokens, latent_dim, rope_dim, dtype)
+    refuse_codes(dtype, block_tokens, device)
+    return torch.zeros(num_blocks, block_tokens, width, dtype=dtype, device=device)
 
 
 def write(kv: torch.Tensor, latent_TC: torch.Tensor, rope_key_TR: torch.Tensor, slots_T: torch.Tensor) -> None:
+    if is_native(kv):
+        native.write(kv, latent_TC, rope_key_TR, slots_T)
+        return
     rows = kv.view(-1, kv.shape[2])
     rows[slots_T, : latent_TC.shape[1]] = latent_TC
     rows[slots_T, latent_TC.shape[1] :] = rope_key_TR
@@ -30,34 +40,40 @@ def attend(
     q_nope_THN: torch.Tensor,
     q_rope_THR: torch.Tensor,
     kv: torch.Tensor,
-    w_uk_HNC: torch.Tensor,
-    w_uv_HVC: torch.Tensor,
+    w_uk_HNC: torch.Tensor | Packed,
+    w_uv_HVC: torch.Tensor | Packed,
     plan: Plan,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
+    if is_native(kv):
+        return native.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, plan, scale, window)
+    latent_dim = kv.shape[2] - q_rope_THR.shape[2]
     batches, segments = plan.parts(window)
     out_THV = q_nope_THN.new_empty(q_nope_THN.shape[0], w_uv_HVC.shape[0], w_uv_HVC.shape[1])
     for batch in batches:
         q_BHC = _absorb(q_nope_THN[batch.rows_B], q_rope_THR[batch.rows_B], w_uk_HNC)
-        out_THV[batch.rows_B] = linear_heads(_decode(q_BHC, kv, batch, w_uk_HNC.shape[2], scale), w_uv_HVC)
+        out_THV[batch.rows_B] = linear_heads(_decode(q_BHC, kv, batch, latent_dim, scale), w_uv_HVC)
     for part in segments:
         q_nope, q_rope = q_nope_THN[part.start : part.stop], q_rope_THR[part.start : part.stop]
         keys_SC = kv[part.blocks_N].flatten(0, 1)[: part.num_keys]
-        if _lifting_is_cheaper(part, w_uk_HNC, w_uv_HVC, q_rope.shape[2]):
+        if (
+            isinstance(w_uk_HNC, torch.Tensor)
+            and isinstance(w_uv_HVC, torch.Tensor)
+            and _lifting_is_cheaper(part, w_uk_HNC, w_uv_HVC, q_rope.shape[2])
+        ):
             out = _lifted(q_nope, q_rope, keys_SC, w_uk_HNC, w_uv_HVC, part, scale)
         else:
             q_HQC = _absorb(q_nope, q_rope, w_uk_HNC).transpose(0, 1)
-            o_QHC = _latent_attention(q_HQC, keys_SC, part, w_uk_HNC.shape[2], scale).transpose(0, 1)
+            o_QHC = _latent_attention(q_HQC, keys_SC, part, latent_dim, scale).transpose(0, 1)
             out = linear_heads(o_QHC, w_uv_HVC)
         out_THV[part.start : part.stop] = out
     return out_THV
 
 
-def _absorb(q_nope_THN: torch.Tensor, q_rope_THR: torch.Tensor, w_uk_HNC: torch.Tensor) -> torch.Tensor:
+def _absorb(q_nope_THN: torch.Tensor, q_rope_THR: torch.Tensor, w_uk: torch.Tensor | Packed) -> torch.Tensor:
     """Queries in the latent space beside their rotary part: [T, H, C + R]."""
-    q_HTC = torch.bmm(q_nope_THN.transpose(0, 1), w_uk_HNC.to(q_nope_THN.dtype))
-    return torch.cat((q_HTC.transpose(0, 1), q_rope_THR), dim=-1)
+    return torch.cat((native.absorb(q_nope_THN, w_uk), q_rope_THR), dim=-1)
 
 
 def _decode(q_BHC: torch.Tensor, kv: torch.Tensor, batch: DecodeBatch, latent_dim: int, scale: float) -> torch.Tensor:

@@ -17,7 +17,8 @@ from ridgepoint.kernels.dispatch import implementation
 def allocate(
     num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
-    """One layer's blocks; the first axis counts blocks and each block is contiguous."""
+    """One layer's blocks; the first axis counts blocks and each block is contiguous. `dtype` is what numbers are kept in;
+    int8 and float8_e4m3fn are codes with a scale for each token and head."""
     probe = torch.empty(0, device=device)
     out: torch.Tensor = implementation("paged_attention", probe).allocate(
         num_blocks, block_tokens, num_kv_heads, head_dim, dtype, device

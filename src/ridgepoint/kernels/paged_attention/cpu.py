@@ -1,4 +1,4 @@
-"""Paged attention: by the native kernels over their own blocks (bf16), else in torch ops.
+"""Paged attention: by the native kernels over their own blocks, else in torch ops.
 
 In torch ops a block is `[K or V, head, token, channel]`, so that one gather of head rows yields `[sequence, head, all tokens,
 channel]` ready for the fused attention, with no transposition after it. Query heads are folded into rows of their
@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.native import load_error
 from ridgepoint.kernels.paged_attention import native
 
 PADDING_FRAC = 0.25  # a batch is padded by at most this share of its longest member: beyond, another call is cheaper
@@ -74,8 +76,19 @@ def allocate(
     num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
     if native.fits(block_tokens, head_dim, dtype, device):
-        return native.allocate(num_blocks, block_tokens, num_kv_heads, head_dim)
+        return native.allocate(num_blocks, block_tokens, num_kv_heads, head_dim, head_dim, dtype)
+    refuse_codes(dtype, block_tokens, device)
     return torch.zeros(num_blocks, 2, num_kv_heads, block_tokens, head_dim, dtype=dtype, device=device)
+
+
+def refuse_codes(dtype: torch.dtype, block_tokens: int, device: torch.device | str) -> None:
+    """8-bit caches have scales, which only the native layout has room for."""
+    if dtype in native.CODED:
+        lost = load_error() or f"not for blocks of {block_tokens} tokens on {device}"
+        raise ConfigError(
+            f"a KV cache of {str(dtype).removeprefix('torch.')} needs the native kernels: {lost}",
+            hint=f"blocks of a multiple of {native.SUB_TOKENS} tokens on the CPU, or a KV cache of bfloat16",
+        )
 
 
 def prepare(
@@ -100,18 +113,7 @@ def attend(
     q_THP: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None, sinks_H: torch.Tensor | None
 ) -> torch.Tensor:
     if native.is_native(kv):
-        assert plan.num_seqs is not None
-        return native.attend(
-            q_THP,
-            kv,
-            plan.query_starts_B1,
-            plan.context_lens_B,
-            plan.block_tables_BN,
-            plan.num_seqs,
-            scale,
-            window,
-            sinks_H,
-        )
+        return native.attend(q_THP, kv, plan, scale, window, sinks_H)
     batches, segments = plan.parts(window)
     if len(batches) == 1 and not segments and batches[0].every_row:
         return _decode(q_THP, kv, batches[0], scale, sinks_H)

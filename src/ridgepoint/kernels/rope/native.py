@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from ridgepoint.kernels import native
-from ridgepoint.kernels.tensor_call import DTYPES, address, call, empty, rows
+from ridgepoint.kernels.tensor_call import DTYPES, address, call, empty, heads, rows
 
 
 def rope(x_THP: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    x_THP, cos_TF, sin_TF = rows(x_THP), rows(cos_TF), rows(sin_TF)
+    x_THP, cos_TF, sin_TF = heads(x_THP), rows(cos_TF), rows(sin_TF)
     y_THP = empty(*x_THP.shape, dtype=x_THP.dtype)
     call(
         native.RopeOp, x_THP.shape[0], x=address(x_THP), y=address(y_THP), cos=address(cos_TF), sin=address(sin_TF),
-        x_stride=x_THP.stride(0), y_stride=y_THP.stride(0), table_stride=cos_TF.stride(0), heads=x_THP.shape[1],
-        width=x_THP.shape[2], half=cos_TF.shape[1], dtype=DTYPES[x_THP.dtype], interleaved=interleaved,
+        x_stride=x_THP.stride(0), x_head_stride=x_THP.stride(1), y_stride=y_THP.stride(0), table_stride=cos_TF.stride(0),
+        heads=x_THP.shape[1], width=x_THP.shape[2], half=cos_TF.shape[1], dtype=DTYPES[x_THP.dtype], interleaved=interleaved,
     )  # fmt: skip
     return y_THP
 

@@ -14,7 +14,7 @@ NEVER = float("-inf")
 def route(
     logits_TE: torch.Tensor, correction_E: torch.Tensor | None, router: RouterSpec, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if router.scores in native.SCORES and logits_TE.dtype == torch.float32 and takes(logits_TE, correction_E):
+    if logits_TE.dtype == torch.float32 and takes(logits_TE, correction_E):
         return native.route(logits_TE, correction_E, router, top_k)
     logits_TE = logits_TE.float()
     if router.scores == "sparsemixer":

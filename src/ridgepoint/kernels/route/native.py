@@ -1,4 +1,4 @@
-"""Routing by the native kernels (every score but sparsemixer)."""
+"""Routing by the native kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ridgepoint.catalog.spec import RouterSpec
 from ridgepoint.kernels import native
 from ridgepoint.kernels.tensor_call import address, call, empty, rows
 
-SCORES = {"softmax": 0, "sigmoid": 1, "softmax_topk": 2}
+SCORES = {"softmax": 0, "sigmoid": 1, "softmax_topk": 2, "sparsemixer": 3}
 
 
 def route(
@@ -22,5 +22,6 @@ def route(
         weights=address(weights_TK), expert_ids=address(ids_TK), num_experts=logits_TE.shape[1], top_k=top_k,
         num_groups=router.num_groups, topk_groups=router.topk_groups, scores=SCORES[router.scores],
         normalise=router.normalise, group_top2=router.group_score == "top2_sum", scale=router.scale,
+        jitter=router.jitter_eps or 0.0,
     )  # fmt: skip
     return weights_TK, ids_TK

@@ -3,6 +3,7 @@
 `choose` shapes and draws: temperature; top-k; top-p of the mass of the k best; min-p of the best. Each of the three is
 a threshold on the probability, so equals are kept or dropped together. Then the inverse of the cumulative distribution, in
 order of token ids, at a given uniform number. `penalise` edits one row's logits before that. `log_probabilities` reads a row as the model gave it.
+`draw` is all of it for a whole step: natively one call, elsewhere those three for one row after the other.
 """
 
 from __future__ import annotations
@@ -27,6 +28,34 @@ class Shaping:
     top_p_R: np.ndarray
     min_p_R: np.ndarray
     uniform_R: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """What happens to one row before its draw: penalties (see `penalise`), then `addends_A` on the tokens `added_A` (minus
+    infinity bans one). Neutral: no tokens."""
+
+    seen_N: np.ndarray  # int64
+    output_counts_N: np.ndarray  # int64
+    repetition: float
+    presence: float
+    frequency: float
+    added_A: np.ndarray  # int64
+    addends_A: np.ndarray  # float32
+
+
+Scores = tuple[float, list[tuple[int, float]]]  # as `log_probabilities` gives them
+
+
+def draw(
+    logits_RV: torch.Tensor, shaping: Shaping | None, edits_R: list[Edits | None], num_top_R: list[int | None]
+) -> tuple[list[int], list[Scores | None]]:
+    """A token for each row, and its log-probabilities with the `num_top` best where that is not None (and the token is
+    one). They are of the logits as given, which are used up: their memory may be edited."""
+    out: tuple[list[int], list[Scores | None]] = implementation("sample", logits_RV).draw(
+        logits_RV, shaping, edits_R, num_top_R
+    )
+    return out
 
 
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Sampling on CPUs: torch's softmax over all rows at once, then numpy on one row after the other.
+"""Sampling on CPUs: a whole step by the native kernels where they can serve, else torch's softmax over all rows at once,
+then numpy on one row after the other.
 
 A row is looked at alone, so neighbours cannot matter. Sorting is the dear part, so only tokens near the best are sorted
 unless those turn out not to be enough. Tensors on other devices go through `torch_ops`.
@@ -6,19 +7,29 @@ unless those turn out not to be enough. Tensors on other devices go through `tor
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ridgepoint.kernels.sample import torch_ops
+from ridgepoint.kernels.sample import native, step, torch_ops
 from ridgepoint.kernels.sample.torch_ops import probabilities
+from ridgepoint.kernels.tensor_call import takes
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import Shaping
+    from ridgepoint.kernels.sample import Edits, Scores, Shaping
 
 NEAR = np.float32(2.0**-14)  # of the best probability: usually a few hundred tokens, and nearly all of the mass
 CHUNK = 128  # tokens whose mass is summed first, so that a draw passes over most of the row in one sweep
+
+
+def draw(
+    logits_RV: torch.Tensor, shaping: Shaping | None, edits_R: list[Edits | None], num_top_R: list[int | None]
+) -> tuple[list[int], list[Scores | None]]:
+    if logits_RV.dtype == torch.float32 and takes(logits_RV):
+        return native.draw(logits_RV, shaping, edits_R, num_top_R)
+    return step.draw(sys.modules[__name__], logits_RV, shaping, edits_R, num_top_R)
 
 
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:

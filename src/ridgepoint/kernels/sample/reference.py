@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ridgepoint.kernels.sample import step
+
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import Shaping
+    from ridgepoint.kernels.sample import Edits, Scores, Shaping
+
+
+def draw(
+    logits_RV: torch.Tensor, shaping: Shaping | None, edits_R: list[Edits | None], num_top_R: list[int | None]
+) -> tuple[list[int], list[Scores | None]]:
+    return step.draw(sys.modules[__name__], logits_RV, shaping, edits_R, num_top_R)
 
 
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
