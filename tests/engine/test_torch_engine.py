@@ -12,6 +12,7 @@ from tiny_model import EOS, VOCAB, greedy, logits_of, tiny_decoder, tiny_engine
 
 from ridgepoint.engine.llm import LLM, Completion
 from ridgepoint.engine.options import EngineOptions
+from ridgepoint.engine.prediction import precision_of
 from ridgepoint.engine.protocol import Cancel, Output, StepReport, Submit
 from ridgepoint.engine.torch_engine import choose_timer, engine_around, resolve_memory
 from ridgepoint.errors import CatalogError, ConfigError, EngineError, RequestError
