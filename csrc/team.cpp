@@ -2,7 +2,7 @@
 // sleep. So a step's calls find them awake, and an idle engine costs nothing.
 //
 // At a barrier a thread spins about as long as a healthy wait lasts, then sleeps on a futex: whoever is late has most
-// likely lost its core to another process, and a core that falls idle is where the system moves it.
+// likely lost its core to another process, and this one's core is free for either meanwhile.
 #include "team.h"
 
 #include <pthread.h>
@@ -33,7 +33,8 @@ inline void relax() {
 #endif
 }
 
-constexpr int kPausesBeforeSleep = 2000;  // some 20 to 60 microseconds: longer than nearly any healthy wait at a barrier
+constexpr int kPausesBeforeSleep = 8000;  // some 100 to 250 microseconds: longer than nearly any healthy wait at a barrier
+constexpr int kPausesBeforeYield = 250;   // of a worker without work
 
 // Sleeps while `word` is `value`; may return early. `asleep` tells the waker whether a call is needed: it is raised
 // before the word is read again (by the system), and read after the word has changed.
@@ -116,7 +117,7 @@ struct Pool {
         const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
         for (int spins = 0;; spins++) {
             if (epoch.load(std::memory_order_acquire) != seen) return;
-            if (spins < kPausesBeforeSleep / 8) { relax(); continue; }
+            if (spins < kPausesBeforeYield) { relax(); continue; }
             if (std::chrono::steady_clock::now() >= limit) break;
             sched_yield();
         }

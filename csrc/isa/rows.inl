@@ -120,8 +120,8 @@ int64_t row_best(const float* x, int64_t n) {
     for (int j = 0; j < 16; j++) top = v[j] > top ? v[j] : top;
     for (; i < n; i++) top = x[i] > top ? x[i] : top;
     int64_t at = -1;
-    for (i = 0; i < n; i += 64) {
-        const int64_t end = i + 64 < n ? i + 64 : n;
+    for (i = 0; i < n; i += 512) {
+        const int64_t end = i + 512 < n ? i + 512 : n;
         int nan = 0, hit = 0;
         for (int64_t j = i; j < end; j++) { nan |= x[j] != x[j]; hit |= x[j] == top; }
         if (nan) return -1;

@@ -12,9 +12,9 @@ from tiny_model import EOS, VOCAB, greedy, logits_of, tiny_decoder, tiny_engine
 
 from ridgepoint.engine.llm import LLM, Completion
 from ridgepoint.engine.options import EngineOptions
-from ridgepoint.engine.prediction import precision_of
+from ridgepoint.engine.prediction import choose_timer, precision_of
 from ridgepoint.engine.protocol import Cancel, Output, StepReport, Submit
-from ridgepoint.engine.torch_engine import choose_timer, engine_around, resolve_memory
+from ridgepoint.engine.torch_engine import engine_around, resolve_memory
 from ridgepoint.errors import CatalogError, ConfigError, EngineError, RequestError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder

@@ -11,6 +11,7 @@ import numpy as np
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.engine_fit import EngineFit, fit_engine, worth_measuring
 from ridgepoint.cost.transfer import calibration_for
+from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.prediction import precision_of
 from ridgepoint.engine.step_times import measure_steps, shapes_within
@@ -60,7 +61,7 @@ def calibrate_engine(
     """Constants of the step law fitted to `points` steps of `options.model`, judged by `NUM_JUDGES` others."""
     decoder = load_decoder(resolve(options.model), options, announce)
     core = engine_around(decoder, options, announce, name=options.model, eos_ids=())
-    precision, start = precision_of(decoder), calibration_for(chip, options.calibration)
+    precision, start = precision_of(decoder, kv_dtype_of(options, decoder)), calibration_for(chip, options.calibration)
     candidates = shapes_within(core.scheduler.limits)
     shown = worth_measuring(decoder.spec, chip, precision, start, candidates, min(points, len(candidates)))
     unseen = [i for i in range(len(candidates)) if i not in set(shown)]

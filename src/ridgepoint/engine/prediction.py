@@ -51,7 +51,8 @@ def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Preci
     head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
     return Precision(
         weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head),
-        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations=activations, attention=activations, dispatch=activations, combine=activations,
+        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations=activations, attention=activations,
+        dispatch=activations, combine=activations,
     )  # fmt: skip
 
 
