@@ -22,6 +22,8 @@ from ridgepoint.models.safetensors_file import Entry, SafetensorsFile
 from ridgepoint.models.source import Source, open_source, resolve
 from ridgepoint.models.stored import Form, expected, form_of, output_rows, read_codes
 
+AHEAD_BYTES = 64 << 20  # of a file that are being read while what lies before them is worked on
+
 
 def load(
     path_or_hub_id: str | Path,
@@ -207,19 +209,33 @@ def _by_file(source: Source, config: CheckpointConfig) -> list[Piece]:
     return sorted(config.pieces, key=place)
 
 
+def _reading_ahead(source: Source, config: CheckpointConfig) -> Iterator[Piece]:
+    """Pieces in the order of the files, which are read some way ahead of them."""
+    asked: dict[Path, int] = {}
+    for piece in _by_file(source, config):
+        path, entry = _weights_of(source, config, piece)
+        file = source.files[form_of(source.files, config.storage, piece).names[0]]
+        if entry.stop + AHEAD_BYTES // 2 > asked.get(path, 0):
+            start = max(entry.start, asked.get(path, 0))
+            asked[path] = entry.stop + AHEAD_BYTES
+            file.prefetch(start, asked[path])
+        yield piece
+
+
 def with_progress(source: Source, config: CheckpointConfig, wanted: bool) -> Iterator[Piece]:
-    pieces = _by_file(source, config)
+    """Every piece once, in the order its bytes lie on disk."""
     if not wanted:
-        yield from pieces
+        yield from _reading_ahead(source, config)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    pieces = _by_file(source, config)
     entries = [_weights_of(source, config, piece)[1] for piece in pieces]
     columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=sum(e.stop - e.start for e in entries))
-        for piece, entry in zip(pieces, entries, strict=True):
+        for piece, entry in zip(_reading_ahead(source, config), entries, strict=True):
             yield piece
             bar.advance(task, entry.stop - entry.start)

@@ -78,6 +78,12 @@ class SafetensorsFile:
             raw = raw.clone()  # a header of odd length leaves data unaligned
         return raw.view(dtype).view(entry.shape)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Ask the system to read this part of the file now: faults alone fetch a cold map at a tenth of a disk's pace."""
+        start, stop = start // PAGE * PAGE, min(stop, self._size)
+        if stop > start and hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
+
     def release(self, name: str) -> None:
         """Drop the mapped pages that lie wholly inside the tensor; a later read would fault them in again."""
         entry = self.entries[name]
