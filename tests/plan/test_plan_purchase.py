@@ -39,7 +39,7 @@ def pack(sizes: list[int], unit: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("n", "chips", "unit"), itertools.product((1, 2, 5, 9), (1, 3, 4, 6, 8, 12, 64, 96), (1, 8, 72))
+    ("n", "chips", "unit"), list(itertools.product((1, 2, 5, 9), (1, 3, 4, 6, 8, 12, 64, 96), (1, 8, 72)))
 )
 def test_units_of_one_kind_are_those_packed_one_by_one(n: int, chips: int, unit: int) -> None:
     packed = pack([chips] * n, unit) if chips <= unit else n * math.ceil(chips / unit)
