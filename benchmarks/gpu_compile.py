@@ -45,6 +45,7 @@ from ridgepoint.kernels.route.triton import route
 TARGET = GPUTarget("cuda", 90, 32)
 PROCESSORS = 132
 SHARED_BYTES = 227 * 1024
+PROMPTS = (3073, 4096, 5001, 7777, 8192)  # one class of tiles
 MATRIX_KERNELS = ("token_tiles", "weight_tiles")
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
@@ -83,23 +84,37 @@ def recorded() -> Iterator[list[Launch]]:
         triton_call.DEVICE_TYPE, triton_call._num_multiprocessors = before
 
 
-def compiled(launch: Launch) -> dict[str, Any]:
-    """Compile as a launch with these arguments would: integers of 1 become constants, multiples of 16 are known to be."""
+def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Signature, constants and attributes, as a launch derives them: integers of 1 become constants, multiples of 16 are known
+    to be. Launches that agree in all three share one compiled kernel."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments.get(parameter.name, parameter.default)
-        specialised = not parameter.do_not_specialize
-        one = isinstance(value, int) and value == 1 and specialised
-        if parameter.is_constexpr or value is None or one:
+        free = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and free):
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
-        aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and specialised and value % 16 == 0)
-        if aligned:
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and free and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return signature, constants, attributes
+
+
+def variants(runs: list[Callable[[], object]]) -> dict[str, int]:
+    """How many compiled kernels of each name these runs need together."""
+    needed: dict[str, set[str]] = {}
+    for run in runs:
+        with recorded() as launches, torch.no_grad():
+            run()
+        for launch in launches:
+            needed.setdefault(launch.kernel.__name__, set()).add(str((specialised(launch), launch.options)))
+    return {name: len(keys) for name, keys in needed.items()}
+
+
+def compiled(launch: Launch) -> dict[str, Any]:
+    source = ASTSource(launch.kernel, *specialised(launch))
     result = triton.compile(source, target=TARGET, options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
@@ -227,7 +242,12 @@ def main() -> None:
                 + "".join(f"  FAULT: {fault}" for fault in result["faults"])
             )
     print(f"{len(rows)} kernels, {wrong} with faults")
-    save(args.out, provenance(__doc__) | {"triton": triton.__version__, "target": "sm_90", "kernels": rows})
+    needed = variants([lambda t=t: _experts("bf16", t, 2048, 768, 128, 8) for t in PROMPTS])
+    print(f"compiled kernels for {len(PROMPTS)} lengths of prompts: {needed}")
+    save(
+        args.out,
+        provenance(__doc__) | {"triton": triton.__version__, "target": "sm_90", "kernels": rows, "variants": needed},
+    )
     sys.exit(1 if wrong else 0)
 
 

@@ -170,3 +170,26 @@ def test_a_product_alone() -> None:
     for tile in (WIDE, NARROW):
         got = Product(x=x, w=w, bias=bias, tile=tile, block_m=16, out_dtype=torch.float32).run()
         assert got.device.type == DEVICE and error(got, want) < 1e-6
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no GPU: nothing to capture")
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_a_captured_layer_never_asks_the_host(tokens: int) -> None:
+    """Captured once, replayed with other routings: no synchronisation, the same bits as a fresh call."""
+    weights, ids = routing(tokens, 16, 4, "random")
+    x, given = randn(tokens, 128, seed=9), experts(16, 128, 64, bias=False)
+    fast.moe_experts(x, weights, ids, *given[:2], SwiGlu())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = fast.moe_experts(x, weights, ids, *given[:2], SwiGlu())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for seed in (1, 2):
+        fresh_weights, fresh_ids = routing(tokens, 16, 4, "even" if seed == 1 else "random", seed)
+        weights.copy_(fresh_weights)
+        ids.copy_(fresh_ids)
+        graph.replay()
+        assert torch.equal(out, fast.moe_experts(x, weights, ids, *given[:2], SwiGlu()))
