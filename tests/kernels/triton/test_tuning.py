@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from products import DEVICE
 
+import tune_kernels
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import tuner, tuning
 from ridgepoint.kernels.device_weight import FORMATS
@@ -109,3 +111,11 @@ def test_a_tile_that_computes_something_else_is_found(monkeypatch: pytest.Monkey
     )
     with pytest.raises(tuner.TunerError, match="differs"):
         tuner._best_tile(product, [TILE, TILE], lambda run: 1.0, lambda _: None)
+
+
+def test_the_script_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["tune_kernels.py", "--smoke"])
+    monkeypatch.setattr(tuner, "tiles", lambda *_: [TILE])
+    tune_kernels.main()
+    assert "experts bf16 64x64, 2 tokens: measure_s" in capsys.readouterr().out
+    assert not table.exists()
