@@ -45,7 +45,7 @@ from ridgepoint.kernels.route.triton import route
 TARGET = GPUTarget("cuda", 90, 32)
 PROCESSORS = 132
 SHARED_BYTES = 227 * 1024
-PROMPTS = (3073, 4096, 5001, 7777, 8192)  # one class of tiles
+PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
 MATRIX_KERNELS = ("token_tiles", "weight_tiles")
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
@@ -97,7 +97,8 @@ def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tu
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and free and value % 16 == 0):
+        where = value.storage_offset() * value.itemsize if isinstance(value, torch.Tensor) else value
+        if isinstance(where, int) and free and where % 16 == 0:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 

@@ -17,6 +17,9 @@ import triton
 import triton.language as tl
 
 CHUNK = 128  # pairs whose ranks are found by comparing all with all: 64 comparisons a thread
+ALIGNED = (
+    4  # entries: rows of a table start at multiples of 16 bytes, or alignment would be one more thing to compile for
+)
 SMALL = 512  # pairs up to which one program does everything
 
 
@@ -65,14 +68,15 @@ def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int, unit
     used = min(num_pairs, num_experts)
     units, per_block = (num_pairs + used * (unit - 1)) // unit, block_m // unit
 
-    def table(height: int, capacity: int) -> Blocks:
+    def table(height: int, blocks: int) -> Blocks:
+        capacity = -(-max(1, blocks) // ALIGNED) * ALIGNED
         return Blocks(
             block_m=height,
             table=torch.empty(3, capacity, dtype=torch.int32, device=device),
             count=torch.empty(1, dtype=torch.int32, device=device),
         )
 
-    tall = table(block_m, max(1, units // per_block))
+    tall = table(block_m, units // per_block)
     short = table(unit, used * (per_block - 1)) if per_block > 1 else None
     groups = Groups(
         row_pair=torch.empty(units * unit, dtype=torch.int32, device=device),
