@@ -179,8 +179,8 @@ def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_removed(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_many_writers_and_readers_at_once(tmp_path: Path) -> None:
-    """Whoever reads meets one writer's whole file."""
+def test_readers_beside_a_writer(tmp_path: Path) -> None:
+    """Whoever reads meets one writer's whole file. (Writers are told apart by process, so here one thread writes.)"""
     path, failures = tmp_path / "x.packed", []
     packed_file.write(path, {"a": 1}, {"w": np.full(9_000_000, 1, np.uint8)}, 1)
 
@@ -196,13 +196,36 @@ def test_many_writers_and_readers_at_once(tmp_path: Path) -> None:
             except Exception as error:
                 failures.append(error)
 
-    # Two processes differ by their pid; threads of one must not share a name, so writers are processes' stand-ins here.
     threads = [threading.Thread(target=work, args=(value,)) for value in (0, 2, 0)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not failures
+
+
+TWO_STARTS = """
+import sys, torch
+from pathlib import Path
+from ridgepoint.models.checkpoint import open_checked
+from ridgepoint.models.weight_cache import load_cached
+for _ in range(3):
+    Path(sys.argv[2]).mkdir(exist_ok=True)
+    for file in Path(sys.argv[2]).glob("*.packed"):
+        file.unlink(missing_ok=True)
+    load_cached(*open_checked(Path(sys.argv[1])), torch.bfloat16, None, Path(sys.argv[2]), print, smallest_bytes=0)
+"""
+
+
+def test_two_processes_start_at_once(original: Path, tmp_path: Path) -> None:
+    """Both make the file, both throw it away and make it again: neither fails, and one whole file is left."""
+    command = [sys.executable, "-c", TWO_STARTS, str(original), str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    (file,) = (tmp_path / "cache").iterdir()
+    decoder, told = start(original, tmp_path / "cache")
+    assert "weight cache used" in told and same_bytes(decoder, load_packed(original)) and file.suffix == ".packed"
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ridgepoint.errors import CheckpointError
 from ridgepoint.models.checkpoint import check_tensors
 from ridgepoint.models.codes import Codes
 from ridgepoint.models.source import Source, open_source
+from ridgepoint.models.stored import form_of
 from ridgepoint.quantize.folder import CheckpointFolder
 from ridgepoint.quantize.formats import BITS, HEAD, Format, quantization_config
 from ridgepoint.quantize.matrices import Matrix, matrices_of, read_matrix
@@ -163,8 +164,6 @@ def _kept(config: CheckpointConfig, matrices: Sequence[Matrix]) -> list[str]:
 
 def _add_plain(source: Source, config: CheckpointConfig, matrices: Sequence[Matrix], out: CheckpointFolder) -> None:
     """Everything that is not quantised, as it was; what was quantised in the source and is excluded now becomes plain."""
-    from ridgepoint.models.stored import form_of
-
     taken = {name for matrix in matrices for name in matrix.form.names}
     for piece in config.pieces:
         form = form_of(source.files, config.storage, piece)
