@@ -28,6 +28,7 @@ from ridgepoint.engine.protocol import (
     ToEngine,
 )
 from ridgepoint.errors import RequestError
+from ridgepoint.sched.ahead import InTurn, Pace
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Scheduler
 from ridgepoint.sched.step import Batch, Clock, Executor, Progress, StepResult
@@ -73,10 +74,18 @@ def run(core: EngineCore, link: Link) -> None:
 class EngineCore:
     """`step` is the whole engine; the rest is bookkeeping for those who watch."""
 
-    def __init__(self, facts: ModelFacts, scheduler: Scheduler, executor: Executor, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.facts = facts
         self.scheduler = scheduler
         self.executor = executor
+        self.pace = pace or InTurn(executor)
         self.clock = clock or MonotonicClock()
         self.stopped = False
         self._draining = False
@@ -91,13 +100,12 @@ class EngineCore:
 
     def step(self) -> None:
         batch = self.scheduler.next_batch(self.clock.now())
-        if batch is not None:
-            result = self.executor.run(batch)
-            for progress in self.scheduler.commit(batch, result):
+        for done, result in self.pace.push(batch):  # this step, or the one before it
+            for progress in self.scheduler.commit(done, result):
                 self._publish(progress)
             self._steps += 1
-            self._last = (batch, result)
-            self._ledger.enter(batch, result)
+            self._last = (done, result)
+            self._ledger.enter(done, result)
         self._report()
         if self._draining and self.idle:
             self._stop()
@@ -105,7 +113,7 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Nothing to do until a message comes."""
-        return self.scheduler.idle
+        return self.scheduler.idle and not self.pace.in_flight
 
     def ready(self, load_s: float) -> Ready:
         limits = self.scheduler.limits
@@ -199,7 +207,7 @@ class EngineCore:
         self._prompt_logprobs.pop(request.id, None)
 
     def _report(self) -> None:
-        now, idle = self.clock.now(), self.scheduler.idle
+        now, idle = self.clock.now(), self.idle
         if idle:
             if self._reported_idle:
                 return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.sched.params import SamplingParams
 
 
@@ -44,14 +45,6 @@ ToEngine = Submit | Cancel | Drain | Shutdown
 
 
 # ---------------------------------------------------------------- engine -> front end
-
-
-class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probability of the chosen token and of the `top` alternatives, best first, before temperature and filters."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 class Ready(_Message, frozen=True, tag="ready"):
