@@ -12,6 +12,7 @@ import torch
 
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
+from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.options import DTYPES, EngineOptions
@@ -23,6 +24,7 @@ from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
 from ridgepoint.models.step import RecordedOrEager, make_step, pack_for_serving
+from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
@@ -73,20 +75,35 @@ def engine_around(
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
-    assert resolved.num_blocks and resolved.max_context
-    cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
-    assert resolved.max_step_tokens
-    step, why = make_step(
-        decoder,
-        cache,
-        max_tokens=resolved.max_step_tokens,
-        max_seqs=resolved.max_num_seqs,
-        max_context=resolved.max_context,
-    )
-    announce(why)
-    if isinstance(step, RecordedOrEager):
-        torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
-    executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+    assert resolved.num_blocks and resolved.max_context and resolved.max_step_tokens
+    scheduler = make_scheduler(resolved, timer)
+    executor: TorchExecutor | DeviceExecutor
+    if device.type == "cpu":
+        cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, dtype, device)
+        step, why = make_step(
+            decoder,
+            cache,
+            max_tokens=resolved.max_step_tokens,
+            max_seqs=resolved.max_num_seqs,
+            max_context=resolved.max_context,
+        )
+        announce(why)
+        if isinstance(step, RecordedOrEager):
+            torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
+        executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+        pace: Pace = InTurn(executor)
+    else:
+        executor = device_executor(
+            decoder,
+            num_blocks=resolved.num_blocks,
+            block_tokens=resolved.block_tokens,
+            max_seqs=resolved.max_num_seqs,
+            max_tokens=resolved.max_step_tokens,
+            max_context=resolved.max_context,
+            announce=announce,
+        )
+        pace = OneAhead(executor, scheduler.advance)
+    cache = executor.cache
     layout = f"{resolved.block_tokens} tokens, {cache.block_bytes} bytes"
     facts = ModelFacts(
         name=name,
@@ -95,7 +112,7 @@ def engine_around(
         eos_ids=eos_ids,
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=str(dtype), tenant=salt),
     )
-    return EngineCore(facts, make_scheduler(resolved, timer), executor)
+    return EngineCore(facts, scheduler, executor, pace=pace)
 
 
 def resolve_memory(

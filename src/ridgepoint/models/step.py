@@ -1,4 +1,5 @@
-"""How a decoder runs a step: recorded where every operator is native, else layer by layer. Decides once, and says why."""
+"""How a decoder runs a step: recorded where every operator is native, captured where none needs the host, else layer by
+layer. Decides once, and says why."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ from typing import Protocol
 
 import torch
 
-from ridgepoint.kernels import native
+from ridgepoint.catalog.spec import GqaSpec, MoeSpec
+from ridgepoint.kernels import dispatch, native
+from ridgepoint.kernels.dispatch import reads_on_host
 from ridgepoint.kernels.tensor_call import NotRecordableError
+from ridgepoint.models.captured import CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
+from ridgepoint.models.staging import HostInputs, Staging
 
 
 class Step(Protocol):
@@ -20,17 +25,32 @@ class Step(Protocol):
         ...
 
 
-class EagerStep:
-    """Layer by layer."""
+class DeviceStep(Step, Protocol):
+    """A step on an accelerator, which embeds and samples by itself."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self._decoder, self._cache = decoder, cache
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        """The inputs at a size that the step runs best."""
+        ...
+
+
+class EagerStep:
+    """Layer by layer, between `ends` where the device samples."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, ends: Ends | None = None) -> None:
+        self._decoder, self._cache, self._ends = decoder, cache, ends
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        x_TD = self._decoder.hidden(inputs.token_ids_T, PagedContext(self._cache, inputs))
+        ids_T = inputs.token_ids_T if self._ends is None else self._ends.enter(inputs.token_ids_T)
+        x_TD = self._decoder.hidden(ids_T, PagedContext(self._cache, inputs))
         if len(inputs.logit_rows_R) == 0:
             return x_TD.new_empty(0, self._decoder.spec.vocab_size, dtype=torch.float32)
-        return self._decoder.logits(x_TD[inputs.logit_rows_R])
+        logits_RV = self._decoder.logits(x_TD.index_select(0, inputs.logit_rows_R))
+        if self._ends is not None:
+            self._ends.leave(logits_RV)
+        return logits_RV
+
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        return inputs
 
 
 class RecordedOrEager:
@@ -41,6 +61,19 @@ class RecordedOrEager:
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         return self.recorded.run(inputs) if self.recorded.fits(inputs) else self._eager.run(inputs)
+
+
+class CapturedOrEager:
+    """Graphs for steps that only decode, layers for the rest: prompts, and prompts among decoding sequences."""
+
+    def __init__(self, captured: CapturedStep, eager: EagerStep) -> None:
+        self.captured, self._eager = captured, eager
+
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        return self.captured.pad(inputs)
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        return self.captured.run(inputs) if self.captured.runs(inputs) else self._eager.run(inputs)
 
 
 def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
@@ -73,6 +106,45 @@ def make_step(
     except NotRecordableError as error:
         return eager, f"step eager: {error.message}"
     return RecordedOrEager(recorded, eager), f"step recorded: {len(recorded.recording)} operators in one native call"
+
+
+def make_device_step(
+    decoder: Decoder,
+    cache: KVCache,
+    staging: Staging,
+    ends: Ends,
+    *,
+    max_seqs: int,
+    max_context: int,
+    scratch_block: int,
+) -> tuple[DeviceStep, str]:
+    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`)."""
+    eager = EagerStep(decoder, cache, ends)
+    waiting = _ops_that_wait(decoder)
+    if waiting:
+        return eager, "step eager: the host must read numbers for " + ", ".join(waiting)
+    if cache.must_clear:
+        return eager, "step eager: the attention path needs cleared blocks"
+    sizes = ladder(max_seqs)
+    captured = CapturedStep(
+        decoder, cache, staging, ends, sizes=sizes, max_blocks_per_seq=-(-max_context // cache.block_tokens),
+        scratch_block=scratch_block, capture=GraphCapture(cache.layers[0].device),
+    )  # fmt: skip
+    why = f"step captured: {len(sizes)} sizes of decode steps from 1 to {max_seqs}; prompts run layer by layer"
+    return CapturedOrEager(captured, eager), why
+
+
+def _ops_that_wait(decoder: Decoder) -> list[str]:
+    """The decoder's operators whose path makes the host wait for the device, with that path."""
+    probe = decoder.embed.weight
+    used = set()
+    for layer in decoder.spec.layers:
+        used.add("paged_attention")  # its plans serve both kinds of attention
+        if not isinstance(layer.mixer, GqaSpec):
+            used.add("mla_attention")
+        if isinstance(layer.ffn, MoeSpec):
+            used.add("moe_experts")
+    return [dispatch.explain(op, probe.device.type) for op in sorted(used) if reads_on_host(op, probe)]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from ridgepoint.kernels.linear.cpu import linear_heads
 from ridgepoint.kernels.paged_attention.cpu import DecodeBatch, Plan, Segment
 
+READS_ON_HOST = True  # through the plan
+
 
 def allocate(
     num_blocks: int, block_tokens: int, latent_dim: int, rope_dim: int, dtype: torch.dtype, device: torch.device | str

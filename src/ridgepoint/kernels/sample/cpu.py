@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ridgepoint.kernels.sample import torch_ops
+from ridgepoint.kernels.sample.torch_ops import choose_on_device as choose_on_device
 from ridgepoint.kernels.sample.torch_ops import probabilities
 
 if TYPE_CHECKING:

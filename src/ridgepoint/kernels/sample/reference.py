@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import Shaping
+    from ridgepoint.kernels.sample import DeviceShaping, Shaping
 
 
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
@@ -28,6 +28,14 @@ def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
                 )
             )  # fmt: skip
     return torch.tensor(ids, dtype=torch.int64, device=logits_RV.device)
+
+
+def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
+    from ridgepoint.kernels.sample import Shaping
+
+    if shaping is None:
+        return choose(logits_RV, None)
+    return choose(logits_RV, Shaping(**{name: values.cpu().numpy() for name, values in vars(shaping).items()}))
 
 
 def _draw(weights: list[float], top_k: int, top_p: float, min_p: float, uniform: float) -> int:
