@@ -16,6 +16,7 @@ from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.device_sampler import DRAWN, GREEDY, NUM_COLUMNS, DeviceSampler
 from ridgepoint.engine.llm import LLM
 from ridgepoint.engine.protocol import Output, Submit
+from ridgepoint.engine.startup import Startup
 from ridgepoint.kernels.dispatch import forced
 from ridgepoint.kernels.sample import DeviceShaping, Shaping, choose, choose_on_device
 from ridgepoint.models.captured import CapturedStep, ladder
@@ -189,6 +190,14 @@ def test_choosing_without_the_host_chooses_the_same(path: str | None) -> None:
 def test_an_executor_is_built_whole(decoder: Decoder) -> None:
     told: list[str] = []
     executor = device_executor(
-        decoder, num_blocks=6, block_tokens=4, max_seqs=2, max_tokens=8, max_context=20, announce=told.append
+        decoder,
+        num_blocks=6,
+        block_tokens=4,
+        max_seqs=2,
+        max_tokens=8,
+        max_context=20,
+        announce=told.append,
+        startup=(startup := Startup()),
     )
     assert executor.cache.num_blocks == 7 and "step eager" in told[0]
+    assert startup.seconds["capture"] > 0 and startup.seconds["load"] == 0

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ridgepoint.engine.energy import StepEnergy
 from ridgepoint.engine.ledger import StepLedger
 from ridgepoint.engine.protocol import (
     Cancel,
@@ -27,6 +28,7 @@ from ridgepoint.engine.protocol import (
     Submit,
     ToEngine,
 )
+from ridgepoint.engine.startup import Startup
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.ahead import InTurn, Pace
 from ridgepoint.sched.request import Request
@@ -81,12 +83,16 @@ class EngineCore:
         executor: Executor,
         clock: Clock | None = None,
         pace: Pace | None = None,
+        startup: Startup | None = None,
+        joules: Callable[[], float] | None = None,
     ) -> None:
         self.facts = facts
         self.scheduler = scheduler
         self.executor = executor
         self.pace = pace or InTurn(executor)
         self.clock = clock or MonotonicClock()
+        self.startup = startup or Startup()
+        self._energy = None if joules is None else StepEnergy(joules)
         self.stopped = False
         self._draining = False
         self._outbox: list[FromEngine] = []
@@ -100,6 +106,8 @@ class EngineCore:
 
     def step(self) -> None:
         batch = self.scheduler.next_batch(self.clock.now())
+        if self._energy is not None and self._reported_idle and batch is not None:
+            self._energy.resume()
         for done, result in self.pace.push(batch):  # this step, or the one before it
             for progress in self.scheduler.commit(done, result):
                 self._publish(progress)
@@ -120,6 +128,7 @@ class EngineCore:
         return Ready(
             model=self.facts.name, vocab_size=self.facts.vocab_size, max_context=limits.max_context,
             num_blocks=limits.num_blocks, block_tokens=limits.block_tokens, load_s=load_s,
+            startup_s=self.startup.seconds,
         )  # fmt: skip
 
     def take_outbox(self) -> list[FromEngine]:
@@ -217,6 +226,7 @@ class EngineCore:
         self._reported_s, self._reported_idle = now, idle
         scheduler, pool = self.scheduler, self.scheduler.pool
         batch, result = self._last or (None, None)
+        per_step = self._energy.per_step(self._steps) if self._energy else None
         self._outbox.append(
             StepReport(
                 step=self._steps,
@@ -229,6 +239,8 @@ class EngineCore:
                 step_s=result.seconds if result else 0.0,
                 predicted_s=batch.predicted.seconds if batch and batch.predicted else None,
                 totals=self._ledger.totals(),
+                joules_per_step=per_step,
+                joules_total=self._energy.total if self._energy else None,
                 preemptions_total=scheduler.preemptions_total,
                 prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
                 prefix_query_tokens_total=scheduler.prefix_query_tokens_total,

@@ -18,6 +18,7 @@ from ridgepoint.engine.executor import sample_on_host
 from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.moment import Moment
 from ridgepoint.engine.sampler import Sampler
+from ridgepoint.engine.startup import Startup
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache
 from ridgepoint.models.staging import Staging
@@ -100,6 +101,7 @@ def device_executor(
     max_tokens: int,
     max_context: int,
     announce: Callable[[str], None],
+    startup: Startup,
 ) -> DeviceExecutor:
     """An executor with everything around it: cache, staging, sampler and step. The cache has a block more than it is asked
     for, which belongs to padding rows."""
@@ -110,7 +112,7 @@ def device_executor(
         num_columns=NUM_COLUMNS, device=device,
     )  # fmt: skip
     sampler = DeviceSampler(staging.columns)
-    with torch.inference_mode():
+    with torch.inference_mode(), startup.part("capture"):
         step, why = make_device_step(
             decoder, cache, staging, sampler, max_seqs=max_seqs, max_context=max_context, scratch_block=num_blocks
         )

@@ -48,7 +48,7 @@ ToEngine = Submit | Cancel | Drain | Shutdown
 
 
 class Ready(_Message, frozen=True, tag="ready"):
-    """The model is loaded and warm; sent once."""
+    """The model is loaded and warm; sent once. `load_s` is all of the start, `startup_s` what its parts took."""
 
     model: str
     vocab_size: int
@@ -56,6 +56,7 @@ class Ready(_Message, frozen=True, tag="ready"):
     num_blocks: int
     block_tokens: int
     load_s: float
+    startup_s: dict[str, float] = {}
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -124,6 +125,8 @@ class StepReport(_Message, frozen=True, tag="step"):
     prefix_hit_tokens_total: int
     prefix_query_tokens_total: int
     computed_tokens_total: int
+    joules_per_step: float | None = None  # measured by the device, mean since the last report; None without a counter
+    joules_total: float | None = None  # measured by the device while there was work
 
 
 class Stopped(_Message, frozen=True, tag="stopped"):

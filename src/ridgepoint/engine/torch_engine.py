@@ -15,8 +15,10 @@ from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
+from ridgepoint.engine.nvml import joule_counter
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
+from ridgepoint.engine.startup import Startup
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models import checkpoint
@@ -38,15 +40,21 @@ STEP_TOKENS = {
 
 def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) -> EngineCore:
     folder = resolve(options.model)
-    decoder = load_decoder(folder, options, announce)
-    return engine_around(
+    startup = Startup()
+    decoder = load_decoder(folder, options, announce, startup)
+    core = engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
-        timer=choose_timer(options, decoder, announce),
+        timer=choose_timer(options, decoder, announce), startup=startup,
     )  # fmt: skip
+    announce(startup.line())
+    return core
 
 
-def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str], None]) -> Decoder:
+def load_decoder(
+    folder: Path, options: EngineOptions, announce: Callable[[str], None], startup: Startup | None = None
+) -> Decoder:
     """The checkpoint as the kernels of the chosen device want it."""
+    startup = startup or Startup()
     device = _choose_device(options, announce)
     dtype = _choose_dtype(options, read_config(folder), announce)
     if device.type == "cpu":
@@ -55,10 +63,12 @@ def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str],
         announce(f"threads {threads}: " + ("as asked" if options.threads else "every core this process may use"))
         if not keep_freed_memory():
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
-    decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
+    with startup.part("load"):
+        decoder = checkpoint.load(folder, dtype, device=device, max_context=options.max_context, progress=True)
     if device.type == "cpu" and native.available():
         native.set_num_threads(threads)
-    announce(pack_for_serving(decoder, options.weight_format))
+    with startup.part("load"):
+        announce(pack_for_serving(decoder, options.weight_format))
     return decoder
 
 
@@ -70,8 +80,10 @@ def engine_around(
     name: str,
     eos_ids: tuple[int, ...],
     timer: StepTimer | None = None,
+    startup: Startup | None = None,
 ) -> EngineCore:
     """An engine around a decoder that is already there."""
+    startup = startup or Startup()
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
@@ -101,6 +113,7 @@ def engine_around(
             max_tokens=resolved.max_step_tokens,
             max_context=resolved.max_context,
             announce=announce,
+            startup=startup,
         )
         pace = OneAhead(executor, scheduler.advance)
     cache = executor.cache
@@ -112,7 +125,7 @@ def engine_around(
         eos_ids=eos_ids,
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=str(dtype), tenant=salt),
     )
-    return EngineCore(facts, scheduler, executor, pace=pace)
+    return EngineCore(facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device))
 
 
 def resolve_memory(
