@@ -200,4 +200,4 @@ def test_an_executor_is_built_whole(decoder: Decoder) -> None:
         startup=(startup := Startup()),
     )
     assert executor.cache.num_blocks == 7 and "step eager" in told[0]
-    assert startup.seconds["capture"] > 0 and startup.seconds["load"] == 0
+    assert startup.seconds["tune"] > 0 and startup.seconds["load"] == startup.seconds["capture"] == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ridgepoint.engine.device_sampler import NUM_COLUMNS, DeviceSampler
@@ -21,7 +22,7 @@ from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache
-from ridgepoint.models.staging import Staging
+from ridgepoint.models.staging import HostInputs, Staging
 from ridgepoint.models.step import DeviceStep, make_device_step
 from ridgepoint.sched.step import Batch, StepResult
 
@@ -112,9 +113,32 @@ def device_executor(
         num_columns=NUM_COLUMNS, device=device,
     )  # fmt: skip
     sampler = DeviceSampler(staging.columns)
-    with torch.inference_mode(), startup.part("capture"):
+    with torch.inference_mode():
         step, why = make_device_step(
-            decoder, cache, staging, sampler, max_seqs=max_seqs, max_context=max_context, scratch_block=num_blocks
-        )
+            decoder, cache, staging, sampler, max_seqs=max_seqs, max_context=max_context, scratch_block=num_blocks,
+            timed=startup.part,
+        )  # fmt: skip
+        with startup.part("tune"):
+            _warm_prompts(step, staging, sampler, decoder.spec.vocab_size, scratch_block=num_blocks, size=block_tokens)
     announce(why)
     return DeviceExecutor(step, cache, staging, sampler, max_context=max_context)
+
+
+def _warm_prompts(
+    step: DeviceStep, staging: Staging, sampler: DeviceSampler, vocab_size: int, *, scratch_block: int, size: int
+) -> None:
+    """Run made-up prompts of doubling length in the scratch block, so that the first real one finds its kernels compiled."""
+    num_seqs = 1
+    while num_seqs <= staging.max_seqs and num_seqs * size <= staging.max_tokens:
+        position_T = np.tile(np.arange(size), num_seqs)
+        prompts = HostInputs(
+            token_ids_T=np.arange(num_seqs * size) % vocab_size,
+            positions_T=position_T,
+            slots_T=scratch_block * size + position_T,
+            query_starts_B1=np.arange(num_seqs + 1) * size,
+            context_lens_B=np.full(num_seqs, size),
+            block_tables_BN=np.full((num_seqs, 1), scratch_block),
+            logit_rows_R=np.arange(1, num_seqs + 1) * size - 1,
+        )
+        step.run(staging.stage(prompts, sampler.columns([])))
+        num_seqs *= 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from typing import Protocol
 
@@ -45,20 +46,23 @@ Capture = Callable[[Body], Body]
 
 
 class GraphCapture:
-    """Turns a body of device work into its replay. The first run, outside the graph, compiles and tunes kernels."""
+    """Turns a body of device work into its replay. `timed` is told what the time goes to: the first run, outside the graph,
+    compiles kernels and reads tuned tables ("tune"), the second is the capture."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, timed: Callable[[str], AbstractContextManager[None]]) -> None:
+        self._device, self._timed = device, timed
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Body) -> Body:
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
-            body()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        with self._timed("tune"):
+            aside = torch.cuda.Stream(self._device)
+            aside.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(aside):
+                body()
+            torch.cuda.current_stream(self._device).wait_stream(aside)
+            torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self._timed("capture"), torch.cuda.graph(graph, pool=self._pool):
             body()
         return graph.replay
 

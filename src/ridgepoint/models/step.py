@@ -3,6 +3,8 @@ layer. Decides once, and says why."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -117,8 +119,10 @@ def make_device_step(
     max_seqs: int,
     max_context: int,
     scratch_block: int,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> tuple[DeviceStep, str]:
-    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`)."""
+    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`). `timed` is told what the start
+    spends its time on."""
     eager = EagerStep(decoder, cache, ends)
     waiting = _ops_that_wait(decoder)
     if waiting:
@@ -128,7 +132,7 @@ def make_device_step(
     sizes = ladder(max_seqs)
     captured = CapturedStep(
         decoder, cache, staging, ends, sizes=sizes, max_blocks_per_seq=-(-max_context // cache.block_tokens),
-        scratch_block=scratch_block, capture=GraphCapture(cache.layers[0].device),
+        scratch_block=scratch_block, capture=GraphCapture(cache.layers[0].device, timed),
     )  # fmt: skip
     why = f"step captured: {len(sizes)} sizes of decode steps from 1 to {max_seqs}; prompts run layer by layer"
     return CapturedOrEager(captured, eager), why
