@@ -59,7 +59,7 @@ class DeviceExecutor:
         self, step: DeviceStep, cache: KVCache, staging: Staging, sampler: DeviceSampler, *, max_context: int
     ) -> None:
         self.cache = cache
-        self._step, self._staging, self._sampler = step, staging, sampler
+        self.step, self.staging, self.sampler = step, staging, sampler
         self._host_sampler = Sampler()
         self._inputs = InputBuilder(staging.max_seqs, -(-max_context // cache.block_tokens), cache.block_tokens)
         device = cache.layers[0].device
@@ -78,12 +78,12 @@ class DeviceExecutor:
         start, end = self._moments[self._turn]
         host, scored = self._inputs.build(batch)
         requests = [segment.request for segment in batch.segments if segment.wants_sample]
-        columns = self._sampler.columns(requests)
+        columns = self.sampler.columns(requests)
         start.mark()
-        logits_RV = self._step.run(self._staging.stage(self._step.pad(host), columns))
-        if not scored and all(self._sampler.serves(request) for request in requests):
+        logits_RV = self.step.run(self.staging.stage(self.step.pad(host), columns))
+        if not scored and all(self.sampler.serves(request) for request in requests):
             ids_R = self._back[self._turn][: len(requests)]
-            ids_R.copy_(self._sampler.ids_R[: len(requests)], non_blocking=True)
+            ids_R.copy_(self.sampler.ids_R[: len(requests)], non_blocking=True)
             end.mark()
             return Launched(ids_R, start, end)
         result = sample_on_host(batch, scored, logits_RV, self._host_sampler)
