@@ -11,7 +11,6 @@ import torch
 
 from ridgepoint.catalog.spec import GqaSpec, MoeSpec
 from ridgepoint.kernels import dispatch, native
-from ridgepoint.kernels.dispatch import reads_on_host
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models.captured import CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
@@ -148,7 +147,7 @@ def _ops_that_wait(decoder: Decoder) -> list[str]:
             used.add("mla_attention")
         if isinstance(layer.ffn, MoeSpec):
             used.add("moe_experts")
-    return [dispatch.explain(op, probe.device.type) for op in sorted(used) if reads_on_host(op, probe)]
+    return [dispatch.explain(op, probe.device.type) for op in sorted(used) if dispatch.reads_on_host(op, probe)]
 
 
 def _name(dtype: torch.dtype) -> str:
