@@ -252,7 +252,7 @@ def experts(run: Run) -> None:
            (128, 2816, 704, 128, 8), (4096, 2816, 704, 128, 8)]  # fmt: skip
     for t, d, f, e, k in few if not run.smoke else [(1, 32, 32, 8, 2), (4, 32, 32, 8, 2)]:
         layer = ExpertLayer(d, f, e, run.device)
-        sets = [layer.tokens(t, k, seed) for seed in range(8)]
+        sets = [layer.tokens(t, k, seed) for seed in range(2 if run.smoke else 8)]
         ours = median_of([partial(layer.run, *s) for s in sets], run.device, each_s)
         touched = sum(len(ids.unique()) for _, _, ids in sets) / len(sets)
         num_bytes = touched * layer.expert_bytes

@@ -20,6 +20,7 @@ from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.moment import Moment
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
+from ridgepoint.models.captured import Capture
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache
 from ridgepoint.models.staging import HostInputs, Staging
@@ -103,9 +104,10 @@ def device_executor(
     max_context: int,
     announce: Callable[[str], None],
     startup: Startup,
+    capture: Capture | None = None,
 ) -> DeviceExecutor:
     """An executor with everything around it: cache, staging, sampler and step. The cache has a block more than it is asked
-    for, which belongs to padding rows."""
+    for, which belongs to padding rows. `capture` stands in for CUDA's graphs where there are none."""
     device = decoder.embed.weight.device
     cache = KVCache(decoder.spec, num_blocks + 1, block_tokens, decoder.compute_dtype, device)
     staging = Staging(
@@ -116,7 +118,7 @@ def device_executor(
     with torch.inference_mode():
         step, why = make_device_step(
             decoder, cache, staging, sampler, max_seqs=max_seqs, max_context=max_context, scratch_block=num_blocks,
-            timed=startup.part,
+            capture=capture, timed=startup.part,
         )  # fmt: skip
         with startup.part("tune"):
             _warm_prompts(step, staging, sampler, decoder.spec.vocab_size, scratch_block=num_blocks, size=block_tokens)

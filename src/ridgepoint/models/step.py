@@ -12,7 +12,7 @@ import torch
 from ridgepoint.catalog.spec import GqaSpec, MoeSpec
 from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.tensor_call import NotRecordableError
-from ridgepoint.models.captured import CapturedStep, Ends, GraphCapture, ladder
+from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
@@ -118,20 +118,24 @@ def make_device_step(
     max_seqs: int,
     max_context: int,
     scratch_block: int,
+    capture: Capture | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> tuple[DeviceStep, str]:
-    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`). `timed` is told what the start
-    spends its time on."""
+    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`). `capture` is CUDA's graphs
+    unless another is given; `timed` is told what the start spends its time on."""
     eager = EagerStep(decoder, cache, ends)
     waiting = _ops_that_wait(decoder)
     if waiting:
         return eager, "step eager: the host must read numbers for " + ", ".join(waiting)
     if cache.must_clear:
         return eager, "step eager: the attention path needs cleared blocks"
+    device = cache.layers[0].device
+    if capture is None and device.type != "cuda":
+        return eager, f"step eager: there are no graphs on {device.type}"
     sizes = ladder(max_seqs)
     captured = CapturedStep(
         decoder, cache, staging, ends, sizes=sizes, max_blocks_per_seq=-(-max_context // cache.block_tokens),
-        scratch_block=scratch_block, capture=GraphCapture(cache.layers[0].device, timed),
+        scratch_block=scratch_block, capture=capture or GraphCapture(device, timed),
     )  # fmt: skip
     why = f"step captured: {len(sizes)} sizes of decode steps from 1 to {max_seqs}; prompts run layer by layer"
     return CapturedOrEager(captured, eager), why
