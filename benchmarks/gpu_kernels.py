@@ -11,7 +11,7 @@ import torch
 from gpu_report import Run
 from gpu_timing import Timed, median_of, num_sets, poisoned, relative_error
 from ridgepoint.catalog.spec import RouterSpec, SwiGlu
-from ridgepoint.kernels import mla_attention, norm, paged_attention, sample
+from ridgepoint.kernels import dispatch, mla_attention, norm, paged_attention, sample
 from ridgepoint.kernels.add_shared import add_shared
 from ridgepoint.kernels.dispatch import forced
 from ridgepoint.kernels.embed import embed
@@ -40,6 +40,11 @@ def has_triton(op: str) -> bool:
 
 def packs_weights() -> bool:
     return importlib.util.find_spec("ridgepoint.kernels.device_weight") is not None
+
+
+def reads_packed_weights(device: torch.device) -> bool:
+    """Whether the experts' path on this device is Triton's, which alone reads them."""
+    return dispatch.implementation("moe_experts", torch.empty(0, device=device)).__name__.endswith(".triton")
 
 
 def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -138,8 +143,6 @@ def _product_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str
 
 
 def _is_triton(x: torch.Tensor, to: To) -> bool:
-    from ridgepoint.kernels import dispatch
-
     return dispatch.implementation("linear", to(x)).__name__.endswith(".triton")
 
 

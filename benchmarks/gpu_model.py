@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gpu_kernels import packs_weights
+from gpu_kernels import packs_weights, reads_packed_weights
 from gpu_report import Run
 from gpu_timing import host_us, relative_error
 from ridgepoint.catalog.hardware import Accelerator, accelerator_from_table
@@ -217,7 +217,7 @@ def _calibration(run: Run, executor: DeviceExecutor, spec: ModelSpec, chip: Acce
 
 def gpt_oss(run: Run) -> None:
     """The shape of gpt-oss-120b with experts in MXFP4: time per token at 4 sequences, tokens per second at 64, 1k in and 1k out."""
-    if not packs_weights():
+    if not packs_weights() or not reads_packed_weights(run.device):
         run.note("no packed weights for this device in this tree")
         return
     spec = small_spec(True) if run.smoke else catalog_model("gpt-oss-120b").spec

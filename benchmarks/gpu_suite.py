@@ -37,11 +37,13 @@ SMOKE_RATES = {"memory_bytes_per_s": 1e12, "bf16_flops_per_s": 1e14, "fp32_flops
 
 @dataclass(frozen=True)
 class Section:
-    """`share` of the whole time; `work` is imported when it runs, so that the parent never touches the device."""
+    """`share` of the whole time; `work` imports what it needs when it runs, so that the parent never touches the device.
+    `small`: few enough calls to be interpreted in a smoke run."""
 
     name: str
     share: float
     work: Callable[[Run], None]
+    small: bool = True
 
 
 def rates(run: Run) -> None:
@@ -89,7 +91,7 @@ def tune(run: Run) -> None:
         run.note("no tuner in this tree: kernels run by the tables they ship with")
         return
     if run.smoke:
-        subprocess.run([sys.executable, str(script), "--smoke"], check=True, stdout=subprocess.DEVNULL)
+        run.note("left to the tuner's own smoke run")
         return
     ends_s = time.perf_counter() + run.budget_s
     for shape, fmt, tokens in TUNED:
@@ -145,9 +147,9 @@ SECTIONS = (
     Section("experts", 0.11, kernel_section("experts")),
     Section("paged_attention", 0.06, kernel_section("paged")),
     Section("mla_attention", 0.04, kernel_section("mla")),
-    Section("step", 0.08, model_section("step")),
-    Section("model", 0.18, model_section("model")),
-    Section("gpt_oss_120b", 0.10, model_section("gpt_oss")),
+    Section("step", 0.08, model_section("step"), small=False),
+    Section("model", 0.18, model_section("model"), small=False),
+    Section("gpt_oss_120b", 0.10, model_section("gpt_oss"), small=False),
     Section("sample", 0.03, kernel_section("samples")),
     Section("norm", 0.02, kernel_section("norms")),
     Section("linear", 0.04, kernel_section("linear_section")),
@@ -214,8 +216,8 @@ def describe_machine() -> dict[str, Any]:
     return json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-500:]}
 
 
-def run_triton_on_the_cpu() -> None:
-    """Let operators take their Triton path on CPU tensors, by its interpreter. Before anything imports Triton."""
+def prepare_interpreter() -> None:
+    """Make Triton interpret its kernels over CPU tensors. Before anything imports Triton."""
     os.environ["TRITON_INTERPRET"] = "1"
     repairs = ROOT / "tests" / "kernels" / "triton"
     if (repairs / "interpreter_repairs.py").exists():
@@ -223,9 +225,19 @@ def run_triton_on_the_cpu() -> None:
         import interpreter_repairs
 
         interpreter_repairs.install()
+
+
+def smoke_section(section: Section, out: Path, *, interpret: bool) -> dict[str, Any]:
+    """A section on tiny shapes; with `interpret` operators take the paths they would on a GPU."""
     from ridgepoint.kernels import dispatch
 
-    dispatch.ORDER["cpu"] = dispatch.ORDER["cuda"]
+    order = dispatch.ORDER["cpu"]
+    dispatch.ORDER["cpu"] = dispatch.ORDER["cuda"] if interpret else order
+    try:
+        with dispatch.forced(None):  # forgets the paths chosen so far, here and at its end
+            return run_section(section, smoke=True, budget_s=0.01, out=out, known=SMOKE_RATES)
+    finally:
+        dispatch.ORDER["cpu"] = order
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,6 +246,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-suite")))
     parser.add_argument("--sections", help="names, comma-separated; rates are measured in any case")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument(
+        "--interpret", action="store_true", help="with --smoke: whole models through Triton's interpreter too; minutes"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -241,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.one:
         return _child(args)
     if args.smoke:
-        run_triton_on_the_cpu()
+        prepare_interpreter()
     chosen = _chosen(args.sections)
     whole_share = sum(section.share for section in chosen)
     ends_s = time.perf_counter() + 60 * args.minutes
@@ -256,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
         if left_s <= 0:
             results.append({"section": section.name, "figures": [], "notes": [], "error": "no time was left"})
         elif args.smoke:
-            results.append(run_section(section, smoke=True, budget_s=0.01, out=args.out, known=SMOKE_RATES))
+            results.append(smoke_section(section, args.out, interpret=section.small or args.interpret))
         else:
             results.append(in_own_process(section, budget_s=budget_s, out=args.out))
         rows = judged(results, {} if args.smoke else expected_figures())  # tiny shapes on a CPU meet no goal
