@@ -133,7 +133,7 @@ def resolve_memory(
 ) -> EngineOptions:
     """Options with nothing left open about memory and step size."""
     spec, size = decoder.spec, options.block_tokens
-    per_block = block_bytes(spec, size, decoder.compute_dtype)
+    per_block = block_bytes(spec, size, decoder.compute_dtype, device)
     if options.num_blocks is not None:
         num_blocks, why = options.num_blocks, "as asked"
     elif options.kv_bytes is not None:

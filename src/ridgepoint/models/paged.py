@@ -84,9 +84,9 @@ class KVCache:
             kv[block].copy_(part.clone().view(kv.dtype).view(kv[block].shape))
 
 
-def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers, without allocating one."""
-    return KVCache(spec, 1, block_tokens, dtype).block_bytes
+def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> int:
+    """Bytes of one block over all layers, as the kernels of `device` lay it out."""
+    return KVCache(spec, 1, block_tokens, dtype, device).block_bytes
 
 
 class PagedContext:
