@@ -37,11 +37,13 @@ class Run:
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     log: Callable[[str], None] = print
+    save: Callable[[Run], None] = lambda run: None  # after every figure, so that an end by force loses none
 
     def figure(self, name: str, value: float, unit: str, *, section: str | None = None, **facts: Any) -> None:
         """`section` is another one's name when this one finds its figure on the way."""
         figure = Figure(section=section or self.section, name=name, value=float(value), unit=unit, facts=facts)
         self.figures.append(figure)
+        self.save(self)
         self.log(f"{figure.section}.{name} = {value:.4g} {unit}")
 
     def note(self, text: str) -> None:

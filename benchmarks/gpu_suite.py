@@ -142,13 +142,13 @@ def model_section(name: str) -> Callable[[Run], None]:
 
 SECTIONS = (
     Section("rates", 0.06, rates),
-    Section("tune", 0.15, tune),
-    Section("checks", 0.10, kernel_section("checks")),
-    Section("experts", 0.11, kernel_section("experts")),
+    Section("tune", 0.13, tune),
+    Section("checks", 0.09, kernel_section("checks")),
+    Section("experts", 0.10, kernel_section("experts")),
     Section("paged_attention", 0.06, kernel_section("paged")),
     Section("mla_attention", 0.04, kernel_section("mla")),
     Section("step", 0.08, model_section("step"), small=False),
-    Section("model", 0.18, model_section("model"), small=False),
+    Section("model", 0.22, model_section("model"), small=False),
     Section("gpt_oss_120b", 0.10, model_section("gpt_oss"), small=False),
     Section("sample", 0.03, kernel_section("samples")),
     Section("norm", 0.02, kernel_section("norms")),
@@ -158,14 +158,19 @@ SECTIONS = (
 
 
 def run_section(
-    section: Section, *, smoke: bool, budget_s: float, out: Path, known: dict[str, float]
+    section: Section, *, smoke: bool, budget_s: float, out: Path, known: dict[str, float], result: Path | None = None
 ) -> dict[str, Any]:
-    """One section in this process; what it found before it failed is kept."""
+    """One section in this process; what it found before it failed is kept, and written to `result` as it comes."""
     import torch
 
-    device = torch.device("cpu" if smoke else "cuda")
-    run = Run(section=section.name, device=device, smoke=smoke, budget_s=budget_s, out=out, rates=known)
-    run.log = lambda line: print(f"  {line}", file=sys.stderr, flush=True)
+    def save(run: Run) -> None:
+        if result is not None:
+            result.write_text(json.dumps(run.result(time.perf_counter() - started_s)))
+
+    run = Run(
+        section=section.name, device=torch.device("cpu" if smoke else "cuda"), smoke=smoke, budget_s=budget_s, out=out,
+        rates=known, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True), save=save,
+    )  # fmt: skip
     started_s = time.perf_counter()
     error = None
     try:
@@ -300,9 +305,10 @@ def _child(args: argparse.Namespace) -> int:
     known_file = args.out / "rates.json"
     known = json.loads(known_file.read_text()) if known_file.exists() else {}
     section = next(section for section in SECTIONS if section.name == args.one)
-    result = run_section(section, smoke=False, budget_s=args.seconds, out=args.out, known=known)
-    (args.out / f"section-{section.name}.json").write_text(json.dumps(result))
-    return 0 if result["error"] is None else 1
+    file = args.out / f"section-{section.name}.json"
+    found = run_section(section, smoke=False, budget_s=args.seconds, out=args.out, known=known, result=file)
+    file.write_text(json.dumps(found))
+    return 0 if found["error"] is None else 1
 
 
 def _conclude(rows: list[dict[str, Any]], results: list[dict[str, Any]], chosen: list[Section]) -> int:
