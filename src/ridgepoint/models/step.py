@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 
-from ridgepoint.catalog.spec import GqaSpec, MoeSpec
 from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
@@ -18,6 +17,7 @@ from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
 from ridgepoint.models.staging import HostInputs, Staging
+from ridgepoint.nn.attention import MlaAttention
 
 
 class Step(Protocol):
@@ -144,13 +144,9 @@ def make_device_step(
 def _ops_that_wait(decoder: Decoder) -> list[str]:
     """The decoder's operators whose path makes the host wait for the device, with that path."""
     probe = decoder.embed.weight
-    used = set()
-    for layer in decoder.spec.layers:
-        used.add("paged_attention")  # its plans serve both kinds of attention
-        if not isinstance(layer.mixer, GqaSpec):
-            used.add("mla_attention")
-        if isinstance(layer.ffn, MoeSpec):
-            used.add("moe_experts")
+    used = {"paged_attention"}  # its plans serve both kinds of attention
+    used |= {"mla_attention"} if any(isinstance(module, MlaAttention) for module in decoder.modules()) else set()
+    used |= {"moe_experts"} if decoder.moe_layers() else set()
     return [dispatch.explain(op, probe.device.type) for op in sorted(used) if dispatch.reads_on_host(op, probe)]
 
 
