@@ -72,7 +72,7 @@ def step(run: Run) -> None:
 
         with torch.inference_mode():
             launch()
-            run.figure(f"launch_us_{size}", host_us(launch, run.device, 20 if run.smoke else 200), "us")
+            run.figure(f"launch_us_{size}", host_us(launch, run.device, 3 if run.smoke else 200), "us")
     run.figure("captured_error", captured_error(executor, decoder, sizes[-1]), "")
     run.figure("syncs", count_syncs(executor, sizes[-1], run.device), "")
     wall_s, device_s = steps_one_ahead(executor, sizes[-1], 6 if run.smoke else 150)
