@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
-from ridgepoint.models.staging import HostInputs, Staging, pad_decode
+from ridgepoint.models.staging import ORDER, HostInputs, Staging, pad_decode
 
 PADDING_FRAC = 1 / 8  # of a step, at most, above SMALL sequences
 SMALL = 8
@@ -137,9 +137,9 @@ class CapturedStep:
         """`logits_RV` float32 of the wanted rows, valid until the next call."""
         size, num_columns = inputs.block_tables_BN.shape
         fixed = self._fixed[size]
-        for field in fields(StepInputs):
-            given, place = getattr(inputs, field.name), getattr(fixed, field.name)
-            if field.name == "block_tables_BN":
+        for name in ORDER:
+            given, place = getattr(inputs, name), getattr(fixed, name)
+            if name == "block_tables_BN":
                 place[:, :num_columns].copy_(given)  # beyond them a context does not reach
             elif given.data_ptr() != place.data_ptr():  # not staged where it belongs
                 place.copy_(given)

@@ -7,6 +7,7 @@ one step's pointers fits them all. Knows shapes, not what the numbers mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +17,8 @@ from ridgepoint.models.paged import StepInputs
 
 ALIGN = 16  # elements of 8 bytes: 128 bytes
 NUM_HOSTS = 2  # one is being copied while the other is filled
+MAX_LAYOUTS = 512  # remembered; decode steps need one for each size and width of tables
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +63,8 @@ def pad_decode(inputs: HostInputs, num_seqs: int, scratch_block: int, block_toke
         raise ValueError(
             f"a step of {len(inputs.token_ids_T)} tokens cannot be padded to {num_seqs} decoding sequences"
         )
+    if num_real == num_seqs:
+        return inputs
 
     def padded(values: np.ndarray, value: int) -> np.ndarray:
         return np.concatenate((values, np.full(num_seqs - num_real, value, dtype=np.int64)))
@@ -75,6 +80,16 @@ def pad_decode(inputs: HostInputs, num_seqs: int, scratch_block: int, block_toke
         block_tables_BN=tables_BN,
         logit_rows_R=np.concatenate((inputs.logit_rows_R, np.arange(num_real, num_seqs))),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where the arrays of a step of certain sizes lie, on the device and in each host buffer."""
+
+    spans: list[tuple[int, int]]
+    device: torch.Tensor
+    hosts: list[torch.Tensor]
+    inputs: StepInputs
 
 
 class Staging:
@@ -93,50 +108,60 @@ class Staging:
         on_gpu = device.type == "cuda"
         self._hosts = [torch.zeros(capacity, dtype=torch.int64, pin_memory=on_gpu) for _ in range(NUM_HOSTS)]
         self._copied = [torch.cuda.Event() if on_gpu else None for _ in range(NUM_HOSTS)]
+        self._arrays = [host.numpy() for host in self._hosts]
         self._turn = 0
-        self._inputs_start = _aligned(num_columns * max_seqs)
-        self.columns = self._device[: num_columns * max_seqs].view(num_columns, max_seqs)
+        self._columns_size = num_columns * max_seqs
+        self._layouts: dict[Shapes, _Layout] = {}
+        self.columns = self._device[: self._columns_size].view(num_columns, max_seqs)
 
     def stage(self, inputs: HostInputs, columns: np.ndarray) -> StepInputs:
         """Start the copy of a step's inputs; the views are valid, in stream order, until the next call.
 
         `columns` are int64, or float64 seen as int64. Raises ValueError for a step beyond the capacity."""
         self._turn = (self._turn + 1) % NUM_HOSTS
-        host, copied = self._hosts[self._turn], self._copied[self._turn]
+        array, copied = self._arrays[self._turn], self._copied[self._turn]
+        given = [getattr(inputs, name) for name in ORDER]
+        layout = self._layout(tuple([values.shape for values in given]))
         if copied is not None:
             copied.synchronize()  # two steps ago: over long since
-        array = host.numpy()
-        array[: columns.size] = columns.reshape(-1)
-        arrays = [getattr(inputs, name) for name in ORDER]
-        offsets, end = _places([values.shape for values in arrays], self._inputs_start)
-        if end > len(array):
-            raise ValueError(f"a step of {len(inputs.token_ids_T)} tokens is beyond this staging's {self.max_tokens}")
-        for values, offset in zip(arrays, offsets, strict=True):
-            array[offset : offset + values.size] = values.reshape(-1)
-        self._device[:end].copy_(host[:end], non_blocking=True)
+        array[: self._columns_size] = columns.reshape(-1)
+        for values, (start, stop) in zip(given, layout.spans, strict=True):
+            array[start:stop] = values.reshape(-1)
+        layout.device.copy_(layout.hosts[self._turn], non_blocking=True)
         if copied is not None:
             copied.record()
-        return self._at([values.shape for values in arrays], offsets)
+        return layout.inputs
 
     def views(self, num_tokens: int, num_seqs: int, num_logit_rows: int, num_table_columns: int) -> StepInputs:
         """Where `stage` puts the inputs of a step of these sizes."""
-        shapes = [(num_tokens,)] * 3 + [(num_seqs,), (num_seqs + 1,), (num_logit_rows,), (num_seqs, num_table_columns)]
-        return self._at(shapes, _places(shapes, self._inputs_start)[0])
+        tokens, seqs = (num_tokens,), (num_seqs,)
+        return self._layout(
+            (tokens, tokens, tokens, seqs, (num_seqs + 1,), (num_logit_rows,), (num_seqs, num_table_columns))
+        ).inputs
 
-    def _at(self, shapes: list[tuple[int, ...]], offsets: list[int]) -> StepInputs:
-        found = {
-            name: self._device[offset : offset + int(np.prod(shape))].view(shape)
-            for name, shape, offset in zip(ORDER, shapes, offsets, strict=True)
-        }
-        return StepInputs(**found)
+    def _layout(self, shapes: Shapes) -> _Layout:
+        """Made once for each combination of sizes: making a dozen views costs the host more than the copy does."""
+        layout = self._layouts.get(shapes)
+        if layout is None:
+            if len(self._layouts) == MAX_LAYOUTS:
+                self._layouts.clear()  # prompts come in endless sizes
+            layout = self._layouts[shapes] = self._lay_out(shapes)
+        return layout
 
-
-def _places(shapes: list[tuple[int, ...]], start: int) -> tuple[list[int], int]:
-    offsets, end = [], start
-    for shape in shapes:
-        offsets.append(end)
-        end += _aligned(int(np.prod(shape)))
-    return offsets, end
+    def _lay_out(self, shapes: Shapes) -> _Layout:
+        spans, end = [], _aligned(self._columns_size)
+        for shape in shapes:
+            spans.append((end, end + math.prod(shape)))
+            end += _aligned(math.prod(shape))
+        if end > len(self._device):
+            raise ValueError(f"a step of {shapes[0][0]} tokens is beyond this staging's {self.max_tokens}")
+        views = [self._device[start:stop].view(shape) for (start, stop), shape in zip(spans, shapes, strict=True)]
+        return _Layout(
+            spans=spans,
+            device=self._device[:end],
+            hosts=[host[:end] for host in self._hosts],
+            inputs=StepInputs(**dict(zip(ORDER, views, strict=True))),
+        )
 
 
 def _aligned(size: int) -> int:
