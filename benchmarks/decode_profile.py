@@ -54,7 +54,7 @@ def amounts(operator: ctypes.Structure, rows: int, contexts: int, roofs: Roofs) 
         hit_frac = 1 - (1 - k / experts) ** rows
         return "experts", hit_frac * (weight_bytes(gate_up) + weight_bytes(down)), flops, roofs.flops_per_s(gate_up)
     if isinstance(operator, native.AttentionOp):
-        width = operator.head_dim + operator.v_dim
+        width = operator.key_dim + operator.v_dim
         flops = 2.0 * contexts * operator.heads * width
         return "attention", 2.0 * contexts * operator.kv_heads * width, flops, roofs.bf16_flops_per_s
     return type(operator).__name__.removesuffix("Op").lower(), 0.0, 0.0, roofs.f32_flops_per_s

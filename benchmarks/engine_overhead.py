@@ -40,12 +40,12 @@ class NullExecutor:
     """Builds the step's tensors and throws them away."""
 
     def __init__(self, num_seqs: int, context: int, block_tokens: int) -> None:
-        self.inputs = InputBuilder(num_seqs, -(-context // block_tokens), block_tokens, torch.device("cpu"))
+        self.inputs = InputBuilder(num_seqs, -(-context // block_tokens), block_tokens)
         self.seconds: list[float] = []
 
     def run(self, batch: Batch) -> StepResult:
         started = time.perf_counter()
-        self.inputs.build(batch)
+        self.inputs.build(batch)[0].tensors()
         elapsed = time.perf_counter() - started
         self.seconds.append(elapsed)
         return StepResult([5] * sum(segment.wants_sample for segment in batch.segments), elapsed)

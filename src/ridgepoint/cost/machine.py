@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ridgepoint.cost.cuda_machine import measure_cuda
+
 MATMUL_SIZES = (256, 1024, 2048)
 LEVEL_BYTES = (1 << 18, 1 << 22, 1 << 28)  # about L2, last-level cache, memory
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -23,8 +25,8 @@ _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True)
 class MachineMeasure:
-    """`measure_flops_per_s[type][size]` of square products; `measure_bytes_per_s[bytes]` of reading that much (a GPU
-    and numpy: of reading half and writing half)."""
+    """`measure_flops_per_s[type][size]` of square products; `measure_bytes_per_s[bytes]` of reading that much (numpy:
+    of reading half and writing half; a GPU: the better of the two). `measure_overheads_s` has what a GPU's launches cost, by name."""
 
     name: str
     device: str
@@ -32,6 +34,7 @@ class MachineMeasure:
     measure_flops_per_s: dict[str, dict[int, float]] = field(default_factory=dict)
     measure_bytes_per_s: dict[int, float] = field(default_factory=dict)
     measure_step_overhead_s: float = 0.0
+    measure_overheads_s: dict[str, float] = field(default_factory=dict)
     memory_bytes: float | None = None
     date: str = ""
 
@@ -55,6 +58,7 @@ class MachineMeasure:
         if self.memory_bytes:
             lines.append(f'memory_bytes = [{self.memory_bytes:.6g}, "{source}"]')
         lines.append(f'measure_step_overhead_s = [{self.measure_step_overhead_s:.3g}, "{source}"]')
+        lines += [f"# {name}: {seconds:.3g} s" for name, seconds in self.measure_overheads_s.items()]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +66,8 @@ class MachineMeasure:
             "name": self.name, "device": self.device, "engine": self.engine, "date": self.date, "provenance": self.provenance,
             "measure_flops_per_s": {k: {str(s): r for s, r in v.items()} for k, v in self.measure_flops_per_s.items()},
             "measure_bytes_per_s": {str(s): r for s, r in self.measure_bytes_per_s.items()},
-            "measure_step_overhead_s": self.measure_step_overhead_s, "memory_bytes": self.memory_bytes,
+            "measure_step_overhead_s": self.measure_step_overhead_s, "measure_overheads_s": self.measure_overheads_s,
+            "memory_bytes": self.memory_bytes,
         }  # fmt: skip
 
 
@@ -142,36 +147,29 @@ def _numpy_levels(
 
 def _with_torch(budget_s: float, progress: Callable[[str], None]) -> dict[str, Any]:
     torch = _torch()
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    wait = torch.cuda.synchronize if on_gpu else (lambda: None)
+    if torch.cuda.is_available():
+        return measure_cuda(torch, budget_s, progress)
+
+    def nothing() -> None:
+        return None
+
     flops: dict[str, dict[int, float]] = {}
-    sizes = (1024, 4096, 8192) if on_gpu else MATMUL_SIZES
     for dtype in (torch.float32, torch.bfloat16):
         kind = _NAMES[str(dtype).removeprefix("torch.")]
-        for size in sizes:
+        for size in MATMUL_SIZES:
             progress(f"{kind} product of {size}")
-            a = torch.ones(size, size, dtype=dtype, device=device)
+            a = torch.ones(size, size, dtype=dtype)
             out = torch.empty_like(a)
-            seconds = best_s(lambda a=a, out=out: torch.mm(a, a, out=out), wait, budget_s)  # type: ignore[misc]
+            seconds = best_s(lambda a=a, out=out: torch.mm(a, a, out=out), nothing, budget_s)  # type: ignore[misc]
             flops.setdefault(kind, {})[size] = 2.0 * size**3 / seconds
     levels: dict[int, float] = {}
-    for size in (1 << 24, 1 << 28, 1 << 31) if on_gpu else LEVEL_BYTES:
-        if on_gpu:
-            progress(f"copy of {size >> 10} KiB")
-            source = torch.ones(size // 8, dtype=torch.float32, device=device)
-            target = torch.empty_like(source)
-            seconds = best_s(lambda s=source, t=target: t.copy_(s), wait, budget_s)  # type: ignore[misc]
-        else:  # a step reads its weights; a copy's writes cost a CPU a second read of every line
-            progress(f"read of {size >> 10} KiB")
-            source = torch.ones(size // 4, dtype=torch.float32)
-            seconds = best_s(source.sum, wait, budget_s)
-        levels[size] = size / seconds
-    small = torch.ones(8, device=device)
-    overhead = best_s(lambda: [small.add_(1.0) for _ in range(100)], wait, budget_s) / 100
+    for size in LEVEL_BYTES:  # a step reads its weights; a copy's writes cost a CPU a second read of every line
+        progress(f"read of {size >> 10} KiB")
+        source = torch.ones(size // 4, dtype=torch.float32)
+        levels[size] = size / best_s(source.sum, nothing, budget_s)
+    small = torch.ones(8)
+    overhead = best_s(lambda: [small.add_(1.0) for _ in range(100)], nothing, budget_s) / 100
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "engine": f"torch {torch.__version__} {'cuda' if on_gpu else 'cpu'}",
-        "measure_flops_per_s": flops, "measure_bytes_per_s": levels, "measure_step_overhead_s": overhead,
-        "memory_bytes": float(torch.cuda.get_device_properties(0).total_memory) if on_gpu else _host_memory_bytes(),
+        "device": _cpu_name(), "engine": f"torch {torch.__version__} cpu", "measure_flops_per_s": flops,
+        "measure_bytes_per_s": levels, "measure_step_overhead_s": overhead, "memory_bytes": _host_memory_bytes(),
     }  # fmt: skip

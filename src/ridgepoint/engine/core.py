@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ridgepoint.engine.energy import StepEnergy
 from ridgepoint.engine.ledger import StepLedger
 from ridgepoint.engine.protocol import (
     Cancel,
@@ -27,7 +28,9 @@ from ridgepoint.engine.protocol import (
     Submit,
     ToEngine,
 )
+from ridgepoint.engine.startup import Startup
 from ridgepoint.errors import RequestError
+from ridgepoint.sched.ahead import InTurn, Pace
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Scheduler
 from ridgepoint.sched.step import Batch, Clock, Executor, Progress, StepResult
@@ -73,11 +76,23 @@ def run(core: EngineCore, link: Link) -> None:
 class EngineCore:
     """`step` is the whole engine; the rest is bookkeeping for those who watch."""
 
-    def __init__(self, facts: ModelFacts, scheduler: Scheduler, executor: Executor, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock | None = None,
+        pace: Pace | None = None,
+        startup: Startup | None = None,
+        joules: Callable[[], float] | None = None,
+    ) -> None:
         self.facts = facts
         self.scheduler = scheduler
         self.executor = executor
+        self.pace = pace or InTurn(executor)
         self.clock = clock or MonotonicClock()
+        self.startup = startup or Startup()
+        self._energy = None if joules is None else StepEnergy(joules)
         self.stopped = False
         self._draining = False
         self._outbox: list[FromEngine] = []
@@ -91,13 +106,14 @@ class EngineCore:
 
     def step(self) -> None:
         batch = self.scheduler.next_batch(self.clock.now())
-        if batch is not None:
-            result = self.executor.run(batch)
-            for progress in self.scheduler.commit(batch, result):
+        if self._energy is not None and self._reported_idle and batch is not None:
+            self._energy.resume()
+        for done, result in self.pace.push(batch):  # this step, or the one before it
+            for progress in self.scheduler.commit(done, result):
                 self._publish(progress)
             self._steps += 1
-            self._last = (batch, result)
-            self._ledger.enter(batch, result)
+            self._last = (done, result)
+            self._ledger.enter(done, result)
         self._report()
         if self._draining and self.idle:
             self._stop()
@@ -105,13 +121,14 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Nothing to do until a message comes."""
-        return self.scheduler.idle
+        return self.scheduler.idle and not self.pace.in_flight
 
     def ready(self, load_s: float) -> Ready:
         limits = self.scheduler.limits
         return Ready(
             model=self.facts.name, vocab_size=self.facts.vocab_size, max_context=limits.max_context,
             num_blocks=limits.num_blocks, block_tokens=limits.block_tokens, load_s=load_s,
+            startup_s=self.startup.seconds,
         )  # fmt: skip
 
     def take_outbox(self) -> list[FromEngine]:
@@ -199,7 +216,7 @@ class EngineCore:
         self._prompt_logprobs.pop(request.id, None)
 
     def _report(self) -> None:
-        now, idle = self.clock.now(), self.scheduler.idle
+        now, idle = self.clock.now(), self.idle
         if idle:
             if self._reported_idle:
                 return
@@ -209,6 +226,7 @@ class EngineCore:
         self._reported_s, self._reported_idle = now, idle
         scheduler, pool = self.scheduler, self.scheduler.pool
         batch, result = self._last or (None, None)
+        per_step = self._energy.per_step(self._steps) if self._energy else None
         self._outbox.append(
             StepReport(
                 step=self._steps,
@@ -221,6 +239,8 @@ class EngineCore:
                 step_s=result.seconds if result else 0.0,
                 predicted_s=batch.predicted.seconds if batch and batch.predicted else None,
                 totals=self._ledger.totals(),
+                joules_per_step=per_step,
+                joules_total=self._energy.total if self._energy else None,
                 preemptions_total=scheduler.preemptions_total,
                 prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
                 prefix_query_tokens_total=scheduler.prefix_query_tokens_total,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 
 from ridgepoint.engine.core import ModelFacts
+from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.engine.options import EchoOptions
-from ridgepoint.engine.protocol import TokenLogprobs
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import Batch, StepResult
 

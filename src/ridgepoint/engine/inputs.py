@@ -1,4 +1,4 @@
-"""From a batch to the tensors of a step. Keeps one row of block numbers per running sequence and appends to it.
+"""From a batch to the arrays of a step. Keeps one row of block numbers per running sequence and appends to it.
 
 Knows where tokens go, not what is done with them. Invariant: row r holds the blocks of the sequence that sits there, as
 far as any step has needed them; a sequence that left and came back is written anew.
@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from ridgepoint.models.paged import StepInputs
-from ridgepoint.sched.request import Request
+from ridgepoint.models.staging import HostInputs
+from ridgepoint.sched.request import UNKNOWN, Request
 from ridgepoint.sched.step import Batch
 
 
@@ -35,14 +34,15 @@ class ScoredRows:
 
 
 class InputBuilder:
-    def __init__(self, max_num_seqs: int, max_blocks_per_seq: int, block_tokens: int, device: torch.device) -> None:
+    def __init__(self, max_num_seqs: int, max_blocks_per_seq: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._device = device
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
         self._seats = [_Seat() for _ in range(max_num_seqs)]
 
-    def build(self, batch: Batch) -> tuple[StepInputs, list[ScoredRows]]:
-        """Logit rows are those of the segments that want a sample, in order, then those of scored prompt tokens."""
+    def build(self, batch: Batch) -> tuple[HostInputs, list[ScoredRows]]:
+        """Logit rows are those of the segments that want a sample, in order, then those of scored prompt tokens.
+
+        A token that is `UNKNOWN` is `-1 - row`: the last one sampled in the sequence's row, which the device knows."""
         size = self._block_tokens
         token_ids: list[int] = []
         starts: list[int] = []
@@ -55,7 +55,8 @@ class InputBuilder:
             request, start, count = segment.request, segment.start, segment.num_tokens
             self._write_blocks(request, -(-(start + count) // size))
             if count == 1:
-                token_ids.append(request.tokens[start])
+                token = request.tokens[start]
+                token_ids.append(token if token != UNKNOWN else -1 - request.row)
             else:
                 token_ids += request.tokens[start : start + count]
             starts.append(start)
@@ -78,14 +79,14 @@ class InputBuilder:
         context_B = start_B + count_B
         num_columns = -(-int(context_B.max()) // size)
         scored = self._score(batch, scoring, query_starts_B1, logit_rows)
-        inputs = StepInputs(
-            token_ids_T=self._tensor(np.array(token_ids)),
-            positions_T=self._tensor(positions_T),
-            slots_T=self._tensor(slots_T),
-            query_starts_B1=self._tensor(query_starts_B1),
-            context_lens_B=self._tensor(context_B),
-            block_tables_BN=self._tensor(self._tables[rows, :num_columns]),
-            logit_rows_R=self._tensor(np.array(logit_rows, dtype=np.int64)),
+        inputs = HostInputs(
+            token_ids_T=np.array(token_ids),
+            positions_T=positions_T,
+            slots_T=slots_T,
+            query_starts_B1=query_starts_B1,
+            context_lens_B=context_B,
+            block_tables_BN=self._tables[rows, :num_columns],
+            logit_rows_R=np.array(logit_rows, dtype=np.int64),
         )
         return inputs, scored
 
@@ -110,6 +111,3 @@ class InputBuilder:
                 first = int(starts[place]) + request.num_scored - 1 - segment.start
                 logit_rows += range(first, first + len(token_ids))
         return scored
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)

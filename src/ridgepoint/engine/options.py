@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import msgspec
-
 from ridgepoint.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -113,6 +111,8 @@ class EngineOptions:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EngineOptions:
         """From parsed TOML or JSON; an unknown key is an error that lists the known ones."""
+        import msgspec  # a front end's need: an engine in this process runs without it
+
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:

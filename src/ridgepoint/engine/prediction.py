@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,7 +13,6 @@ from ridgepoint.cost.timer import CostTimer
 from ridgepoint.cost.transfer import calibration_for
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.options import EngineOptions
-from ridgepoint.kernels.packed import Packed
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear
@@ -56,8 +56,9 @@ def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Preci
     )  # fmt: skip
 
 
-def _format(weight: torch.Tensor | Packed) -> str:
-    return _OF_PACKED[weight.format] if isinstance(weight, Packed) else _OF_DTYPE[weight.dtype]
+def _format(weight: Any) -> str:
+    """Of a tensor or of packed weights, whichever kernels they were packed for."""
+    return _OF_DTYPE[weight.dtype] if isinstance(weight, torch.Tensor) else _OF_PACKED[weight.format]
 
 
 def _widest(formats: set[str], otherwise: str) -> str:

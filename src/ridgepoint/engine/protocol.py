@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.sched.params import SamplingParams
 
 
@@ -46,16 +47,8 @@ ToEngine = Submit | Cancel | Drain | Shutdown
 # ---------------------------------------------------------------- engine -> front end
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probability of the chosen token and of the `top` alternatives, best first, before temperature and filters."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
 class Ready(_Message, frozen=True, tag="ready"):
-    """The model is loaded and warm; sent once."""
+    """The model is loaded and warm; sent once. `load_s` is all of the start, `startup_s` what its parts took."""
 
     model: str
     vocab_size: int
@@ -63,6 +56,7 @@ class Ready(_Message, frozen=True, tag="ready"):
     num_blocks: int
     block_tokens: int
     load_s: float
+    startup_s: dict[str, float] = {}
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -131,6 +125,8 @@ class StepReport(_Message, frozen=True, tag="step"):
     prefix_hit_tokens_total: int
     prefix_query_tokens_total: int
     computed_tokens_total: int
+    joules_per_step: float | None = None  # measured by the device, mean since the last report; None without a counter
+    joules_total: float | None = None  # measured by the device while there was work
 
 
 class Stopped(_Message, frozen=True, tag="stopped"):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ridgepoint.engine.protocol import TokenLogprobs
+from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.kernels import sample
 from ridgepoint.kernels.sample import Edits, Shaping
 from ridgepoint.kernels.sample.random import uniforms

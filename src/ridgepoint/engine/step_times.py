@@ -9,13 +9,16 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from ridgepoint.engine.core import EngineCore
 from ridgepoint.errors import ConfigError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Limits
 from ridgepoint.sched.step import Batch, Executor, Segment, StepShape
+
+if TYPE_CHECKING:
+    from ridgepoint.engine.core import EngineCore
 
 CONTEXTS = (64, 512, 2048)
 CHUNKS = (64, 256, 512, 2048)
@@ -49,16 +52,30 @@ def _fits(shape: StepShape, limits: Limits) -> bool:
 def measure_steps(
     core: EngineCore, shapes: Sequence[StepShape], *, repeats: int = 5, progress: Callable[[str], None] = lambda _: None
 ) -> list[float]:
-    """Median seconds of each shape run `repeats` times, the shapes taking turns so that a slow moment of the machine hits all of them. For an engine
-    that serves nobody yet."""
+    """`time_steps` of an engine that serves nobody yet."""
     if not core.idle:
         raise ConfigError("steps can only be measured while no request runs")
-    limits, rng = core.scheduler.limits, random.Random(0)
+    limits, vocab_size = core.scheduler.limits, core.facts.vocab_size
+    return time_steps(core.executor, limits.block_tokens, vocab_size, shapes, repeats=repeats, progress=progress)
+
+
+def time_steps(
+    executor: Executor,
+    block_tokens: int,
+    vocab_size: int,
+    shapes: Sequence[StepShape],
+    *,
+    repeats: int = 5,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[float]:
+    """Median seconds of each shape run `repeats` times, the shapes taking turns so that a slow moment of the machine hits all
+    of them."""
+    rng = random.Random(0)
     seconds: list[list[float]] = [[] for _ in shapes]
     for round_ in range(repeats + 1):
         progress(f"steps, round {round_} of {repeats}" if round_ else "steps, to warm up")
         for times, shape in zip(seconds, shapes, strict=True):
-            took = _run(core.executor, shape, limits.block_tokens, core.facts.vocab_size, rng)
+            took = _run(executor, shape, block_tokens, vocab_size, rng)
             if round_:
                 times.append(took)
     return [statistics.median(times) for times in seconds]

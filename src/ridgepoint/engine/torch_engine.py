@@ -12,17 +12,21 @@ import torch
 
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
+from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.executor import TorchExecutor
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
+from ridgepoint.engine.nvml import joule_counter
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
+from ridgepoint.engine.startup import Startup
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
 from ridgepoint.models.step import RecordedOrEager, load_for_serving, make_step
+from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
@@ -36,15 +40,21 @@ STEP_TOKENS = {
 
 def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) -> EngineCore:
     folder = resolve(options.model)
-    decoder = load_decoder(folder, options, announce)
-    return engine_around(
+    startup = Startup()
+    decoder = load_decoder(folder, options, announce, startup)
+    core = engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
-        timer=choose_timer(options, decoder, announce),
+        timer=choose_timer(options, decoder, announce), startup=startup,
     )  # fmt: skip
+    announce(startup.line())
+    return core
 
 
-def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str], None]) -> Decoder:
+def load_decoder(
+    folder: Path, options: EngineOptions, announce: Callable[[str], None], startup: Startup | None = None
+) -> Decoder:
     """The checkpoint as the kernels of the chosen device want it."""
+    startup = startup or Startup()
     device = _choose_device(options, announce)
     dtype = _choose_dtype(options, read_config(folder), announce)
     if device.type == "cpu":
@@ -55,10 +65,11 @@ def load_decoder(folder: Path, options: EngineOptions, announce: Callable[[str],
             announce("warning: malloc cannot be told to keep freed memory here, so steps will be slower")
     if device.type == "cpu" and native.available():
         native.set_num_threads(threads)
-    return load_for_serving(
-        folder, dtype, device, options.weight_format, announce, max_context=options.max_context,
-        weight_cache=options.weight_cache,
-    )  # fmt: skip
+    with startup.part("load"):
+        return load_for_serving(
+            folder, dtype, device, options.weight_format, announce, max_context=options.max_context,
+            weight_cache=options.weight_cache,
+        )  # fmt: skip
 
 
 def engine_around(
@@ -69,29 +80,47 @@ def engine_around(
     name: str,
     eos_ids: tuple[int, ...],
     timer: StepTimer | None = None,
+    startup: Startup | None = None,
 ) -> EngineCore:
     """An engine around a decoder that is already there."""
+    startup = startup or Startup()
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
     resolved = resolve_memory(options, decoder, device, announce)
-    assert resolved.num_blocks and resolved.max_context
+    assert resolved.num_blocks and resolved.max_context and resolved.max_step_tokens
     kv_dtype = kv_dtype_of(resolved, decoder)
     announce(
         f"kv_dtype {str(kv_dtype).removeprefix('torch.')}: " + ("as asked" if options.kv_dtype else "the activations'")
     )
-    cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, kv_dtype, device)
-    assert resolved.max_step_tokens
-    step, why = make_step(
-        decoder,
-        cache,
-        max_tokens=resolved.max_step_tokens,
-        max_seqs=resolved.max_num_seqs,
-        max_context=resolved.max_context,
-    )
-    announce(why)
-    if isinstance(step, RecordedOrEager):
-        torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
-    executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+    scheduler = make_scheduler(resolved, timer)
+    executor: TorchExecutor | DeviceExecutor
+    if device.type == "cpu":
+        cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, kv_dtype, device)
+        step, why = make_step(
+            decoder,
+            cache,
+            max_tokens=resolved.max_step_tokens,
+            max_seqs=resolved.max_num_seqs,
+            max_context=resolved.max_context,
+        )
+        announce(why)
+        if isinstance(step, RecordedOrEager):
+            torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
+        executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+        pace: Pace = InTurn(executor)
+    else:
+        executor = device_executor(
+            decoder,
+            num_blocks=resolved.num_blocks,
+            block_tokens=resolved.block_tokens,
+            max_seqs=resolved.max_num_seqs,
+            max_tokens=resolved.max_step_tokens,
+            max_context=resolved.max_context,
+            announce=announce,
+            startup=startup,
+        )
+        pace = OneAhead(executor, scheduler.advance)
+    cache = executor.cache
     layout = f"{resolved.block_tokens} tokens, {cache.block_bytes} bytes"
     facts = ModelFacts(
         name=name,
@@ -100,7 +129,7 @@ def engine_around(
         eos_ids=eos_ids,
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=f"{dtype}, KV {kv_dtype}", tenant=salt),
     )
-    return EngineCore(facts, make_scheduler(resolved, timer), executor)
+    return EngineCore(facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device))
 
 
 def resolve_memory(
@@ -108,7 +137,7 @@ def resolve_memory(
 ) -> EngineOptions:
     """Options with nothing left open about memory and step size."""
     spec, size = decoder.spec, options.block_tokens
-    per_block = block_bytes(spec, size, kv_dtype_of(options, decoder))
+    per_block = block_bytes(spec, size, kv_dtype_of(options, decoder), device)
     if options.num_blocks is not None:
         num_blocks, why = options.num_blocks, "as asked"
     elif options.kv_bytes is not None:

@@ -42,6 +42,13 @@ def explain(op: str, device_type: str) -> str:
     return f"{op}: {module.rsplit('.', 1)[1]} ({reason})"
 
 
+def reads_on_host(op: str, tensor: torch.Tensor) -> bool:
+    """Whether the path reads numbers of the step on the host (its module says `READS_ON_HOST`, and every reference does),
+    which makes the host wait for an accelerator and cannot be captured."""
+    module = implementation(op, tensor)
+    return module.__name__.endswith(".reference") or getattr(module, "READS_ON_HOST", False)
+
+
 def ops() -> list[str]:
     """Every operator there is: the folders beside this file that define one."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py"))

@@ -55,6 +55,12 @@ class KVCache:
                 kv = mla_attention.allocate(num_blocks, block_tokens, mixer.kv_rank, mixer.rope_dim, dtype, device)
             self.layers.append(kv)
         self._bytes = [kv.view(torch.uint8).flatten(1) for kv in self.layers]  # [block, its bytes]
+        self.must_clear = not all(
+            paged_attention.masks_unwritten(kv)
+            if isinstance(layer.mixer, GqaSpec)
+            else mla_attention.masks_unwritten(kv)
+            for layer, kv in zip(spec.layers, self.layers, strict=True)
+        )
 
     @property
     def block_bytes(self) -> int:
@@ -79,22 +85,24 @@ class KVCache:
             layer[block] = part
 
 
-def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers, without allocating one."""
-    return KVCache(spec, 1, block_tokens, dtype).block_bytes
+def block_bytes(spec: ModelSpec, block_tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> int:
+    """Bytes of one block over all layers, as the kernels of `device` lay it out."""
+    return KVCache(spec, 1, block_tokens, dtype, device).block_bytes
 
 
 class PagedContext:
     """One step over a `KVCache`: stores the step's keys and values, then attends over everything up to them.
 
-    A block whose first slot is written in this step has a new owner and is cleared first."""
+    A block whose first slot is written in this step has a new owner and is cleared first, unless the attention path masks
+    what nobody wrote: finding those blocks makes the host wait for the device."""
 
     def __init__(self, cache: KVCache, inputs: StepInputs) -> None:
         self.positions_T = inputs.positions_T
         self._cache, self._slots_T = cache, inputs.slots_T
-        opened = inputs.slots_T[inputs.slots_T % cache.block_tokens == 0] // cache.block_tokens
-        if opened.numel():
-            cache.clear(opened)
+        if cache.must_clear:
+            opened = inputs.slots_T[inputs.slots_T % cache.block_tokens == 0] // cache.block_tokens
+            if opened.numel():
+                cache.clear(opened)
         self.plan = paged_attention.prepare(
             inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
         )

@@ -1,8 +1,10 @@
-"""How a decoder runs a step: recorded where every operator is native, else layer by layer. Decides once, and says why."""
+"""How a decoder runs a step: recorded where every operator is native, captured where none needs the host, else layer by
+layer. Decides once, and says why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +14,16 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
+from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.load_packed import summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
+from ridgepoint.models.staging import HostInputs, Staging
 from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
 from ridgepoint.models.weight_cache import load_cached
+from ridgepoint.nn.attention import MlaAttention
 
 
 class Step(Protocol):
@@ -27,17 +32,32 @@ class Step(Protocol):
         ...
 
 
-class EagerStep:
-    """Layer by layer."""
+class DeviceStep(Step, Protocol):
+    """A step on an accelerator, which embeds and samples by itself."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self._decoder, self._cache = decoder, cache
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        """The inputs at a size that the step runs best."""
+        ...
+
+
+class EagerStep:
+    """Layer by layer, between `ends` where the device samples."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, ends: Ends | None = None) -> None:
+        self._decoder, self._cache, self._ends = decoder, cache, ends
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        x_TD = self._decoder.hidden(inputs.token_ids_T, PagedContext(self._cache, inputs))
+        ids_T = inputs.token_ids_T if self._ends is None else self._ends.enter(inputs.token_ids_T)
+        x_TD = self._decoder.hidden(ids_T, PagedContext(self._cache, inputs))
         if len(inputs.logit_rows_R) == 0:
             return x_TD.new_empty(0, self._decoder.spec.vocab_size, dtype=torch.float32)
-        return self._decoder.logits(x_TD[inputs.logit_rows_R])
+        logits_RV = self._decoder.logits(x_TD.index_select(0, inputs.logit_rows_R))
+        if self._ends is not None:
+            self._ends.leave(logits_RV)
+        return logits_RV
+
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        return inputs
 
 
 class RecordedOrEager:
@@ -48,6 +68,19 @@ class RecordedOrEager:
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         return self.recorded.run(inputs) if self.recorded.fits(inputs) else self._eager.run(inputs)
+
+
+class CapturedOrEager:
+    """Graphs for steps that only decode, layers for the rest: prompts, and prompts among decoding sequences."""
+
+    def __init__(self, captured: CapturedStep, eager: EagerStep) -> None:
+        self.captured, self._eager = captured, eager
+
+    def pad(self, inputs: HostInputs) -> HostInputs:
+        return self.captured.pad(inputs)
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        return self.captured.run(inputs) if self.captured.runs(inputs) else self._eager.run(inputs)
 
 
 def load_for_serving(
@@ -65,12 +98,12 @@ def load_for_serving(
     `fmt` None keeps what is stored. `weight_cache`: a folder, `off`, or None for the usual place.
     """
     on_cpu, plain = device.type == "cpu", dtype in (torch.bfloat16, torch.float32)
-    if fmt is None and not (on_cpu and plain and native.available()):
+    if not on_cpu or (fmt is None and not (plain and native.available())):
         decoder = checkpoint.load(folder, dtype, device=device, max_context=max_context, progress=True)
-        announce(pack_for_serving(decoder, None))
+        announce(pack_for_serving(decoder, fmt))
         return decoder
-    if not on_cpu or not plain:
-        raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype} on {device.type}")
+    if not plain:
+        raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype}")
     native.library()
     source, config = checkpoint.open_checked(folder, max_context)
     place = weight_cache_folder(weight_cache)
@@ -112,6 +145,47 @@ def make_step(
     except NotRecordableError as error:
         return eager, f"step eager: {error.message}"
     return RecordedOrEager(recorded, eager), f"step recorded: {len(recorded.recording)} operators in one native call"
+
+
+def make_device_step(
+    decoder: Decoder,
+    cache: KVCache,
+    staging: Staging,
+    ends: Ends,
+    *,
+    max_seqs: int,
+    max_context: int,
+    scratch_block: int,
+    capture: Capture | None = None,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
+) -> tuple[DeviceStep, str]:
+    """`make_step` for an accelerator, where the device embeds and samples by itself (`ends`). `capture` is CUDA's graphs
+    unless another is given; `timed` is told what the start spends its time on."""
+    eager = EagerStep(decoder, cache, ends)
+    waiting = _ops_that_wait(decoder)
+    if waiting:
+        return eager, "step eager: the host must read numbers for " + ", ".join(waiting)
+    if cache.must_clear:
+        return eager, "step eager: the attention path needs cleared blocks"
+    device = cache.layers[0].device
+    if capture is None and device.type != "cuda":
+        return eager, f"step eager: there are no graphs on {device.type}"
+    sizes = ladder(max_seqs)
+    captured = CapturedStep(
+        decoder, cache, staging, ends, sizes=sizes, max_blocks_per_seq=-(-max_context // cache.block_tokens),
+        scratch_block=scratch_block, capture=capture or GraphCapture(device, timed),
+    )  # fmt: skip
+    why = f"step captured: {len(sizes)} sizes of decode steps from 1 to {max_seqs}; prompts run layer by layer"
+    return CapturedOrEager(captured, eager), why
+
+
+def _ops_that_wait(decoder: Decoder) -> list[str]:
+    """The decoder's operators whose path makes the host wait for the device, with that path."""
+    probe = decoder.embed.weight
+    used = {"paged_attention"}  # its plans serve both kinds of attention
+    used |= {"mla_attention"} if any(isinstance(module, MlaAttention) for module in decoder.modules()) else set()
+    used |= {"moe_experts"} if decoder.moe_layers() else set()
+    return [dispatch.explain(op, probe.device.type) for op in sorted(used) if dispatch.reads_on_host(op, probe)]
 
 
 def _name(dtype: torch.dtype) -> str:

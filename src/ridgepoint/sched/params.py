@@ -5,10 +5,11 @@ Validated where it enters (`server` for HTTP, the command line for `complete`): 
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import dataclass, field
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
     """Neutral values (temperature 1, top_k 0, top_p 1, min_p 0, penalties 0, repetition 1) change nothing.
 
     `temperature` 0 is greedy. `seed` None draws a fresh seed on admission, which the output reports. `logprobs` is the
@@ -25,7 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
+    logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.prefix import block_key
 
+UNKNOWN = -1  # a token whose step is launched and not yet read
+
 
 class Request:
     """`seed` is resolved (never None); `root` is the prefix chain's root for this request's tenant."""
@@ -61,6 +63,11 @@ class Request:
         """Tokens to compute before the next one can be sampled."""
         return len(self.tokens) - self.num_computed
 
+    @property
+    def has_all_tokens(self) -> bool:
+        """It can grow no further; while it is in flight its last token is still `UNKNOWN`."""
+        return self.num_output >= self.params.max_tokens
+
     def block_keys(self, count: int, block_tokens: int) -> list[bytes]:
         """Keys of the first `count` blocks, which must be full of known tokens."""
         keys = self.keys
@@ -69,8 +76,9 @@ class Request:
             keys.append(block_key(keys[-1] if keys else self.root, self.tokens[start : start + block_tokens]))
         return keys if len(keys) == count else keys[:count]
 
-    def reason_to_stop(self) -> str | None:
-        """Why the token just appended is the last, if it is. The sampler keeps stop ids away before `min_tokens`."""
-        if self.num_output >= self.params.min_tokens and self.tokens[-1] in self.stop_ids:
+    def reason_to_stop(self, place: int) -> str | None:
+        """Why `tokens[place]`, just sampled, is the last, if it is. The sampler keeps stop ids away before `min_tokens`."""
+        num_output = place + 1 - self.num_prompt
+        if num_output >= self.params.min_tokens and self.tokens[place] in self.stop_ids:
             return "stop"
-        return "length" if self.num_output >= self.params.max_tokens else None
+        return "length" if num_output >= self.params.max_tokens else None

@@ -4,6 +4,9 @@ One rule: every request has tokens computed and tokens wanted, and a step closes
 token short go first (their readers are waiting), then the others by arrival, then the queue by arrival. When blocks run
 out the latest arrival is put back in the queue with the tokens it has and recomputes them later.
 
+A step may be launched before the one before it has been read (`advance`, then `commit` later): its samples are tokens
+that are counted and not yet known. At most one launched step is unread when the next batch is made.
+
 Never sees a tensor, a socket or a clock; `now` is handed in. Invariant (`check`): the pool's references are exactly the
 blocks in the tables of running requests, and every request is running, waiting or gone.
 """
@@ -22,7 +25,7 @@ from ridgepoint.sched.blocks import BlockPool
 from ridgepoint.sched.budget import StepBudget, predict
 from ridgepoint.sched.limits import check_fits
 from ridgepoint.sched.prefix import PrefixIndex
-from ridgepoint.sched.request import Request
+from ridgepoint.sched.request import UNKNOWN, Request
 from ridgepoint.sched.step import Batch, Progress, Segment, StepResult, StepTimer
 
 _by_arrival = attrgetter("arrival")
@@ -53,7 +56,7 @@ class Limits:
 
 
 class Scheduler:
-    """`add` and `cancel` at any time; `next_batch` and `commit` in turn."""
+    """`add` and `cancel` at any time; `next_batch` and `commit` in turn, or with `advance` between them: one step ahead."""
 
     def __init__(self, limits: Limits, timer: StepTimer | None = None) -> None:
         if limits.step_budget_s is not None and timer is None:
@@ -102,6 +105,8 @@ class Scheduler:
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finish_reason = reason
+        while request.tokens[-1] == UNKNOWN:  # of steps that are launched and will be passed over
+            request.tokens.pop()
         del self._by_id[request.id]
         if request.row >= 0:
             self._leave_running(request)
@@ -136,7 +141,8 @@ class Scheduler:
     # ------------------------------------------------------------ the next step
 
     def next_batch(self, now: float) -> Batch | None:
-        """Fill one step. None when nothing is in flight; otherwise never empty."""
+        """Fill one step; never an empty one. None when nothing is in flight, or when all that could run wait for the last
+        token of a step that was launched."""
         limits = self.limits
         budget = StepBudget(limits.max_step_tokens, self._timer, limits.step_budget_s)
         preemptions_before = self.preemptions_total
@@ -144,6 +150,8 @@ class Scheduler:
         for request in tuple(self.running):
             if request.num_wanted > 1:
                 behind.append(request)
+            elif request.has_all_tokens:
+                continue  # the last one is being computed
             elif request.row >= 0 and self._grow(request, request.num_computed + 1, budget):
                 budget.board(Segment(request, request.num_computed, 1, True))
 
@@ -156,7 +164,8 @@ class Scheduler:
         if self.preemptions_total == preemptions_before:
             self._admit(now, budget, in_flight, oldest_behind)
         segments = budget.segments()
-        assert segments or self.idle, "requests are in flight but none can run"
+        ending = any(request.has_all_tokens for request in (*self.running, *self.waiting))
+        assert segments or self.idle or ending, "requests are in flight but none can run"
         return Batch(segments, predict(self._timer, segments)) if segments else None
 
     def _board_chunk(
@@ -255,10 +264,10 @@ class Scheduler:
         blocks = self.pool.index.match(keys)
         return blocks, keys[len(blocks)] if len(blocks) < count else None
 
-    def _offer(self, request: Request) -> None:
+    def _offer(self, request: Request, num_computed: int) -> None:
         """Give the blocks that became full their keys. A block whose content is already cached stays without."""
         size = self.limits.block_tokens
-        full = request.num_computed // size
+        full = num_computed // size
         if full > request.num_keyed and self.limits.prefix_cache:
             keys = request.block_keys(full, size)
             for place in range(request.num_keyed, full):
@@ -267,8 +276,21 @@ class Scheduler:
 
     # ------------------------------------------------------------ the step is done
 
+    def advance(self, batch: Batch) -> None:
+        """Count a step as computed as soon as it is launched, so that the next one can be made before it is read."""
+        assert not batch.advanced
+        batch.advanced = True
+        for segment in batch.segments:
+            if segment.request.finish_reason is None:
+                segment.request.num_computed += segment.num_tokens
+                if segment.wants_sample:
+                    segment.request.tokens.append(UNKNOWN)
+
     def commit(self, batch: Batch, result: StepResult) -> list[Progress]:
-        """Record what a step computed. Requests that were cancelled while it ran are passed over."""
+        """Record what a step computed. Requests that ended while it ran (cancelled, or by the step before it) are passed
+        over."""
+        if not batch.advanced:
+            self.advance(batch)
         progress: list[Progress] = []
         sampled = 0
         for place, segment in enumerate(batch.segments):
@@ -280,8 +302,9 @@ class Scheduler:
             self.computed_tokens_total += segment.num_tokens
             if request.finish_reason is not None:
                 continue
-            request.num_computed += segment.num_tokens
-            self._offer(request)
+            end = segment.start + segment.num_tokens
+            if request.row >= 0:  # else it lost its blocks to an older one since
+                self._offer(request, end)
             scored: list[Any] | None = result.prompt_logprobs.get(place)
             if scored:
                 request.num_scored += len(scored)
@@ -289,8 +312,8 @@ class Scheduler:
                 self._finish(request, "error")
                 progress.append(Progress(request, None, None, None, "error"))
             elif token is not None:
-                request.tokens.append(token)
-                reason = request.reason_to_stop()
+                request.tokens[end] = token
+                reason = request.reason_to_stop(end)
                 if reason is not None:
                     self._finish(request, reason)
                 progress.append(Progress(request, token, logprobs, scored, reason))

@@ -54,6 +54,7 @@ class Batch:
 
     segments: list[Segment]
     predicted: StepCost | None
+    advanced: bool = False  # counted as computed, so that the next step could be made
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +102,25 @@ class Progress:
 
 class Executor(Protocol):
     def run(self, batch: Batch) -> StepResult: ...
+
+
+class InFlight(Protocol):
+    """A launched step."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its result is there already, because the host had to make it."""
+        ...
+
+    def wait(self) -> StepResult: ...
+
+
+class LaunchingExecutor(Protocol):
+    """An executor that can be given a step while the one before it is unread."""
+
+    def submit(self, batch: Batch) -> InFlight:
+        """Launch a step. A token that is `UNKNOWN` is the one the step before it samples for that request."""
+        ...
 
 
 class Clock(Protocol):

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from ridgepoint.engine.protocol import Output, StepReport, Submit, TokenLogprobs
@@ -189,9 +189,7 @@ class Generation:
 
 
 def _with_one_token(params: SamplingParams) -> SamplingParams:
-    import msgspec
-
-    return msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
+    return replace(params, max_tokens=1, min_tokens=0)
 
 
 async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece]]:

@@ -143,6 +143,19 @@ class _EngineState:
             yield self._family(GaugeMetricFamily, "step_predicted_seconds", text, stats.predicted_s)
         if stats is not None and stats.totals is not None:
             yield from self._of_predictions(stats.totals)
+        if stats is not None and stats.joules_total is not None:  # absent where no counter is, rather than zero
+            text = "Energy the device used while there was work, by its own counter."
+            yield self._family(CounterMetricFamily, "device_joules", text, stats.joules_total)
+        if stats is not None and stats.joules_per_step is not None:
+            text = "Measured energy per step since the report before."
+            yield self._family(GaugeMetricFamily, "joules_per_step", text, stats.joules_per_step)
+        if self._engine.alive:
+            parts = GaugeMetricFamily(
+                "ridgepoint:startup_seconds", "What the start took, by part.", labels=["model_name", "part"]
+            )
+            for part, seconds in self._engine.ready.startup_s.items():
+                parts.add_metric([self._model, part], seconds)
+            yield parts
 
     def _of_predictions(self, totals: StepTotals) -> Iterable[Metric]:
         """Absent without a prediction, as are joules and dollars where the hardware's power or rent is unknown."""

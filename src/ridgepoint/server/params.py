@@ -7,7 +7,7 @@ completion, the rest of the context for a chat, temperature 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
@@ -36,10 +36,8 @@ class Sampling:
     skip_special: bool
 
     def of_choice(self, index: int) -> SamplingParams:
-        import msgspec
-
         seed = self.params.seed
-        return self.params if seed is None else msgspec.structs.replace(self.params, seed=(seed + index) & _SEED_MASK)
+        return self.params if seed is None else replace(self.params, seed=(seed + index) & _SEED_MASK)
 
 
 def completion_sampling(

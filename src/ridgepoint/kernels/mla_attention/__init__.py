@@ -24,6 +24,11 @@ def allocate(
     return out
 
 
+def masks_unwritten(kv: torch.Tensor) -> bool:
+    """As in `paged_attention`."""
+    return getattr(implementation("mla_attention", kv), "MASKS_UNWRITTEN", False)
+
+
 def write(kv: torch.Tensor, latent_TC: torch.Tensor, rope_key_TR: torch.Tensor, slots_T: torch.Tensor) -> None:
     """Store the latents and rotary keys of this step's tokens, in place."""
     implementation("mla_attention", latent_TC).write(kv, latent_TC, rope_key_TR, slots_T)

@@ -16,6 +16,8 @@ from ridgepoint.kernels.packed import Packed
 from ridgepoint.kernels.paged_attention.cpu import DecodeBatch, Plan, Segment, refuse_codes
 from ridgepoint.kernels.paged_attention.native import fits, is_native
 
+READS_ON_HOST = True  # through the plan
+
 
 def allocate(
     num_blocks: int, block_tokens: int, latent_dim: int, rope_dim: int, dtype: torch.dtype, device: torch.device | str

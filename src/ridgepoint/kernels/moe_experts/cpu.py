@@ -15,6 +15,8 @@ from ridgepoint.kernels.glu.cpu import glu
 from ridgepoint.kernels.moe_experts import native
 from ridgepoint.kernels.packed import Packed
 
+READS_ON_HOST = True  # how many rows each expert has
+
 
 def moe_experts(
     x_TD: torch.Tensor,

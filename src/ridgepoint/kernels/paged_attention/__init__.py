@@ -36,6 +36,12 @@ def prepare(
     )
 
 
+def masks_unwritten(kv: torch.Tensor) -> bool:
+    """Whether the path keeps slots that nobody has filled out of its arithmetic. Where it does not (its module has no
+    `MASKS_UNWRITTEN`), they are multiplied by zero, which a NaN left there survives: a block's new owner must clear it."""
+    return getattr(implementation("paged_attention", kv), "MASKS_UNWRITTEN", False)
+
+
 def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: torch.Tensor) -> None:
     """Store keys and values of this step's tokens, in place."""
     implementation("paged_attention", k_TGP).write(kv, k_TGP, v_TGP, slots_T)

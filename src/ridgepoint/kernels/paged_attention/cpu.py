@@ -20,6 +20,7 @@ from ridgepoint.kernels.paged_attention import native
 
 PADDING_FRAC = 0.25  # a batch is padded by at most this share of its longest member: beyond, another call is cheaper
 NEVER = float("-inf")
+READS_ON_HOST = True  # query starts and context lengths, to batch sequences of like length
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,23 @@ def draw(
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceShaping:
+    """`Shaping` where the logits are: float64 and (`top_k_R`) int64 tensors."""
+
+    temperature_R: torch.Tensor
+    top_k_R: torch.Tensor
+    top_p_R: torch.Tensor
+    min_p_R: torch.Tensor
+    uniform_R: torch.Tensor
+
+
+def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
+    """`choose` without a word to the host, so that it can be captured: which rows are greedy or cut is not known to it."""
+    out: torch.Tensor = implementation("sample", logits_RV).choose_on_device(logits_RV, shaping)
+    return out
+
+
 def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
     """Token ids_R (int64) for float32 logits; `shaping` None is greedy for every row. `NOT_FINITE` where a row has no
     finite best logit or any NaN."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ridgepoint.kernels.sample import native, step, torch_ops
+from ridgepoint.kernels.sample.torch_ops import choose_on_device as choose_on_device
 from ridgepoint.kernels.sample.torch_ops import probabilities
 from ridgepoint.kernels.tensor_call import takes
 

@@ -12,7 +12,7 @@ import torch
 from ridgepoint.kernels.sample import step
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import Edits, Scores, Shaping
+    from ridgepoint.kernels.sample import DeviceShaping, Edits, Scores, Shaping
 
 
 def draw(
@@ -37,6 +37,14 @@ def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
                 )
             )  # fmt: skip
     return torch.tensor(ids, dtype=torch.int64, device=logits_RV.device)
+
+
+def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
+    from ridgepoint.kernels.sample import Shaping
+
+    if shaping is None:
+        return choose(logits_RV, None)
+    return choose(logits_RV, Shaping(**{name: values.cpu().numpy() for name, values in vars(shaping).items()}))
 
 
 def _draw(weights: list[float], top_k: int, top_p: float, min_p: float, uniform: float) -> int:

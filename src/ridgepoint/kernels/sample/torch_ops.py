@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import Shaping
+    from ridgepoint.kernels.sample import DeviceShaping, Shaping
 
 HEAD = 256  # most probable tokens looked at first for top-p; a full sort of a row costs 50 times as much
 STEEPEST = 1e30  # of 1 / temperature: what is colder is greedy all the same, and its logits must not overflow
@@ -30,12 +30,32 @@ def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
     return ids_R.where(best_R1[:, 0].isfinite(), -1)  # argmax finds a NaN if there is one
 
 
+def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
+    """Every row is sorted, since none is known to need less."""
+    ids_R = logits_RV.argmax(-1)
+    finite_R = logits_RV.gather(1, ids_R[:, None])[:, 0].isfinite()
+    if shaping is not None:
+        greedy_R = shaping.temperature_R == 0
+        temperature_R = torch.where(greedy_R, 1.0, shaping.temperature_R)
+        probs_RV = _softened(logits_RV, (1.0 / temperature_R).clamp(max=STEEPEST).float())
+        vocab = logits_RV.shape[1]
+        k_R = torch.where((shaping.top_k_R > 0) & (shaping.top_k_R < vocab), shaping.top_k_R, vocab)
+        ranked_RV = probs_RV.sort(-1, descending=True).values
+        floors_R1, _ = _floors_among(probs_RV, ranked_RV, k_R[:, None], shaping.top_p_R[:, None])
+        floors_R1 = floors_R1.maximum(shaping.min_p_R.float()[:, None] * ranked_RV[:, :1])
+        drawn_R = _inverse(probs_RV.masked_fill(probs_RV < floors_R1, 0.0), shaping.uniform_R[:, None])
+        ids_R = torch.where(greedy_R, ids_R, drawn_R)
+    return ids_R.where(finite_R, -1)
+
+
 def probabilities(logits_RV: torch.Tensor, temperature_R: np.ndarray) -> torch.Tensor:
     steep_R = np.minimum(1.0 / temperature_R, STEEPEST)
+    return _softened(logits_RV, torch.tensor(steep_R, dtype=torch.float32, device=logits_RV.device))
+
+
+def _softened(logits_RV: torch.Tensor, steep_R: torch.Tensor) -> torch.Tensor:
     below_RV = logits_RV - logits_RV.amax(-1, keepdim=True)  # first, so that nothing can overflow upwards
-    return torch.softmax(
-        below_RV.mul_(torch.tensor(steep_R, dtype=torch.float32, device=logits_RV.device)[:, None]), -1
-    )
+    return torch.softmax(below_RV.mul_(steep_R[:, None]), -1)
 
 
 def _draw(logits_RV: torch.Tensor, shaping: Shaping, rows: np.ndarray) -> torch.Tensor:
@@ -58,10 +78,13 @@ def _draw(logits_RV: torch.Tensor, shaping: Shaping, rows: np.ndarray) -> torch.
             )
             floor_R1[at] = floor_R1[at].maximum(floors_C1)
         probs_RV.masked_fill_(probs_RV < floor_R1, 0.0)
+    return _inverse(probs_RV, column(shaping.uniform_R[rows], torch.float64))
+
+
+def _inverse(probs_RV: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
+    """Where the cumulative distribution passes `uniform` of its whole. A NaN row runs off the end; the caller marks it."""
     cdf_RV = probs_RV.cumsum(-1, dtype=torch.float64)
-    goal_R1 = column(shaping.uniform_R[rows], torch.float64) * cdf_RV[:, -1:]
-    # A NaN row runs off the end here and is marked by the caller.
-    return torch.searchsorted(cdf_RV, goal_R1, right=True)[:, 0]
+    return torch.searchsorted(cdf_RV, uniform_R1 * cdf_RV[:, -1:], right=True)[:, 0]
 
 
 def _floors(probs_RV: torch.Tensor, k_R1: torch.Tensor, top_p_R1: torch.Tensor, k_host: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,450 @@
+"""The GPU suite's sections on single operators: each against its definition, then its time against this run's rates."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from gpu_report import Run
+from gpu_timing import Timed, median_of, num_sets, poisoned, relative_error
+from ridgepoint.catalog.spec import RouterSpec, SwiGlu
+from ridgepoint.kernels import dispatch, mla_attention, norm, paged_attention, sample
+from ridgepoint.kernels.add_shared import add_shared
+from ridgepoint.kernels.dispatch import forced
+from ridgepoint.kernels.embed import embed
+from ridgepoint.kernels.glu import glu
+from ridgepoint.kernels.linear import linear
+from ridgepoint.kernels.moe_experts import moe_experts
+from ridgepoint.kernels.rope import rope, rope_tables
+from ridgepoint.kernels.route import route
+from ridgepoint.kernels.sample import DeviceShaping
+
+BF16_TOLERANCE = 1e-2  # operands and results of 8 bits of mantissa
+FORMATS = ("fp8", "int8", "int4-32", "mxfp4")
+BLOCK = 16
+To = Callable[[torch.Tensor], torch.Tensor]
+Case = Callable[[To], torch.Tensor]
+
+ROUTER = RouterSpec(
+    scores="softmax", normalise=True, scale=1.0, bias=False, correction_bias=False, num_groups=1, topk_groups=1,
+    group_score="max", jitter_eps=None,
+)  # fmt: skip
+
+
+def has_triton(op: str) -> bool:
+    return importlib.util.find_spec(f"ridgepoint.kernels.{op}.triton") is not None
+
+
+def packs_weights() -> bool:
+    return importlib.util.find_spec("ridgepoint.kernels.device_weight") is not None
+
+
+def reads_packed_weights(device: torch.device) -> bool:
+    """Whether the experts' path on this device is Triton's, which alone reads them."""
+    return dispatch.implementation("moe_experts", torch.empty(0, device=device)).__name__.endswith(".triton")
+
+
+_fresh = 0  # joins every seed
+
+
+def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(_fresh * 104_729 + seed * 7919 + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).bfloat16()
+
+
+# ---------------------------------------------------------------- against the definition
+
+
+def checks(run: Run) -> None:
+    """Every Triton kernel, its outputs full of NaN beforehand: small shapes against the definition, a model's shapes against
+    torch's path (which tests hold against the definition) in float32. Inputs are drawn afresh in every run."""
+    global _fresh
+    _fresh = 0 if run.smoke else secrets.randbits(24)
+    run.note(f"inputs drawn from seed {_fresh}")
+    worst: dict[str, float] = {}
+    failed: list[str] = []
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        moved = tensor.to(run.device)
+        return moved.float() if moved.dtype == torch.bfloat16 else moved
+
+    for small, path, to_slow in ((True, "reference", lambda tensor: tensor), (False, "cpu", wide)):
+        if run.smoke and not small:
+            continue
+        for op, name, case, tolerance in _cases(small):
+            if run.smoke and name.endswith(" 1"):
+                continue  # its longer sibling is enough
+            if not has_triton(op):
+                if op not in worst:
+                    run.note(f"{op} has no Triton kernel")
+                worst.setdefault(op, float("nan"))
+                continue
+            error = _disagreement(run, case, path, to_slow)
+            worst[op] = max(worst.get(op, 0.0), error)
+            if not error <= tolerance:
+                failed.append(f"{op} {name} beside {path}: {error:.3g} > {tolerance:.3g}")
+                run.note(f"WRONG {failed[-1]}")
+    for op in worst:
+        if has_triton(op):
+            run.figure(f"{op}_error", worst[op], "")
+    if failed:
+        raise AssertionError(f"{len(failed)} kernels disagree with their definition: " + "; ".join(failed))
+
+
+def _disagreement(run: Run, case: Case, path: str, to_slow: To) -> float:
+    with torch.inference_mode():
+        with forced(path):
+            reference = case(to_slow)
+        with poisoned(), forced("triton"):
+            out = case(lambda tensor: tensor.to(run.device))
+    return relative_error(out, reference)
+
+
+def _cases(small: bool) -> Iterator[tuple[str, str, Case, float]]:
+    """(op, name, case, tolerance). A case computes with the tensors that `to` makes of its own."""
+    d, f, e, k = (64, 32, 8, 2) if small else (2048, 768, 128, 8)
+    tokens = (1, 5) if small else (1, 4, 37, 300)
+    for t in tokens:
+        x, delta, w = normal(t, d, seed=1), normal(t, d, seed=2), normal(d, seed=3)
+        yield "norm", f"rms {t}", lambda to, x=x, w=w: norm.rms_norm(to(x), to(w), 1e-6), BF16_TOLERANCE
+        yield "norm", f"add {t}", lambda to, x=x, y=delta, w=w: torch.cat(
+            norm.add_rms_norm(to(x), to(y), 1.0, to(w), 1e-6)
+        ), BF16_TOLERANCE  # fmt: skip
+        h = normal(t, 2 * f, seed=4)
+        yield "glu", f"{t}", lambda to, h=h: glu(to(h), SwiGlu()), BF16_TOLERANCE
+        gate = normal(t, 1, seed=5)
+        yield "add_shared", f"{t}", lambda to, x=x, y=delta, g=gate: add_shared(to(x), to(y), to(g)), BF16_TOLERANCE
+        ids, weight = torch.randint(0, 50, (t,), generator=torch.Generator().manual_seed(t)), normal(50, d, seed=6)
+        yield "embed", f"{t}", lambda to, i=ids, w=weight: embed(to(i), to(w), 2.0, torch.bfloat16), BF16_TOLERANCE
+        q = normal(t, 4, 64, seed=7)
+        position = torch.arange(t) * 31
+        inverse = 1e4 ** (-torch.arange(0, 64, 2) / 64)
+        yield "rope", f"{t}", lambda to, q=q, p=position, i=inverse: rope(
+            to(q), *rope_tables(to(p), to(i), 1.0), False
+        ), BF16_TOLERANCE  # fmt: skip
+        logits = torch.randn(t, e, generator=torch.Generator().manual_seed(t))
+        yield "route", f"ids {t}", lambda to, x=logits: route(to(x), None, ROUTER, k)[1].double(), 0.0
+        yield "route", f"weights {t}", lambda to, x=logits: route(to(x), None, ROUTER, k)[0], 1e-5
+        yield from _product_cases(t, d, f, e, k)
+    yield from _attention_cases(small)
+    yield from _sample_cases(small)
+
+
+def _product_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str, str, Case, float]]:
+    x, w = normal(t, d, seed=8), normal(3 * f, d, scale=d**-0.5, seed=9)
+    yield "linear", f"bf16 {t}", lambda to: linear(to(x), to(w)), BF16_TOLERANCE
+    gate_up, down = normal(e, 2 * f, d, scale=d**-0.5, seed=10), normal(e, d, f, scale=f**-0.5, seed=11)
+    ids, weights = choices(t, e, k, seed=t)
+
+    def experts(to: To) -> torch.Tensor:
+        return moe_experts(to(x), to(weights), to(ids), to(gate_up), to(down), SwiGlu())
+
+    yield "moe_experts", f"bf16 {t}", experts, BF16_TOLERANCE
+    if not packs_weights():
+        return
+    from ridgepoint.kernels.device_weight import pack_for_device
+
+    for fmt in FORMATS if t > 4 else FORMATS[-1:]:
+        # The reference multiplies with the very weights that the packed codes stand for.
+        def packed_linear(to: To, fmt: str = fmt) -> torch.Tensor:
+            weight = pack_for_device(to(w), fmt)
+            return linear(to(x), weight) if _is_triton(x, to) else linear(to(x).float(), weight.dense()[0])
+
+        def packed_experts(to: To, fmt: str = fmt) -> torch.Tensor:
+            packed = pack_for_device(to(gate_up), fmt, glu=True), pack_for_device(to(down), fmt)
+            if _is_triton(x, to):
+                return moe_experts(to(x), to(weights), to(ids), *packed, SwiGlu())
+            return moe_experts(to(x).float(), to(weights), to(ids), packed[0].dense(), packed[1].dense(), SwiGlu())
+
+        yield "linear", f"{fmt} {t}", packed_linear, BF16_TOLERANCE
+        yield "moe_experts", f"{fmt} {t}", packed_experts, BF16_TOLERANCE
+
+
+def _is_triton(x: torch.Tensor, to: To) -> bool:
+    return dispatch.implementation("linear", to(x)).__name__.endswith(".triton")
+
+
+def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
+    contexts = [5, 40, 17] if smoke else [5, 300, 1100]
+    heads, kv_heads, width = (4, 2, 16) if smoke else (32, 4, 128)
+    for name, queries in (("decode", [1, 1, 1]), ("mixed", [1, 33 if smoke else 260, 1]), ("prompt", contexts)):
+        step = PagedStep(contexts, queries)
+        q, k, v = (normal(sum(n), h, width, seed=s) for n, h, s in
+                   ((queries, heads, 12), (contexts, kv_heads, 13), (contexts, kv_heads, 14)))  # fmt: skip
+        for window, with_sinks in ((None, False), (20 if smoke else 128, True)):
+            sinks = normal(heads, seed=15) if with_sinks else None
+
+            def attend(to: To, step=step, q=q, k=k, v=v, window=window, sinks=sinks) -> torch.Tensor:  # type: ignore[no-untyped-def]
+                like = to(k)
+                kv = paged_attention.allocate(step.num_blocks, BLOCK, kv_heads, width, like.dtype, like.device)
+                paged_attention.write(kv, to(k), to(v), to(step.all_slots))
+                plan = paged_attention.prepare(to(step.starts), to(step.contexts), to(step.tables), BLOCK)
+                return paged_attention.attend(
+                    to(q), kv, plan, width**-0.5, window, sinks if sinks is None else to(sinks)
+                )
+
+            yield "paged_attention", f"{name} {'window sinks' if with_sinks else 'full'}", attend, BF16_TOLERANCE
+        yield "mla_attention", name, _mla_case(step, queries, contexts, smoke), 2 * BF16_TOLERANCE
+
+
+def _mla_case(step: PagedStep, queries: list[int], contexts: list[int], smoke: bool) -> Case:
+    heads, nope, rotary, latent, value = (4, 16, 16, 32, 16) if smoke else (16, 128, 64, 512, 128)
+    q_nope, q_rope = normal(sum(queries), heads, nope, seed=16), normal(sum(queries), heads, rotary, seed=17)
+    c, r = normal(sum(contexts), latent, seed=18), normal(sum(contexts), rotary, seed=19)
+    w_uk, w_uv = normal(heads, nope, latent, scale=latent**-0.5, seed=20), normal(heads, value, latent, scale=latent**-0.5, seed=21)  # fmt: skip
+
+    def attend(to: To) -> torch.Tensor:
+        like = to(c)
+        kv = mla_attention.allocate(step.num_blocks, BLOCK, latent, rotary, like.dtype, like.device)
+        mla_attention.write(kv, to(c), to(r), to(step.all_slots))
+        plan = paged_attention.prepare(to(step.starts), to(step.contexts), to(step.tables), BLOCK)
+        scale = (nope + rotary) ** -0.5
+        return mla_attention.attend(to(q_nope), to(q_rope), kv, to(w_uk), to(w_uv), plan, scale, None)
+
+    return attend
+
+
+def _sample_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
+    rows, vocab = (6, 300) if smoke else (15, 151_936)
+    generator = torch.Generator().manual_seed(22)
+    logits = torch.randn(rows, vocab, generator=generator) * 3
+    shaping = shaping_for(rows, generator)
+    yield "sample", "greedy", lambda to: sample.choose_on_device(to(logits), None).double(), 0.0
+    yield "sample", "drawn", lambda to: sample.choose_on_device(
+        to(logits), DeviceShaping(**{name: to(column) for name, column in vars(shaping).items()})
+    ).double(), 0.0  # fmt: skip
+
+
+class PagedStep:
+    """Sequences scattered over shuffled blocks: `contexts[b]` tokens each, the last `queries[b]` of them asking."""
+
+    def __init__(self, contexts: Sequence[int], queries: Sequence[int]) -> None:
+        widest = -(-max(contexts) // BLOCK)
+        self.num_blocks = len(contexts) * widest + 1
+        order = torch.randperm(self.num_blocks, generator=torch.Generator().manual_seed(len(contexts)))
+        self.tables = order[: len(contexts) * widest].view(len(contexts), widest)
+        self.contexts, self.starts = torch.tensor(contexts), torch.tensor([0, *queries]).cumsum(0)
+        position = torch.cat([torch.arange(count) for count in contexts])
+        sequence = torch.repeat_interleave(torch.arange(len(contexts)), self.contexts)
+        self.all_slots = self.tables[sequence, position // BLOCK] * BLOCK + position % BLOCK
+
+
+def choices(tokens: int, experts: int, top_k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of `top_k` distinct experts for each token, uniformly, and weights that sum to one."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(tokens, experts, generator=generator)
+    return scores.topk(top_k).indices, torch.rand(tokens, top_k, generator=generator).softmax(-1)
+
+
+def shaping_for(rows: int, generator: torch.Generator) -> DeviceShaping:
+    """A little of everything: greedy rows, temperatures, top-k, top-p, min-p."""
+
+    def pick(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)[torch.arange(rows) % len(values)]
+
+    return DeviceShaping(
+        temperature_R=pick([0.0, 0.7, 1.0]), top_k_R=pick([0, 20]).long(), top_p_R=pick([1.0, 0.9, 0.95, 1.0, 0.5]),
+        min_p_R=pick([0.0, 0.0, 0.0, 0.05]), uniform_R=torch.rand(rows, dtype=torch.float64, generator=generator),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- experts
+
+
+def experts(run: Run) -> None:
+    """Routed experts: many tokens against torch's own grouped product, few against bandwidth over the touched weights."""
+    each_s = run.budget_s / 12
+    wide = [(32768, 2048, 768, 128, 8), (32768, 4096, 1536, 128, 8)] if not run.smoke else [(64, 32, 32, 8, 2)]
+    for t, d, f, e, k in wide:
+        flops = 6.0 * t * k * d * f
+        layer = ExpertLayer(d, f, e, run.device)
+        sets = [layer.tokens(t, k, seed) for seed in range(2)]
+        ours = median_of([partial(layer.run, *s) for s in sets], run.device, each_s)
+        facts = {"shape": [t, d, f, e, k], **ours.facts()}
+        run.figure(f"forward_{t}_{d}_{f}_tflops", flops / ours.seconds / 1e12, "TFLOP/s", **facts,
+                   roof_frac=run.floor_s(flops, layer.nbytes) / ours.seconds)  # fmt: skip
+        if run.device.type == "cuda":
+            theirs = median_of([partial(layer.grouped_mm, *s) for s in sets], run.device, each_s)
+            with torch.inference_mode():
+                error = relative_error(layer.run(*sets[0]), layer.grouped_mm(*sets[0]))
+            run.figure(f"forward_{t}_{d}_{f}_over_grouped_mm", theirs.seconds / ours.seconds, "x",
+                       grouped_mm_us=theirs.seconds * 1e6, relative_difference=error)  # fmt: skip
+    few = [(1, 2816, 704, 128, 8), (4, 2816, 704, 128, 8), (16, 2816, 704, 128, 8), (32, 2816, 704, 128, 8),
+           (128, 2816, 704, 128, 8), (4096, 2816, 704, 128, 8)]  # fmt: skip
+    for t, d, f, e, k in few if not run.smoke else [(1, 32, 32, 8, 2), (4, 32, 32, 8, 2)]:
+        layer = ExpertLayer(d, f, e, run.device)
+        sets = [layer.tokens(t, k, seed) for seed in range(2 if run.smoke else 8)]
+        ours = median_of([partial(layer.run, *s) for s in sets], run.device, each_s)
+        touched = sum(len(ids.unique()) for _, _, ids in sets) / len(sets)
+        num_bytes = touched * layer.expert_bytes
+        facts = {"shape": [t, d, f, e, k], "touched_experts": touched, **ours.facts()}
+        run.figure(f"decode_{t}_us", ours.seconds * 1e6, "us", **facts)
+        run.figure(
+            f"decode_{t}_bandwidth_frac", num_bytes / ours.seconds / run.rates["memory_bytes_per_s"], "", **facts
+        )
+        if t >= 1024:
+            run.figure(f"decode_{t}_tflops", 6.0 * t * k * d * f / ours.seconds / 1e12, "TFLOP/s", **facts)
+
+
+class ExpertLayer:
+    """Random weights of one layer, and the ways to run them."""
+
+    def __init__(self, d: int, f: int, e: int, device: torch.device) -> None:
+        self.d, self.f, self.e, self.device = d, f, e, device
+        self.gate_up = (torch.randn(e, 2 * f, d, device=device) * d**-0.5).bfloat16()
+        self.down = (torch.randn(e, d, f, device=device) * f**-0.5).bfloat16()
+
+    @property
+    def expert_bytes(self) -> int:
+        return 3 * self.d * self.f * 2
+
+    @property
+    def nbytes(self) -> int:
+        return self.e * self.expert_bytes
+
+    def tokens(self, t: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Activations, weights and ids."""
+        ids, weights = choices(t, self.e, k, seed)
+        return torch.randn(t, self.d, device=self.device).bfloat16(), weights.to(self.device), ids.to(self.device)
+
+    @torch.inference_mode()
+    def run(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return moe_experts(x, weights, ids, self.gate_up, self.down, SwiGlu())
+
+    @torch.inference_mode()
+    def grouped_mm(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The same in torch's operators: sort, gather, two grouped products, gather back, weighted sum."""
+        flat = ids.flatten()
+        order = flat.argsort(stable=True)
+        ends = torch.searchsorted(flat[order], torch.arange(self.e, device=x.device), right=True).int()
+        h = torch._grouped_mm(x[order // ids.shape[1]], self.gate_up.transpose(1, 2), offs=ends)
+        gate, up = h.chunk(2, dim=-1)
+        y = torch._grouped_mm(torch.nn.functional.silu(gate) * up, self.down.transpose(1, 2), offs=ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        return torch.bmm(weights.bfloat16()[:, None], y[back].view(*ids.shape, -1))[:, 0]
+
+
+def linear_section(run: Run) -> None:
+    """Products with packed weights at decode sizes, as a share of bandwidth over the packed bytes."""
+    if not packs_weights():
+        run.note("no packed weights for this device in this tree")
+        return
+    from ridgepoint.kernels.device_weight import pack_for_device
+
+    outputs, inputs = (64, 256) if run.smoke else (8192, 4096)
+    for fmt in FORMATS:
+        copies = num_sets(outputs * inputs, run.device, 8)
+        weights = [pack_for_device(normal(outputs, inputs, seed=s).to(run.device), fmt) for s in range(copies)]
+        for t in (1, 16, 64) if not run.smoke else (2,):
+            x = normal(t, inputs).to(run.device)
+            with torch.inference_mode():
+                timed = median_of([partial(linear, x, w) for w in weights], run.device, run.budget_s / 12)
+            share = weights[0].nbytes / timed.seconds / run.rates["memory_bytes_per_s"]
+            run.figure(f"{fmt}_{t}_bandwidth_frac", share, "", shape=[t, inputs, outputs], **timed.facts())
+
+
+# ---------------------------------------------------------------- attention
+
+
+def paged(run: Run) -> None:
+    """Decoding attention as a share of bandwidth over keys and values; prompts in FLOP/s."""
+    heads, kv_heads, width = (4, 2, 16) if run.smoke else (32, 4, 128)
+    for batch, context in [(64, 4096), (1, 8192), (16, 1024)] if not run.smoke else [(3, 50)]:
+        step = PagedStep([context] * batch, [1] * batch)
+        kv_bytes = 2.0 * batch * context * kv_heads * width * 2
+        timed = _time_paged(run, step, batch, heads, kv_heads, width, num_sets(kv_bytes, run.device, 8))
+        share = kv_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
+        run.figure(
+            f"decode_{batch}x{context}_bandwidth_frac", share, "", heads=[heads, kv_heads, width], **timed.facts()
+        )
+    for length in (2048, 8192) if not run.smoke else (40,):
+        step = PagedStep([length], [length])
+        timed = _time_paged(run, step, length, heads, kv_heads, width, 2)
+        flops = 2.0 * heads * width * length * length  # causal: half of 4 H P T^2
+        run.figure(f"prompt_{length}_tflops", flops / timed.seconds / 1e12, "TFLOP/s", **timed.facts())
+
+
+def _time_paged(run: Run, step: PagedStep, tokens: int, heads: int, kv_heads: int, width: int, copies: int) -> Timed:
+    caches = [
+        paged_attention.allocate(step.num_blocks, BLOCK, kv_heads, width, torch.bfloat16, run.device).normal_()
+        for _ in range(copies)
+    ]
+    q = torch.randn(tokens, heads, width, device=run.device).bfloat16()
+    plan_of = (step.starts.to(run.device), step.contexts.to(run.device), step.tables.to(run.device), BLOCK)
+    plan = paged_attention.prepare(*plan_of)
+    with torch.inference_mode():
+        return median_of(
+            [partial(paged_attention.attend, q, kv, plan, width**-0.5, None, None) for kv in caches],
+            run.device, run.budget_s / 8,
+        )  # fmt: skip
+
+
+def mla(run: Run) -> None:
+    """Absorbed latent decoding as a share of its roof: the latents read once, or the arithmetic of all heads on them."""
+    heads, nope, rotary, latent, value = (4, 16, 16, 32, 16) if run.smoke else (128, 128, 64, 512, 128)
+    batch, context = (3, 50) if run.smoke else (64, 4096)
+    step = PagedStep([context] * batch, [1] * batch)
+    kv_bytes = 2.0 * batch * context * (latent + rotary)
+    caches = [
+        mla_attention.allocate(step.num_blocks, BLOCK, latent, rotary, torch.bfloat16, run.device).normal_()
+        for _ in range(num_sets(kv_bytes, run.device, 8))
+    ]
+    q_nope, q_rope = (torch.randn(batch, heads, w, device=run.device).bfloat16() for w in (nope, rotary))
+    w_uk, w_uv = ((torch.randn(heads, w, latent, device=run.device) * latent**-0.5).bfloat16() for w in (nope, value))  # fmt: skip
+    plan = paged_attention.prepare(
+        step.starts.to(run.device), step.contexts.to(run.device), step.tables.to(run.device), BLOCK
+    )
+    scale = (nope + rotary) ** -0.5
+    with torch.inference_mode():
+        timed = median_of(
+            [partial(mla_attention.attend, q_nope, q_rope, kv, w_uk, w_uv, plan, scale, None) for kv in caches],
+            run.device, run.budget_s / 2,
+        )  # fmt: skip
+    absorb = 2.0 * batch * heads * latent * (nope + value)
+    flops = 2.0 * batch * context * heads * (2 * latent + rotary) + absorb
+    num_bytes = kv_bytes + 2.0 * heads * latent * (nope + value)
+    run.figure(f"decode_{batch}x{context}_roof_frac", run.floor_s(flops, num_bytes) / timed.seconds, "",
+               bandwidth_frac=num_bytes / timed.seconds / run.rates["memory_bytes_per_s"],
+               tflops=flops / timed.seconds / 1e12, heads=heads, **timed.facts())  # fmt: skip
+
+
+# ---------------------------------------------------------------- rows and samples
+
+
+def norms(run: Run) -> None:
+    """The residual addition with its norm, as a share of bandwidth over what it reads and writes."""
+    d = 64 if run.smoke else 2048
+    for t in (4,) if run.smoke else (64, 8192):
+        num_bytes = 4.0 * t * d * 2
+        sets = [
+            [torch.randn(t, d, device=run.device).bfloat16() for _ in range(2)]
+            for _ in range(num_sets(num_bytes, run.device, 16))
+        ]
+        weight = torch.randn(d, device=run.device).bfloat16()
+        with torch.inference_mode():
+            timed = median_of(
+                [partial(norm.add_rms_norm, *s, 1.0, weight, 1e-6) for s in sets], run.device, run.budget_s / 4
+            )  # fmt: skip
+        share = num_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
+        run.figure(f"add_rms_{t}_us", timed.seconds * 1e6, "us", bandwidth_frac=share, **timed.facts())
+
+
+def samples(run: Run) -> None:
+    """Choosing tokens on the device, greedy and drawn, as a share of bandwidth over one reading of the logits."""
+    vocab = 300 if run.smoke else 151_936
+    for rows in (3,) if run.smoke else (1, 64, 256):
+        num_bytes = 4.0 * rows * vocab
+        logits = [torch.randn(rows, vocab, device=run.device) * 3 for _ in range(num_sets(num_bytes, run.device, 16))]
+        shaping = shaping_for(rows, torch.Generator().manual_seed(1))
+        on_device = DeviceShaping(**{name: column.to(run.device) for name, column in vars(shaping).items()})
+        for name, chosen in (("greedy", None), ("drawn", on_device)):
+            with torch.inference_mode():
+                timed = median_of(
+                    [partial(sample.choose_on_device, x, chosen) for x in logits], run.device, run.budget_s / 8
+                )  # fmt: skip
+            share = num_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
+            run.figure(f"{name}_{rows}_us", timed.seconds * 1e6, "us", bandwidth_frac=share, **timed.facts())

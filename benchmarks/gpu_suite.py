@@ -1,0 +1,328 @@
+"""How close does everything come to the roofs of one GPU, and is it right? One script, one run, every answer.
+
+    python benchmarks/gpu_suite.py --minutes 8 --out results/
+    python benchmarks/gpu_suite.py --sections rates,experts --minutes 3
+    python benchmarks/gpu_suite.py --smoke
+
+Runs from the source tree with torch and Triton alone. Each section is a process with its own budget of time: one that fails, hangs or
+breaks the device is reported, and the others run. Rates are measured first, and every share of a roof is a share of them. Writes
+suite.json, hardware.toml and tuned kernel tables to --out, prints measured beside expected figures (gpu_expected.toml), and exits
+with 1 if a section failed or a goal was missed. `--smoke` runs tiny shapes on the CPU, Triton's kernels in its interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
+
+import provenance
+from gpu_report import Run, expected_figures, judged, table
+
+GRACE = 1.5  # a section is ended after this many times its budget, plus STARTING_S
+STARTING_S = 30.0
+SMOKE_RATES = {"memory_bytes_per_s": 1e12, "bf16_flops_per_s": 1e14, "fp32_flops_per_s": 1e13}
+
+
+@dataclass(frozen=True)
+class Section:
+    """`share` of the whole time; `work` imports what it needs when it runs, so that the parent never touches the device.
+    `small`: few enough calls to be interpreted in a smoke run."""
+
+    name: str
+    share: float
+    work: Callable[[Run], None]
+    small: bool = True
+
+
+def rates(run: Run) -> None:
+    """Ceilings of this device, measured, and the hardware file they make."""
+    import torch
+
+    from ridgepoint.cost import cuda_machine
+    from ridgepoint.cost.machine import MachineMeasure
+
+    if run.smoke:
+        found = {"measure_flops_per_s": cuda_machine.matrix_rates(torch, run.device, (32,), _once_s, run.log),
+                 "measure_bytes_per_s": cuda_machine.byte_rates(torch, run.device, (1 << 16,), _once_s, run.log),
+                 "measure_overheads_s": {}, "device": "smoke", "engine": f"torch {torch.__version__} cuda"}  # fmt: skip
+    else:
+        found = cuda_machine.measure_cuda(torch, run.budget_s / 30, run.log)
+    measured = MachineMeasure(name="measured-gpu", date=time.strftime("%Y-%m-%d"), **found)
+    (run.out / "hardware.toml").write_text(measured.to_toml())
+    for kind, by_size in measured.measure_flops_per_s.items():
+        best = max(by_size, key=lambda size: by_size[size])
+        run.figure(f"{kind}_flops_per_s", by_size[best], "FLOP/s", by_size=by_size)
+    levels = measured.measure_bytes_per_s
+    run.figure("memory_bytes_per_s", levels[max(levels)], "B/s", by_bytes=levels)
+    for name, seconds in measured.measure_overheads_s.items():
+        run.figure(name.removesuffix("_s") + "_us", seconds * 1e6, "us")
+
+
+def _once_s(call: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    call()
+    return max(1e-9, time.perf_counter() - started_s)
+
+
+# What the sections after this one run, dearest first: experts of each shape, in the format and at the token counts they use.
+TUNED = (
+    ("qwen3-30b-a3b", "bf16", (16, 128, 1024, 32768)),
+    ("decode-2816", "bf16", (4, 32, 128, 4096)),
+    ("gpt-oss-120b", "mxfp4", (4, 64, 1024)),
+)
+
+
+def tune(run: Run) -> None:
+    """Measure tiles for the kernels that have a choice, into a table that the sections after this one read."""
+    script = ROOT / "benchmarks" / "tune_kernels.py"
+    if not script.exists():
+        run.note("no tuner in this tree: kernels run by the tables they ship with")
+        return
+    if run.smoke:
+        run.note("left to the tuner's own smoke run")
+        return
+    ends_s = time.perf_counter() + run.budget_s
+    for shape, fmt, tokens in TUNED:
+        left_s = ends_s - time.perf_counter()
+        if left_s < 5:
+            run.note(f"{shape} is left as shipped: no time")
+            continue
+        command = [sys.executable, str(script), "--shape", shape, "--format", fmt, "--out", str(run.out / "tuned.toml"),
+                   "--tokens", *map(str, tokens)]  # fmt: skip
+        try:
+            subprocess.run(command, check=True, timeout=left_s)
+            run.note(f"{shape} in {fmt} is tuned")
+        except subprocess.TimeoutExpired:
+            run.note(f"{shape} is left as shipped: tuning took longer than {left_s:.0f} s")
+
+
+def tests(run: Run) -> None:
+    """The tests that need a GPU, and the kernels' own, where they find one."""
+    folders = [folder for folder in ("tests/gpu", "tests/kernels/triton") if (ROOT / folder).exists()]
+    if run.smoke:
+        run.note("left to pytest itself: " + ", ".join(folders))
+        return
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=GRACE * run.budget_s)
+    (run.out / "tests.log").write_text(done.stdout + done.stderr)
+    run.note(next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "no output"))
+    if done.returncode:
+        raise AssertionError(f"pytest ended with {done.returncode}: see tests.log")
+
+
+def kernel_section(name: str) -> Callable[[Run], None]:
+    def work(run: Run) -> None:
+        import gpu_kernels
+
+        getattr(gpu_kernels, name)(run)
+
+    return work
+
+
+def model_section(name: str) -> Callable[[Run], None]:
+    def work(run: Run) -> None:
+        import gpu_model
+
+        getattr(gpu_model, name)(run)
+
+    return work
+
+
+SECTIONS = (
+    Section("rates", 0.06, rates),
+    Section("tune", 0.13, tune),
+    Section("checks", 0.09, kernel_section("checks")),
+    Section("experts", 0.10, kernel_section("experts")),
+    Section("paged_attention", 0.06, kernel_section("paged")),
+    Section("mla_attention", 0.04, kernel_section("mla")),
+    Section("step", 0.08, model_section("step"), small=False),
+    Section("model", 0.22, model_section("model"), small=False),
+    Section("gpt_oss_120b", 0.10, model_section("gpt_oss"), small=False),
+    Section("sample", 0.03, kernel_section("samples")),
+    Section("norm", 0.02, kernel_section("norms")),
+    Section("linear", 0.04, kernel_section("linear_section")),
+    Section("tests", 0.03, tests),
+)
+
+
+def run_section(
+    section: Section, *, smoke: bool, budget_s: float, out: Path, known: dict[str, float], result: Path | None = None
+) -> dict[str, Any]:
+    """One section in this process; what it found before it failed is kept, and written to `result` as it comes."""
+    import torch
+
+    def save(run: Run) -> None:
+        if result is not None:
+            result.write_text(json.dumps(run.result(time.perf_counter() - started_s)))
+
+    run = Run(
+        section=section.name, device=torch.device("cpu" if smoke else "cuda"), smoke=smoke, budget_s=budget_s, out=out,
+        rates=known, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True), save=save,
+    )  # fmt: skip
+    started_s = time.perf_counter()
+    error = None
+    try:
+        section.work(run)
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+        traceback.print_exc()
+    return run.result(time.perf_counter() - started_s) | {"error": error}
+
+
+def in_own_process(section: Section, *, budget_s: float, out: Path) -> dict[str, Any]:
+    """The same in a process that is ended when it takes far longer than its budget."""
+    result = out / f"section-{section.name}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--one", section.name, "--seconds", f"{budget_s:.1f}", "--out", str(out)]
+    started_s = time.perf_counter()
+    with (out / f"section-{section.name}.log").open("w") as log:
+        try:
+            code: int | str = subprocess.run(
+                command, stderr=log, stdout=log, timeout=GRACE * budget_s + STARTING_S
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = "ended: it took longer than its time"
+    found = json.loads(result.read_text()) if result.exists() else {"section": section.name, "figures": [], "notes": []}
+    found.setdefault("error", None)
+    if code != 0 and found["error"] is None:
+        found["error"] = f"its process ended with {code}: see section-{section.name}.log"
+    return found | {"seconds": time.perf_counter() - started_s}
+
+
+def rates_of(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Ceilings by name, for the sections that divide by them."""
+    return {figure["name"]: figure["value"] for result in results for figure in result["figures"]
+            if result["section"] == "rates" and figure["name"].endswith("_per_s")}  # fmt: skip
+
+
+def describe_machine() -> dict[str, Any]:
+    """The device and the versions, from a process of their own: nothing here may hold on to the GPU."""
+    code = (
+        "import json, torch\n"
+        "gpu = torch.cuda.is_available()\n"
+        "facts = {'torch': torch.__version__, 'gpu': torch.cuda.get_device_name() if gpu else None}\n"
+        "try:\n import triton; facts['triton'] = triton.__version__\n"
+        "except ImportError:\n facts['triton'] = None\n"
+        "print(json.dumps(facts))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-500:]}
+
+
+def prepare_interpreter() -> None:
+    """Make Triton interpret its kernels over CPU tensors. Before anything imports Triton."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    repairs = ROOT / "tests" / "kernels" / "triton"
+    if (repairs / "interpreter_repairs.py").exists():
+        sys.path.insert(0, str(repairs))
+        import interpreter_repairs
+
+        interpreter_repairs.install()
+
+
+def smoke_section(section: Section, out: Path, *, interpret: bool) -> dict[str, Any]:
+    """A section on tiny shapes; with `interpret` operators take the paths they would on a GPU."""
+    from ridgepoint.kernels import dispatch
+
+    order = dispatch.ORDER["cpu"]
+    dispatch.ORDER["cpu"] = dispatch.ORDER["cuda"] if interpret else order
+    try:
+        with dispatch.forced(None):  # forgets the paths chosen so far, here and at its end
+            return run_section(section, smoke=True, budget_s=0.01, out=out, known=SMOKE_RATES)
+    finally:
+        dispatch.ORDER["cpu"] = order
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-suite")))
+    parser.add_argument("--sections", help="names, comma-separated; rates are measured in any case")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument(
+        "--interpret", action="store_true", help="with --smoke: whole models through Triton's interpreter too; minutes"
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        return _child(args)
+    if args.smoke:
+        prepare_interpreter()
+    chosen = _chosen(args.sections)
+    whole_share = sum(section.share for section in chosen)
+    ends_s = time.perf_counter() + 60 * args.minutes
+    results: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    machine = describe_machine()
+    for place, section in enumerate(chosen):
+        left_s = ends_s - time.perf_counter()
+        budget_s = left_s * section.share / whole_share  # what one leaves, the others share
+        whole_share -= section.share
+        print(f"[{place + 1}/{len(chosen)}] {section.name}", file=sys.stderr, flush=True)
+        if left_s <= 0:
+            results.append({"section": section.name, "figures": [], "notes": [], "error": "no time was left"})
+        elif args.smoke:
+            results.append(smoke_section(section, args.out, interpret=section.small or args.interpret))
+        else:
+            results.append(in_own_process(section, budget_s=budget_s, out=args.out))
+        rows = judged(results, {} if args.smoke else expected_figures())  # tiny shapes on a CPU meet no goal
+        found = {"machine": machine, "smoke": args.smoke, "sections": results, "rows": rows}
+        provenance.save(
+            args.out / "suite.json", provenance.provenance(__doc__) | found
+        )  # an end by force loses no more
+        (args.out / "rates.json").write_text(json.dumps(rates_of(results)))
+    return _conclude(rows, results, chosen)
+
+
+def _chosen(names: str | None) -> list[Section]:
+    by_name = {section.name: section for section in SECTIONS}
+    wanted = list(by_name) if names is None else ["rates", *(name for name in names.split(",") if name != "rates")]
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown:
+        raise SystemExit(f"unknown sections {', '.join(unknown)}; allowed: {', '.join(by_name)}")
+    return [section for section in SECTIONS if section.name in wanted]
+
+
+def _child(args: argparse.Namespace) -> int:
+    """One section, for the parent: its result goes to a file."""
+    tuned = args.out / "tuned.toml"
+    if tuned.exists():
+        os.environ["RIDGEPOINT_TUNED"] = str(tuned)
+    known_file = args.out / "rates.json"
+    known = json.loads(known_file.read_text()) if known_file.exists() else {}
+    section = next(section for section in SECTIONS if section.name == args.one)
+    file = args.out / f"section-{section.name}.json"
+    found = run_section(section, smoke=False, budget_s=args.seconds, out=args.out, known=known, result=file)
+    file.write_text(json.dumps(found))
+    return 0 if found["error"] is None else 1
+
+
+def _conclude(rows: list[dict[str, Any]], results: list[dict[str, Any]], chosen: list[Section]) -> int:
+    """Print, and decide the exit code. Figures foreseen for sections that were not asked for are left out."""
+    names = {section.name for section in chosen}
+    if "model" in names:
+        names.add("calibration")
+    rows = [row for row in rows if row["section"] in names]
+    print(table(rows))
+    failed = [result for result in results if result["error"] is not None]
+    for result in failed:
+        print(f"FAILED {result['section']}: {result['error']}")
+    return 1 if failed or any(row["verdict"] in ("missed", "absent") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
