@@ -1,0 +1,150 @@
+"""Paged attention on GPUs: decoding split over keys, prompts in tiles, both over the same blocks in one step.
+
+A block is `[K or V, head, token, channel]`, so that a head's tokens are one stretch of memory. In one-byte types (fp8
+e4m3, int8) each head's channels are followed by one float32 scale per token. Nothing here reads a number from the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.paged_attention import triton_kernels as kernels
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, SPLIT_STEP, SPLIT_TOKENS, Cut, Plan
+from ridgepoint.kernels.triton_call import num_multiprocessors
+
+MASKS_UNWRITTEN = True  # a slot outside its sequence is never loaded, so blocks need not be cleared for a new owner
+
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # of a one-byte type: where a token's largest channel lands
+PLAIN = (torch.bfloat16, torch.float16, torch.float32)
+COMBINE_CHUNK = 8  # splits joined at once
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows (query, head), keys, warps, software pipeline depth, and programs per multiprocessor of the split kernel."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    per_sm: int = 1
+
+
+def split_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
+    """For short sequences: memory-bound, so as many bytes in flight as fit beside each other in shared memory."""
+    rows = max(16, triton.next_power_of_2(group))
+    keys = 32 if head_dim * bytes_per_channel > 256 else 64
+    # One stage fetches block numbers, one computes: 4 keep two tiles of keys and values in flight.
+    return Tile(
+        rows, keys, warps=4, stages=4 if bytes_per_channel == 2 else 5, per_sm=3 if bytes_per_channel == 2 else 2
+    )
+
+
+def query_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
+    """For long ones: two warp groups of 64 rows, as the matrix instruction takes them."""
+    rows = max(128, triton.next_power_of_2(group))
+    if bytes_per_channel == 4:
+        return Tile(max(32, triton.next_power_of_2(group)), 32, warps=8, stages=1)
+    return Tile(rows, 64 if head_dim > 64 else 128, warps=8, stages=3 if head_dim <= 128 else 2)
+
+
+def allocate(
+    num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    if dtype in PLAIN:
+        return torch.zeros(num_blocks, 2, num_kv_heads, block_tokens, head_dim, dtype=dtype, device=device)
+    if dtype not in LARGEST:
+        raise ConfigError(
+            f"keys and values cannot be kept as {dtype}; allowed: {', '.join(map(str, (*PLAIN, *LARGEST)))}"
+        )
+    if block_tokens * head_dim % 4:
+        raise ConfigError(
+            f"one-byte blocks of {block_tokens} tokens x {head_dim} channels leave their scales unaligned"
+        )
+    row_bytes = block_tokens * (head_dim + 4)
+    return torch.zeros(num_blocks, 2, num_kv_heads, row_bytes, dtype=torch.uint8, device=device).view(dtype)
+
+
+def prepare(
+    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
+) -> Plan:
+    """A step of as many query rows as sequences only decodes: no sequence in it may have two."""
+    return Plan(query_starts_B1, context_lens_B, block_tables_BN, block_tokens)
+
+
+def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: torch.Tensor) -> None:
+    k_TGP, v_TGP = _rows(k_TGP), _rows(v_TGP)
+    num_tokens, num_kv_heads, head_dim = k_TGP.shape
+    if num_tokens == 0:
+        return
+    scaled, page = _layout(kv, head_dim)
+    kernels.write_cells[(num_tokens, 2)](
+        kv, kv.view(torch.float32) if scaled else kv, k_TGP, v_TGP, slots_T, k_TGP.stride(0), v_TGP.stride(0),
+        G=num_kv_heads, BLOCK_G=triton.next_power_of_2(num_kv_heads), P=head_dim, BLOCK_P=triton.next_power_of_2(head_dim),
+        PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0), INTEGER=kv.dtype == torch.int8, num_warps=4,
+    )  # fmt: skip
+
+
+def attend(
+    q_THP: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None, sinks_H: torch.Tensor | None
+) -> torch.Tensor:
+    q_THP = _rows(q_THP)
+    num_tokens, num_heads, head_dim = q_THP.shape
+    out_THP = q_THP.new_empty(q_THP.shape)
+    if num_tokens == 0 or plan.num_seqs == 0:
+        return out_THP.zero_()
+    scaled, _ = _layout(kv, head_dim)
+    num_kv_heads = kv.shape[2]
+    group = num_heads // num_kv_heads
+    width = kv.element_size()
+    short, long = split_tile(head_dim, group, width), query_tile(head_dim, group, q_THP.element_size())
+    cut = Cut(window, short.rows // group, long.rows // group)
+    work = plan.work(cut, num_tokens)
+    shape: dict[str, Any] = {
+        "H": num_heads, "G": num_kv_heads, "P": head_dim, "BLOCK_P": max(16, triton.next_power_of_2(head_dim)),
+    }  # fmt: skip
+    tile_facts = {"PAGE": plan.block_tokens, "SCALED": scaled, "HAS_SINKS": sinks_H is not None}
+    splitting = {"SPLIT": SPLIT_TOKENS, "STEP": SPLIT_STEP, "MAX_SPLITS": MAX_SPLITS}
+    scales = kv.view(torch.float32) if scaled else kv
+    sinks = q_THP if sinks_H is None else sinks_H
+    sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
+    numbers = (q_THP.stride(0), plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0)
+    if len(work.long_items):
+        kernels.attend_tiles[(num_kv_heads, len(work.long_items))](
+            q_THP, kv, scales, sinks, out_THP, *sequences, work.long_items, work.counts, *numbers,
+            **shape, **tile_facts, BLOCK_M=long.rows, BLOCK_N=long.keys, STAGES=long.stages, num_warps=long.warps,
+        )  # fmt: skip
+    rows = short.rows // group * group
+    partial_rows = len(work.short_items) * num_kv_heads * rows
+    acc = torch.empty(partial_rows, head_dim, dtype=torch.float32, device=q_THP.device)
+    max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_THP.device)
+    kernels.attend_splits[(short.per_sm * num_multiprocessors(q_THP.device),)](
+        q_THP, kv, scales, sinks, acc, max_, sum_, *sequences, work.short_items, work.counts, *numbers,
+        **shape, **tile_facts, **splitting, BLOCK_M=short.rows, BLOCK_N=short.keys, STAGES=short.stages,
+        num_warps=short.warps,
+    )  # fmt: skip
+    kernels.combine_splits[(plan.num_seqs, num_heads)](
+        acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, num_tokens, plan.num_seqs, window or 0,
+        cut.short_queries, **shape, **splitting, ROWS=rows, CHUNK=COMBINE_CHUNK, num_warps=1,
+    )  # fmt: skip
+    return out_THP
+
+
+def _layout(kv: torch.Tensor, head_dim: int) -> tuple[bool, int]:
+    """Whether blocks carry scales, and how many tokens one holds."""
+    if kv.dim() == 5:
+        return False, kv.shape[3]
+    return True, kv.shape[3] // (head_dim + 4)
+
+
+def _rows(x_THP: torch.Tensor) -> torch.Tensor:
+    """`x` with everything but its first axis contiguous, as the kernels read it."""
+    inner = x_THP.stride(2) == 1 and x_THP.stride(1) == x_THP.shape[2]
+    return x_THP if inner else x_THP.contiguous()

@@ -1,0 +1,133 @@
+# mypy: disallow-untyped-defs=False
+"""A step's attention work, listed by the device for itself: no number of it is read by the host.
+
+A sequence with few queries is *short*: its keys are cut into splits that run side by side and are combined. One with more is
+*long*: its queries are cut into tiles, each of which passes over its keys alone. Lists have room for the worst case of
+the shapes, so that a recorded step can replay with other contexts; how full they are is a number on the device.
+
+Invariant: how a sequence is cut depends on its own queries, context and window alone, never on its company.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+SPLIT_TOKENS = 256  # keys in a split: long enough that its partial result adds 3 % to the bytes of a group of 8 heads
+MAX_SPLITS = 32  # of one sequence; beyond SPLIT_TOKENS * MAX_SPLITS keys its splits grow instead
+SPLIT_STEP = 128  # and grow by whole tiles
+SEQS = 256  # looked at together while a list is made
+
+
+class Cut(NamedTuple):
+    """How a path cuts sequences: up to `short_queries` queries are a short one, else tiles of `tile_queries`."""
+
+    window: int | None
+    short_queries: int
+    tile_queries: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Short items are (sequence, split), long ones (sequence, tile). `counts` says how many of each there are; the
+    splits of sequence b are short items from `first_item_B[b]` on."""
+
+    short_items: torch.Tensor
+    long_items: torch.Tensor
+    first_item_B: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass
+class Plan:
+    query_starts_B1: torch.Tensor
+    context_lens_B: torch.Tensor
+    block_tables_BN: torch.Tensor
+    block_tokens: int
+    _work: dict[Cut, Work] = field(default_factory=dict)
+
+    @property
+    def num_seqs(self) -> int:
+        return self.context_lens_B.shape[0]
+
+    def work(self, cut: Cut, num_tokens: int) -> Work:
+        """The step's work cut this way, listed when the first layer asks."""
+        if cut not in self._work:
+            self._work[cut] = self._list(cut, num_tokens)
+        return self._work[cut]
+
+    def _list(self, cut: Cut, num_tokens: int) -> Work:
+        num_seqs, device = self.num_seqs, self.context_lens_B.device
+        most_keys = self.block_tables_BN.shape[1] * self.block_tokens
+        if cut.window is not None:
+            most_keys = min(most_keys, cut.window + cut.short_queries - 1)
+        splits = min(MAX_SPLITS, -(-most_keys // SPLIT_TOKENS))
+        only_decodes = num_tokens == num_seqs
+        tiles = 0 if only_decodes else num_tokens // cut.tile_queries + min(num_seqs, num_tokens)
+
+        def int32(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=device)
+
+        work = Work(int32(num_seqs * splits, 2), int32(tiles, 2), int32(num_seqs), int32(2))
+        if num_seqs:
+            list_work[(num_seqs,)](
+                self.query_starts_B1, self.context_lens_B, work.short_items, work.long_items, work.first_item_B,
+                work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries,
+                SPLIT=SPLIT_TOKENS, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS,
+            )  # fmt: skip
+        return work
+
+
+@triton.jit
+def first_key(position, window):
+    """The oldest key that a query at `position` sees; a window of 0 is none."""
+    return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
+
+
+@triton.jit
+def split_tokens(num_keys, SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Keys in each split of a sequence (the last one may have fewer)."""
+    return tl.maximum(SPLIT, tl.cdiv(tl.cdiv(num_keys, MAX_SPLITS), STEP) * STEP)
+
+
+@triton.jit(do_not_specialize=["num_seqs", "window", "short_queries", "tile_queries"])
+def list_work(
+    starts_ptr, contexts_ptr, short_ptr, long_ptr, first_item_ptr, counts_ptr,
+    num_seqs, window, short_queries, tile_queries,
+    SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, SEQS: tl.constexpr,
+):  # fmt: skip
+    """Program b counts the items of the sequences before it and writes its own after them."""
+    b = tl.program_id(0)
+    short_before, long_before, num_short, num_long, own_short, own_long = 0, 0, 0, 0, 0, 0
+    for base in range(0, num_seqs, SEQS):
+        i = base + tl.arange(0, SEQS)
+        live = i < num_seqs
+        start = tl.load(starts_ptr + i, mask=live, other=0).to(tl.int32)
+        queries = tl.load(starts_ptr + i + 1, mask=live, other=0).to(tl.int32) - start
+        context = tl.load(contexts_ptr + i, mask=live, other=0).to(tl.int32)
+        num_keys = context - first_key(context - queries, window)
+        is_short = (queries > 0) & (queries <= short_queries)
+        splits = tl.where(is_short, tl.cdiv(num_keys, split_tokens(num_keys, SPLIT, STEP, MAX_SPLITS)), 0)
+        tiles = tl.where(queries > short_queries, tl.cdiv(queries, tile_queries), 0)
+        short_before += tl.sum(tl.where(i < b, splits, 0))
+        long_before += tl.sum(tl.where(i < b, tiles, 0))
+        own_short += tl.sum(tl.where(i == b, splits, 0))
+        own_long += tl.sum(tl.where(i == b, tiles, 0))
+        num_short += tl.sum(splits)
+        num_long += tl.sum(tiles)
+    tl.store(first_item_ptr + b, short_before)
+    s = tl.arange(0, MAX_SPLITS)
+    tl.store(short_ptr + 2 * (short_before + s), b, mask=s < own_short)
+    tl.store(short_ptr + 2 * (short_before + s) + 1, s, mask=s < own_short)
+    for base in range(0, own_long, SEQS):
+        i = base + tl.arange(0, SEQS)
+        # Last tile first: it has the most keys, and what starts last should be small.
+        tl.store(long_ptr + 2 * (long_before + i), b, mask=i < own_long)
+        tl.store(long_ptr + 2 * (long_before + i) + 1, own_long - 1 - i, mask=i < own_long)
+    if b == 0:
+        tl.store(counts_ptr, num_short)
+        tl.store(counts_ptr + 1, num_long)
