@@ -2,7 +2,8 @@
 
 It makes loop bounds from arrays of one element, which numpy 2.4 refuses; rounds to bf16 and fp8 by adding to the mantissa
 and dropping the carry (1.998 becomes 1.0); has no conversion between integers and bf16; and multiplies the bits of
-bf16 as integers.
+bf16 as integers. And it prepares the whole language anew at every call of one device function by another, which the kernel's
+own call has done: tests would take minutes.
 """
 
 from __future__ import annotations
@@ -66,8 +67,16 @@ def patch_tensor(tensor: type, scope: object) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+def call_device_function(self: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+    languages = [value for value in self.fn.__globals__.values() if value is tl or value is tl.core]
+    if any(tl.core.is_builtin(language.arange) for language in languages):
+        interpreter._patch_lang(self.fn)
+    return self.rewrite()(*args, **kwargs)
+
+
 def install() -> None:
     interpreter._convert_float = convert_float
     interpreter._patch_lang_tensor = patch_tensor
     builder = interpreter.InterpreterBuilder
     builder.cast_impl, builder.create_dot = cast, create_dot
+    interpreter.InterpretedFunction.__call__ = call_device_function

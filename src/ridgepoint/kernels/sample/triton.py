@@ -1,0 +1,125 @@
+"""Sampling on GPUs, without a word to the host: what to do with each row is read from tensors beside the logits.
+
+Two looks at the logits by all of the chip (best; masses and what is near the best), then one program a row. A token drawn
+depends on its row alone. What a request with penalties has said is counted on the device too: `counts_SV` holds for each seat how
+often each token was in the output, with `IN_PROMPT` added for those in the prompt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import triton
+
+from ridgepoint.kernels.sample import torch_ops
+from ridgepoint.kernels.sample import triton_kernels as kernels
+
+if TYPE_CHECKING:
+    from ridgepoint.kernels.sample import DeviceShaping, Shaping
+
+CHUNK = 8192  # logits a program looks at
+ROOM = 256  # of the logits near the best that a chunk has listed; with more of them, rows are searched whole
+IN_PROMPT = 1 << 30
+WARPS = 8
+DRAW_WARPS = 16
+
+
+def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
+    num_rows, vocab = logits_RV.shape
+    device = logits_RV.device
+    ids_R = torch.empty(num_rows, dtype=torch.int64, device=device)
+    if num_rows == 0:
+        return ids_R
+    chunks = triton.cdiv(vocab, CHUNK)
+    facts = {"V": vocab, "CHUNK": CHUNK, "CHUNKS": chunks}
+    padded = {"CHUNKS": chunks, "CHUNKS_2": triton.next_power_of_2(chunks)}
+
+    def of_chunks(dtype: torch.dtype, *rest: int) -> torch.Tensor:
+        return torch.empty(num_rows, chunks, *rest, dtype=dtype, device=device)
+
+    best, place = of_chunks(torch.float32), of_chunks(torch.int32)
+    stride = logits_RV.stride(0)
+    kernels.scan_chunks[(chunks, num_rows)](logits_RV, best, place, stride, **facts, num_warps=WARPS)
+    if shaping is None:
+        kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1)
+        return ids_R
+    mass, kept, num_near = of_chunks(torch.int64), of_chunks(torch.int64), of_chunks(torch.int32)
+    near = of_chunks(torch.float32, ROOM)
+    kernels.weigh_chunks[(chunks, num_rows)](
+        logits_RV, best, mass, kept, near, num_near, shaping.temperature_R, shaping.min_p_R, stride,
+        **(facts | padded), ROOM=ROOM, num_warps=WARPS,
+    )  # fmt: skip
+    kernels.draw[(num_rows,)](
+        logits_RV, best, place, mass, kept, near, num_near, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
+        shaping.min_p_R, shaping.uniform_R, ids_R, stride, **(facts | padded), ROOM=ROOM, num_warps=DRAW_WARPS,
+    )  # fmt: skip
+    return ids_R
+
+
+def choose(logits_RV: torch.Tensor, shaping: Shaping | None) -> torch.Tensor:
+    from ridgepoint.kernels.sample import DeviceShaping
+
+    if shaping is None:
+        return choose_on_device(logits_RV, None)
+    columns = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in vars(shaping).items()}
+    wanted = {name: torch.int64 if name == "top_k_R" else torch.float64 for name in columns}
+    moved = {name: column.to(logits_RV.device, wanted[name]) for name, column in columns.items()}
+    return choose_on_device(logits_RV, DeviceShaping(**moved))
+
+
+def uniforms_on_device(seeds_R: torch.Tensor, indices_R: torch.Tensor) -> torch.Tensor:
+    """`random.uniforms` of int64 tensors, bit for bit: a row's number depends on its seed and index alone."""
+    uniform_R = torch.empty(seeds_R.shape, dtype=torch.float64, device=seeds_R.device)
+    if len(seeds_R):
+        rows = 128
+        kernels.uniform_numbers[(triton.cdiv(len(seeds_R), rows),)](
+            seeds_R, indices_R, uniform_R, len(seeds_R), ROWS=rows
+        )
+    return uniform_R
+
+
+def penalise_on_device(
+    logits_RV: torch.Tensor,
+    counts_SV: torch.Tensor,
+    seats_R: torch.Tensor,
+    repetition_R: torch.Tensor,
+    presence_R: torch.Tensor,
+    frequency_R: torch.Tensor,
+) -> None:
+    """Edit rows in place by what their seats have said (float64 penalties); a negative seat has none."""
+    num_rows, vocab = logits_RV.shape
+    if num_rows:
+        kernels.penalise_chunks[(triton.cdiv(vocab, CHUNK), num_rows)](
+            logits_RV, counts_SV, seats_R, repetition_R, presence_R, frequency_R, logits_RV.stride(0),
+            V=vocab, CHUNK=CHUNK, IN_PROMPT=IN_PROMPT, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
+    """Add the tokens just chosen to their seats; rows without a seat or a token are left out."""
+    if len(ids_R):
+        kernels.count_tokens[(len(ids_R),)](counts_SV, seats_R, ids_R, V=counts_SV.shape[1], num_warps=1)
+
+
+def log_probabilities_on_device(
+    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the chosen tokens (R), and ids and log-probabilities of the best (R, num_top), best first."""
+    num_rows, vocab = logits_RV.shape
+    num_top = min(num_top, vocab)
+    device = logits_RV.device
+    chosen_R = torch.empty(num_rows, dtype=torch.float32, device=device)
+    top_ids_RN = torch.empty(num_rows, num_top, dtype=torch.int64, device=device)
+    top_RN = torch.empty(num_rows, num_top, dtype=torch.float32, device=device)
+    if num_rows:
+        kernels.log_probabilities[(num_rows,)](
+            logits_RV, ids_R, chosen_R, top_ids_RN, top_RN, logits_RV.stride(0), num_top,
+            V=vocab, CHUNK=CHUNK, CHUNKS=triton.cdiv(vocab, CHUNK), num_warps=DRAW_WARPS,
+        )  # fmt: skip
+    return chosen_R, top_ids_RN, top_RN
+
+
+penalise = torch_ops.penalise
+log_probabilities = torch_ops.log_probabilities

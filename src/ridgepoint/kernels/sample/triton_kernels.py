@@ -1,0 +1,304 @@
+# mypy: disallow-untyped-defs=False
+"""The sampler's kernels. A row is cut into chunks that are looked at side by side; one program then decides for the row.
+
+A token's mass is an integer in units of 2^-40 of the best token's, so sums are exact and their order cannot matter: the
+token drawn depends on the row alone, whatever the chunks. A threshold is a key: the logit's bits in an order that integers
+have, so equal logits are kept or dropped together.
+"""
+
+import triton
+import triton.language as tl
+
+UNIT = tl.constexpr(2.0**40)
+NEAR = tl.constexpr(2.0**-14)  # of the best probability: what is above is listed apart, and is nearly all of the mass
+STEEPEST = tl.constexpr(1e30)  # of 1 / temperature: what is colder is greedy all the same
+UNIFORM_BITS = tl.constexpr(52)
+LOWEST = tl.constexpr(-0x7F800001)  # the key of minus infinity
+
+
+@triton.jit
+def _key(x):
+    """int64 that orders as the float32 `x` does."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def _logit(key):
+    """The float32 with this key."""
+    bits = key.to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _weight(x, best, steep):
+    """Relative to the best token's."""
+    return tl.exp((x - best) * steep)
+
+
+@triton.jit
+def _mass(weight):
+    return (weight * UNIT).to(tl.int64)
+
+
+@triton.jit
+def _steepness(temperature_ptr, r):
+    temperature = tl.load(temperature_ptr + r)
+    return tl.minimum(1.0 / tl.where(temperature > 0, temperature, 1.0), STEEPEST).to(tl.float32)
+
+
+@triton.jit
+def _load_chunk(logits_ptr, r, chunk, row_stride, V: tl.constexpr, CHUNK: tl.constexpr):
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    return tl.load(logits_ptr + r * row_stride + at, mask=at < V, other=float("-inf"))
+
+
+@triton.jit
+def scan_chunks(
+    logits_ptr, best_ptr, place_ptr, row_stride, V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr
+):  # fmt: skip
+    """Program (chunk, r): the best logit of the chunk and its lowest place; NaN if there is one."""
+    chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+    best = tl.max(x, 0)
+    place = tl.min(tl.where(x == best, tl.arange(0, CHUNK), CHUNK - 1), 0)
+    is_nan = tl.sum((x != x).to(tl.int32), 0) > 0
+    tl.store(best_ptr + r * CHUNKS + chunk, tl.where(is_nan, float("nan"), best))
+    tl.store(place_ptr + r * CHUNKS + chunk, chunk * CHUNK + place)
+
+
+@triton.jit
+def weigh_chunks(
+    logits_ptr, best_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, temperature_ptr, min_p_ptr, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, and its logits near the best, in order."""
+    chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if tl.load(temperature_ptr + r) == 0:
+        return
+    c = tl.arange(0, CHUNKS_2)
+    best = tl.max(tl.load(best_ptr + r * CHUNKS + c, mask=c < CHUNKS, other=float("-inf")), 0)
+    x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+    weight = _weight(x, best, _steepness(temperature_ptr, r))
+    mass = _mass(weight)
+    at = r * CHUNKS + chunk
+    tl.store(mass_ptr + at, tl.sum(mass, 0))
+    tl.store(kept_ptr + at, tl.sum(tl.where(weight >= tl.load(min_p_ptr + r).to(tl.float32), mass, 0), 0))
+    near = (weight >= NEAR).to(tl.int32)
+    place = tl.cumsum(near, 0) - 1
+    tl.store(near_ptr + at * ROOM + place, x, mask=(near > 0) & (place < ROOM))
+    tl.store(num_near_ptr + at, tl.sum(near, 0))
+
+
+@triton.jit
+def _row_best(best_ptr, place_ptr, r, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr):
+    """The best logit of a row, its lowest token, and whether the row is numbers."""
+    c = tl.arange(0, CHUNKS_2)
+    best_C = tl.load(best_ptr + r * CHUNKS + c, mask=c < CHUNKS, other=float("-inf"))
+    best = tl.max(best_C, 0)
+    first = tl.min(tl.where(best_C == best, c, CHUNKS - 1), 0)
+    is_nan = tl.sum((best_C != best_C).to(tl.int32), 0) > 0
+    is_finite = (tl.abs(best) < float("inf")) & ~is_nan
+    return best, tl.load(place_ptr + r * CHUNKS + first), is_finite
+
+
+@triton.jit
+def take_best(best_ptr, place_ptr, ids_ptr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr):
+    r = tl.program_id(0).to(tl.int64)
+    _, token, is_finite = _row_best(best_ptr, place_ptr, r, CHUNKS, CHUNKS_2)
+    tl.store(ids_ptr + r, tl.where(is_finite, token, -1).to(tl.int64))
+
+
+@triton.jit
+def _above(
+    least, near_CN, is_listed, logits_ptr, r, best, steep, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """How many tokens have a key of at least `least`, and their mass: among those near the best, or in the whole row."""
+    if is_listed:
+        chosen_CN = _key(near_CN) >= least
+        count = tl.sum(chosen_CN.to(tl.int64))
+        mass = tl.sum(tl.where(chosen_CN, _mass(_weight(near_CN, best, steep)), 0))
+    else:
+        count, mass = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
+        for chunk in range(0, CHUNKS):
+            x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+            chosen = _key(x) >= least
+            count += tl.sum(chosen.to(tl.int64), 0)
+            mass += tl.sum(tl.where(chosen, _mass(_weight(x, best, steep)), 0), 0)
+    return count, mass
+
+
+@triton.jit
+def _highest(
+    goal, BY_COUNT: tl.constexpr, low, near_CN, is_listed, logits_ptr, r, best, steep, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The highest key at and above which there are `goal` tokens, or a mass of `goal`; `low` is known to be low enough."""
+    high = _key(best)
+    while low < high:
+        middle = high - (high - low) // 2
+        count, mass = _above(middle, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS)
+        enough = (count if BY_COUNT else mass) >= goal
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    return low
+
+
+@triton.jit
+def draw(
+    logits_ptr, best_ptr, place_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr,
+    temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, uniform_ptr, ids_ptr, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """Program r: the threshold that top-k and top-p set, then the first token whose cumulative mass passes the uniform
+    number's share of what is kept."""
+    r = tl.program_id(0).to(tl.int64)
+    best, token, is_finite = _row_best(best_ptr, place_ptr, r, CHUNKS, CHUNKS_2)
+    token = tl.where(is_finite, token, -1)
+    if is_finite & (tl.load(temperature_ptr + r) != 0):
+        steep = _steepness(temperature_ptr, r)
+        top_k, top_p = tl.load(top_k_ptr + r), tl.load(top_p_ptr + r)
+        min_p = tl.load(min_p_ptr + r).to(tl.float32)
+        is_limited = (top_k > 0) & (top_k < V)
+        c = tl.arange(0, CHUNKS_2)
+        in_row = c < CHUNKS
+        kept_C = tl.load(kept_ptr + r * CHUNKS + c, mask=in_row, other=0)
+        floor = _key(best) * 0 + LOWEST
+        if is_limited | (top_p < 1):
+            whole = tl.sum(tl.load(mass_ptr + r * CHUNKS + c, mask=in_row, other=0), 0)
+            num_C = tl.load(num_near_ptr + r * CHUNKS + c, mask=in_row, other=0)
+            n = tl.arange(0, ROOM)
+            near_CN = tl.load(
+                near_ptr + (r * CHUNKS + c)[:, None] * ROOM + n[None, :], mask=n[None, :] < num_C[:, None],
+                other=float("-inf"),
+            )  # fmt: skip
+            listed_mass = tl.sum(_mass(_weight(near_CN, best, steep)))
+            is_listed = tl.max(num_C, 0) <= ROOM
+            if is_limited:
+                is_listed = is_listed & (tl.sum(num_C, 0) >= top_k)
+            else:
+                is_listed = is_listed & (listed_mass.to(tl.float64) >= top_p * whole.to(tl.float64))
+            lowest = tl.min(tl.where(n[None, :] < num_C[:, None], _key(near_CN), _key(best)))
+            lowest = tl.where(is_listed, lowest, LOWEST)
+            floor = lowest
+            if is_limited:
+                floor = _highest(
+                    top_k, True, lowest, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
+                )
+                above, whole = _above(
+                    floor + 1, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
+                )
+                # Of equals at the threshold only as many count as make k.
+                whole += (top_k - above) * _mass(_weight(_logit(floor), best, steep))
+            if top_p < 1:
+                goal = tl.ceil(top_p * whole.to(tl.float64)).to(tl.int64)
+                floor = _highest(
+                    goal, False, floor, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
+                )
+            if is_listed:
+                weight_CN = _weight(near_CN, best, steep)
+                kept_CN = (_key(near_CN) >= floor) & (weight_CN >= min_p)
+                kept_C = tl.sum(tl.where(kept_CN, _mass(weight_CN), 0), 1)
+            else:
+                for chunk in range(0, CHUNKS):
+                    x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+                    weight = _weight(x, best, steep)
+                    kept = (_key(x) >= floor) & (weight >= min_p)
+                    kept_C = tl.where(c == chunk, tl.sum(tl.where(kept, _mass(weight), 0), 0), kept_C)
+        share = (tl.load(uniform_ptr + r) * 2.0**UNIFORM_BITS).to(tl.uint64) << (64 - UNIFORM_BITS)
+        goal = tl.umulhi(share, tl.sum(kept_C, 0).to(tl.uint64)).to(tl.int64)
+        passed_C = tl.cumsum(kept_C, 0)
+        chunk = tl.sum((passed_C <= goal).to(tl.int32), 0)
+        goal -= tl.sum(tl.where(c < chunk, kept_C, 0), 0)
+        x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+        weight = _weight(x, best, steep)
+        passed = tl.cumsum(tl.where((_key(x) >= floor) & (weight >= min_p), _mass(weight), 0), 0)
+        token = chunk * CHUNK + tl.sum((passed <= goal).to(tl.int32), 0)
+    tl.store(ids_ptr + r, token.to(tl.int64))
+
+
+@triton.jit
+def _mix(x):
+    """splitmix64's finaliser."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def uniform_numbers(seeds_ptr, indices_ptr, uniform_ptr, num_rows, ROWS: tl.constexpr):
+    """As `random.uniforms`, bit for bit; the seeds' 64 bits come as int64."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = r < num_rows
+    weyl = tl.full((ROWS,), 0x9E3779B97F4A7C15, tl.uint64)
+    keys = _mix(tl.load(seeds_ptr + r, mask=live, other=0).to(tl.uint64, bitcast=True) + weyl)
+    bits = _mix(keys + weyl * tl.load(indices_ptr + r, mask=live, other=0).to(tl.uint64, bitcast=True))
+    bits = _mix(bits ^ (keys >> 32))
+    tl.store(uniform_ptr + r, (bits >> (64 - UNIFORM_BITS)).to(tl.float64) * 2.0**-UNIFORM_BITS, mask=live)
+
+
+@triton.jit
+def penalise_chunks(
+    logits_ptr, counts_ptr, seats_ptr, repetition_ptr, presence_ptr, frequency_ptr, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, IN_PROMPT: tl.constexpr,
+):  # fmt: skip
+    """Program (chunk, r) edits the row's logits by the counts of its seat; a negative seat has no penalties."""
+    chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    seat = tl.load(seats_ptr + r).to(tl.int64)
+    if seat < 0:
+        return
+    repetition = tl.load(repetition_ptr + r)
+    presence, frequency = tl.load(presence_ptr + r), tl.load(frequency_ptr + r)
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    counts = tl.load(counts_ptr + seat * V + at, mask=at < V, other=0)
+    seen = counts != 0
+    x = tl.load(logits_ptr + r * row_stride + at, mask=seen, other=0).to(tl.float64)
+    outputs = (counts & (IN_PROMPT - 1)).to(tl.float64)
+    x = tl.where(x > 0, x / repetition, x * repetition) - tl.where(outputs > 0, presence, 0.0) - frequency * outputs
+    tl.store(logits_ptr + r * row_stride + at, x.to(tl.float32), mask=seen)
+
+
+@triton.jit
+def count_tokens(counts_ptr, seats_ptr, ids_ptr, V: tl.constexpr):
+    """Program r adds its row's chosen token to the counts of its seat. A seat belongs to one row of a step."""
+    r = tl.program_id(0)
+    seat, token = tl.load(seats_ptr + r).to(tl.int64), tl.load(ids_ptr + r)
+    if (seat >= 0) & (token >= 0):
+        at = counts_ptr + seat * V + token
+        tl.store(at, tl.load(at) + 1)
+
+
+@triton.jit
+def log_probabilities(
+    logits_ptr, ids_ptr, chosen_ptr, top_ids_ptr, top_ptr, row_stride, num_top,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Program r: log-softmax of the chosen token and of the `num_top` best, found one after the other; equals by id."""
+    r = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, CHUNK)
+    best = float("-inf")
+    for chunk in range(0, CHUNKS):
+        best = tl.maximum(best, tl.max(_load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK), 0))
+    total = tl.zeros((), tl.float64)
+    for chunk in range(0, CHUNKS):
+        x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+        total += tl.sum(tl.exp(x - best).to(tl.float64), 0)
+    norm = best.to(tl.float64) + tl.log(total)
+    token = tl.load(ids_ptr + r)
+    chosen = tl.load(logits_ptr + r * row_stride + tl.maximum(token, 0)).to(tl.float64) - norm
+    tl.store(chosen_ptr + r, chosen.to(tl.float32))
+    last_x, last_id = float("inf"), -1
+    for n in range(0, num_top):
+        next_x, next_id = float("-inf"), V
+        for chunk in range(0, CHUNKS):
+            x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+            at = chunk * CHUNK + i
+            after = (at < V) & ((x < last_x) | ((x == last_x) & (at > last_id)))
+            found_x = tl.max(tl.where(after, x, float("-inf")), 0)
+            found_id = tl.min(tl.where(after & (x == found_x), at, V), 0)
+            better = (found_x > next_x) | ((found_x == next_x) & (found_id < next_id))
+            next_x, next_id = tl.where(better, found_x, next_x), tl.where(better, found_id, next_id)
+        tl.store(top_ids_ptr + r * num_top + n, next_id.to(tl.int64))
+        tl.store(top_ptr + r * num_top + n, (next_x.to(tl.float64) - norm).to(tl.float32))
+        last_x, last_id = next_x, next_id
