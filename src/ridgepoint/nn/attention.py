@@ -7,7 +7,8 @@ from torch import nn
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, NormSpec
 from ridgepoint.kernels.clip import clip
-from ridgepoint.kernels.rope import rope
+from ridgepoint.kernels.norm import rms_norm
+from ridgepoint.kernels.rope import norm_rope, rope
 from ridgepoint.nn.context import AttentionContext
 from ridgepoint.nn.linear import Linear, parameter
 from ridgepoint.nn.norm import Norm
@@ -27,6 +28,7 @@ class GqaAttention(nn.Module):
         self._split = (q, k, v)
         self.qkv = Linear(d_model, q + k + v, bias=spec.qkv_bias, dtype=dtype, device=device)
         self.o = Linear(spec.num_heads * spec.v_head_dim, d_model, bias=spec.o_bias, dtype=dtype, device=device)
+        self._eps = eps
         rms = NormSpec(kind="rms", eps=eps)
         widths = {"none": None, "per_head": (spec.head_dim, spec.head_dim), "full": (q, k)}[spec.qk_norm]
         self.q_norm = Norm(rms, widths[0], dtype=dtype, device=device) if widths else None
@@ -45,11 +47,12 @@ class GqaAttention(nn.Module):
             q, k, v = clip(q, spec.qkv_clip), clip(k, spec.qkv_clip), clip(v, spec.qkv_clip)
         q_THP, k_TGP = q.unflatten(-1, (spec.num_heads, -1)), k.unflatten(-1, (spec.num_kv_heads, -1))
         v_TGV = v.unflatten(-1, (spec.num_kv_heads, -1))
-        if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "per_head":
-            q_THP, k_TGP = self.q_norm(q_THP), self.k_norm(k_TGP)
+        norms = (self.q_norm, self.k_norm) if spec.qk_norm == "per_head" else (None, None)
+        q_weight, k_weight = (None if norm is None else norm.weight for norm in norms)
         if spec.rope is not None and tables is not None:
-            q_THP = rope(q_THP, *tables, spec.rope.interleaved)
-            k_TGP = rope(k_TGP, *tables, spec.rope.interleaved)
+            q_THP, k_TGP = norm_rope(q_THP, k_TGP, q_weight, k_weight, self._eps, *tables, spec.rope.interleaved)
+        elif q_weight is not None and k_weight is not None:
+            q_THP, k_TGP = rms_norm(q_THP, q_weight, self._eps), rms_norm(k_TGP, k_weight, self._eps)
         o_THV = ctx.gqa(layer, q_THP, k_TGP, v_TGV, spec, window, self.sinks_H)
         return self.o(o_THV.flatten(1))
 

@@ -20,6 +20,7 @@ SHAPES = [(0.7, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks to a row, and few places in a list."""
     monkeypatch.setattr(path, "CHUNK", 64)
+    monkeypatch.setattr(path, "PENALTY_CHUNK", 64)
     monkeypatch.setattr(path, "ROOM", 16)
 
 
@@ -36,30 +37,30 @@ def rows_of(shaping: Shaping, rows: list[int]) -> Shaping:
 
 
 @pytest.mark.parametrize("spread", [0.2, 3.0])  # flat rows overflow the lists and are searched whole
-@pytest.mark.parametrize("vocab", [1, 2, 17, 64, 300])
+@pytest.mark.parametrize("vocab", [1, 17, 64, 200])
 def test_choose_agrees_with_the_definition(vocab: int, spread: float) -> None:
-    logits_RV = torch.randn(24, vocab, generator=torch.Generator().manual_seed(vocab)) * spread
-    shaping = shaping_of(SHAPES * 2, seed=vocab)
+    logits_RV = torch.randn(12, vocab, generator=torch.Generator().manual_seed(vocab)) * spread
+    shaping = shaping_of(SHAPES, seed=vocab)
     assert torch.equal(path.choose(logits_RV, shaping), reference.choose(logits_RV, shaping))
     assert torch.equal(path.choose(logits_RV, None), reference.choose(logits_RV, None))
 
 
 def test_equal_logits_are_kept_or_dropped_together() -> None:
-    logits_RV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]).repeat(24, 1)
+    logits_RV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]).repeat(12, 1)
     for top_k, top_p in ((1, 1.0), (2, 1.0), (0, 0.2), (3, 0.5)):
-        shaping = shaping_of([(1.0, top_k, top_p, 0.0)] * 24, seed=1)
+        shaping = shaping_of([(1.0, top_k, top_p, 0.0)] * 12, seed=1)
         ids = path.choose(logits_RV, shaping)
         assert set(ids.tolist()) == {1, 2, 3}
         assert torch.equal(ids, reference.choose(logits_RV, shaping))
 
 
 def test_a_row_is_the_same_alone_and_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits_RV = torch.randn(12, 500, generator=torch.Generator().manual_seed(3)) * 2
+    logits_RV = torch.randn(12, 200, generator=torch.Generator().manual_seed(3)) * 2
     shaping = shaping_of(SHAPES, seed=8)
     together = path.choose(logits_RV, shaping).tolist()
-    for r in range(12):
+    for r in (0, 2, 4, 9):
         assert int(path.choose(logits_RV[r : r + 1], rows_of(shaping, [r]))) == together[r]
-    monkeypatch.setattr(path, "CHUNK", 512)
+    monkeypatch.setattr(path, "CHUNK", 256)
     assert path.choose(logits_RV, shaping).tolist() == together
 
 

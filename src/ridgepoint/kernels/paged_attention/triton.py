@@ -7,7 +7,6 @@ e4m3, int8) each head's channels are followed by one float32 scale per token. No
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 

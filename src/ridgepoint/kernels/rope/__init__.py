@@ -25,3 +25,20 @@ def rope(x_THP: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, interl
     """
     out: torch.Tensor = implementation("rope", x_THP).rope(x_THP, cos_TF, sin_TF, interleaved)
     return out
+
+
+def norm_rope(
+    q_THP: torch.Tensor,
+    k_TGP: torch.Tensor,
+    q_weight_P: torch.Tensor | None,
+    k_weight_P: torch.Tensor | None,
+    eps: float,
+    cos_TF: torch.Tensor,
+    sin_TF: torch.Tensor,
+    interleaved: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys rotated, each head behind its RMS norm where there are weights (both or neither)."""
+    out: tuple[torch.Tensor, torch.Tensor] = implementation("rope", q_THP).norm_rope(
+        q_THP, k_TGP, q_weight_P, k_weight_P, eps, cos_TF, sin_TF, interleaved
+    )
+    return out

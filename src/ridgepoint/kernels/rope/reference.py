@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ridgepoint.kernels.norm.reference import rms_norm
+
 
 def rope_tables(
     positions_T: torch.Tensor, inv_freq_F: torch.Tensor, magnitude: float
@@ -22,3 +24,18 @@ def rope(x_THP: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, interl
         out[..., first] = a * cos - b * sin
         out[..., second] = b * cos + a * sin
     return out.to(x_THP.dtype)
+
+
+def norm_rope(
+    q_THP: torch.Tensor,
+    k_TGP: torch.Tensor,
+    q_weight_P: torch.Tensor | None,
+    k_weight_P: torch.Tensor | None,
+    eps: float,
+    cos_TF: torch.Tensor,
+    sin_TF: torch.Tensor,
+    interleaved: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if q_weight_P is not None and k_weight_P is not None:
+        q_THP, k_TGP = rms_norm(q_THP, q_weight_P, eps), rms_norm(k_TGP, k_weight_P, eps)
+    return rope(q_THP, cos_TF, sin_TF, interleaved), rope(k_TGP, cos_TF, sin_TF, interleaved)

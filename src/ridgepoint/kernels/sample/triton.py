@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CHUNK = 8192  # logits a program looks at
 ROOM = 256  # of the logits near the best that a chunk has listed; with more of them, rows are searched whole
 IN_PROMPT = 1 << 30
+PENALTY_CHUNK = 2048  # fewer, since penalties are float64
 WARPS = 8
 DRAW_WARPS = 16
 
@@ -91,9 +92,9 @@ def penalise_on_device(
     """Edit rows in place by what their seats have said (float64 penalties); a negative seat has none."""
     num_rows, vocab = logits_RV.shape
     if num_rows:
-        kernels.penalise_chunks[(triton.cdiv(vocab, CHUNK), num_rows)](
+        kernels.penalise_chunks[(triton.cdiv(vocab, PENALTY_CHUNK), num_rows)](
             logits_RV, counts_SV, seats_R, repetition_R, presence_R, frequency_R, logits_RV.stride(0),
-            V=vocab, CHUNK=CHUNK, IN_PROMPT=IN_PROMPT, num_warps=WARPS,
+            V=vocab, CHUNK=PENALTY_CHUNK, IN_PROMPT=IN_PROMPT, num_warps=WARPS,
         )  # fmt: skip
 
 

@@ -277,20 +277,20 @@ def log_probabilities(
     """Program r: log-softmax of the chosen token and of the `num_top` best, found one after the other; equals by id."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, CHUNK)
-    best = float("-inf")
+    best = tl.full((), float("-inf"), tl.float32)
     for chunk in range(0, CHUNKS):
         best = tl.maximum(best, tl.max(_load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK), 0))
     total = tl.zeros((), tl.float64)
     for chunk in range(0, CHUNKS):
         x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
         total += tl.sum(tl.exp(x - best).to(tl.float64), 0)
-    norm = best.to(tl.float64) + tl.log(total)
+    norm = best.to(tl.float64) + tl.log(total.to(tl.float32)).to(tl.float64)
     token = tl.load(ids_ptr + r)
     chosen = tl.load(logits_ptr + r * row_stride + tl.maximum(token, 0)).to(tl.float64) - norm
     tl.store(chosen_ptr + r, chosen.to(tl.float32))
-    last_x, last_id = float("inf"), -1
+    last_x, last_id = tl.full((), float("inf"), tl.float32), -1
     for n in range(0, num_top):
-        next_x, next_id = float("-inf"), V
+        next_x, next_id = tl.full((), float("-inf"), tl.float32), V
         for chunk in range(0, CHUNKS):
             x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
             at = chunk * CHUNK + i

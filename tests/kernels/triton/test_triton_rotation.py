@@ -1,0 +1,103 @@
+"""Norms, rotation and embedding in Triton against their definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+from ridgepoint.kernels.embed import triton as embed_path
+from ridgepoint.kernels.norm import cpu as norm_cpu
+from ridgepoint.kernels.norm import reference as norm_reference
+from ridgepoint.kernels.norm import triton as norm_path
+from ridgepoint.kernels.rope import reference as rope_reference
+from ridgepoint.kernels.rope import triton as rope_path
+from ridgepoint.kernels.rope.cpu import rope_tables
+
+RTOL = {torch.float32: 2e-6, torch.bfloat16: 2**-7}  # float32 sums in another order; the last bit of bf16, twice
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def agree(path: ModuleType, reference: ModuleType, name: str, *args: object, dtype: torch.dtype) -> None:
+    got, want = (getattr(module, name)(*args) for module in (path, reference))
+    pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        if a.numel():
+            assert float((a.float() - b.float()).abs().max()) <= RTOL[dtype] * float(b.float().abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(0, 40), (1, 40), (7, 40), (3, 700), (2, 4100)])
+def test_norms(rows: int, width: int, dtype: torch.dtype) -> None:
+    x, delta = (randn(rows, width, seed=seed, dtype=dtype) for seed in (1, 2))
+    w, b = (randn(width, seed=seed, dtype=dtype) for seed in (3, 4))
+    agree(norm_path, norm_reference, "rms_norm", x, w, 1e-6, dtype=dtype)
+    agree(norm_path, norm_reference, "layer_norm", x + 2, w, b, 1e-5, dtype=dtype)
+    agree(norm_path, norm_cpu, "add_rms_norm", x, delta, 0.3, w, 1e-6, dtype=dtype)
+    agree(norm_path, norm_cpu, "add_layer_norm", x, delta, 1.0, w, b, 1e-5, dtype=dtype)
+
+
+def test_norms_read_slices_of_a_projection() -> None:
+    wide, weight = randn(6, 96, seed=0, dtype=torch.float32), randn(8, seed=1, dtype=torch.float32)
+    agree(
+        norm_path, norm_reference, "rms_norm", wide[:, 32:64].unflatten(-1, (4, 8)), weight, 1e-6, dtype=torch.float32
+    )
+    agree(norm_path, norm_reference, "rms_norm", wide[:, 32:40], weight, 1e-6, dtype=torch.float32)
+    agree(norm_path, norm_reference, "rms_norm", wide.view(2, 3, 12, 8), weight, 1e-6, dtype=torch.float32)
+    agree(norm_path, norm_reference, "rms_norm", wide[:, :88:11], weight, 1e-6, dtype=torch.float32)
+
+
+def test_what_wants_a_gradient_gets_one() -> None:
+    x = randn(2, 8, seed=0, dtype=torch.float32).requires_grad_()
+    norm_path.rms_norm(x, torch.ones(8), 1e-6).sum().backward()
+    assert x.grad is not None and bool(x.grad.any())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary", [2, 10, 16])
+def test_rotation(rotary: int, interleaved: bool, dtype: torch.dtype) -> None:
+    qkv = randn(3, 11 * 16 + 7, seed=1, dtype=dtype)
+    q, k = qkv[:, : 9 * 16].unflatten(-1, (9, 16)), qkv[:, 9 * 16 : 11 * 16].unflatten(-1, (2, 16))
+    cos, sin = rope_tables(
+        torch.tensor([0, 5, 1000]), torch.rand(rotary // 2, generator=torch.Generator().manual_seed(2)), 1.2
+    )
+    agree(rope_path, rope_reference, "rope", q, cos, sin, interleaved, dtype=dtype)
+    agree(rope_path, rope_reference, "rope", q[:, :, 16 - rotary :], cos, sin, interleaved, dtype=dtype)
+    for weights in ((None, None), (randn(16, seed=3, dtype=dtype), randn(16, seed=4, dtype=dtype))):
+        agree(rope_path, rope_reference, "norm_rope", q, k, *weights, 1e-6, cos, sin, interleaved, dtype=dtype)
+    agree(rope_path, rope_reference, "rope", q[:0], cos[:0], sin[:0], interleaved, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_path, "CHANNELS", 16)
+    ids = torch.tensor([3, 0, 8, 3])
+    for table_dtype in DTYPES:
+        table = randn(9, 40, seed=5, dtype=table_dtype)
+        for scale in (1.0, 12.0):
+            assert torch.equal(embed_path.embed(ids, table, scale, dtype), table[ids].to(dtype) * scale)
+    assert embed_path.embed(ids[:0], table, 1.0, dtype).shape == (0, 40)
+
+
+def test_the_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests above compare is not torch with torch."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("fell back to torch")
+
+    falls_back: list[tuple[ModuleType, str, Callable[[], object]]] = [
+        (norm_path.cpu, "rms_norm", lambda: norm_path.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)),
+        (rope_path.cpu, "rope", lambda: rope_path.rope(torch.ones(1, 1, 8), torch.ones(1, 4), torch.ones(1, 4), False)),
+        (embed_path.cpu, "embed", lambda: embed_path.embed(torch.tensor([0]), torch.ones(1, 8), 1.0, torch.float32)),
+    ]
+    for module, name, run in falls_back:
+        monkeypatch.setattr(module, name, refuse)
+        run()
