@@ -1,0 +1,135 @@
+"""Latent attention on GPUs, absorbed for every query: moved into the latent space (`q @ w_uk`), attended there, and moved
+out by `w_uv`, so that the cache is read as it lies, and once for all heads of a tile.
+
+A block is `[token, latent then rotary key]`; in one-byte types (fp8 e4m3, int8) the tokens are followed by two float32 scales
+each. Plans are those of `paged_attention`. Nothing here reads a number from the device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+
+from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.mla_attention import triton_kernels as kernels
+from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
+from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, LARGEST, PLAIN, Tile
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, SPLIT_STEP, SPLIT_TOKENS, Cut, Plan
+from ridgepoint.kernels.triton_call import num_multiprocessors
+
+MASKS_UNWRITTEN = True  # as in `paged_attention`
+SCALE_BYTES = 8  # of a token in one-byte blocks
+
+
+def tile(num_heads: int, latent_dim: int, bytes_per_channel: int) -> Tile:
+    """A warp group's 64 rows when there are heads enough; the result of a row alone is `latent_dim` registers wide."""
+    rows = min(64, max(16, triton.next_power_of_2(num_heads)))
+    if bytes_per_channel == 4 or latent_dim > 512:
+        return Tile(16, 16, warps=4, stages=1)
+    return Tile(rows, 32, warps=8 if rows == 64 else 4, stages=3 if rows == 64 else 4)
+
+
+def allocate(
+    num_blocks: int, block_tokens: int, latent_dim: int, rope_dim: int, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    width = latent_dim + rope_dim
+    if dtype in PLAIN:
+        return torch.zeros(num_blocks, block_tokens, width, dtype=dtype, device=device)
+    if dtype not in LARGEST:
+        raise ConfigError(f"latents cannot be kept as {dtype}; allowed: {', '.join(map(str, (*PLAIN, *LARGEST)))}")
+    if block_tokens * width % 4:
+        raise ConfigError(f"one-byte blocks of {block_tokens} tokens x {width} channels leave their scales unaligned")
+    block_bytes = block_tokens * (width + SCALE_BYTES)
+    return torch.zeros(num_blocks, block_bytes, dtype=torch.uint8, device=device).view(dtype)
+
+
+def write(kv: torch.Tensor, latent_TC: torch.Tensor, rope_key_TR: torch.Tensor, slots_T: torch.Tensor) -> None:
+    latent_TC, rope_key_TR = _contiguous_rows(latent_TC), _contiguous_rows(rope_key_TR)
+    num_tokens, latent_dim = latent_TC.shape
+    rope_dim = rope_key_TR.shape[1]
+    if num_tokens == 0:
+        return
+    scaled, page = _layout(kv, latent_dim + rope_dim)
+    kernels.write_latents[(num_tokens, 2)](
+        kv, kv.view(torch.float32) if scaled else kv, latent_TC, rope_key_TR, slots_T, latent_TC.stride(0),
+        rope_key_TR.stride(0), C=latent_dim, BLOCK_C=triton.next_power_of_2(latent_dim), R=rope_dim,
+        BLOCK_R=triton.next_power_of_2(rope_dim), PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0),
+        INTEGER=kv.dtype == torch.int8, num_warps=2,
+    )  # fmt: skip
+
+
+def attend(
+    q_nope_THN: torch.Tensor,
+    q_rope_THR: torch.Tensor,
+    kv: torch.Tensor,
+    w_uk_HNC: torch.Tensor,
+    w_uv_HVC: torch.Tensor,
+    plan: Plan,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    dtype = q_nope_THN.dtype
+    q_HTC = torch.bmm(q_nope_THN.transpose(0, 1), w_uk_HNC.to(dtype))
+    o_THC = _attend_latents(q_HTC, q_rope_THR, kv, plan, scale, window)
+    o_HTV = torch.bmm(o_THC.transpose(0, 1), w_uv_HVC.to(dtype).transpose(1, 2))
+    return o_HTV.transpose(0, 1)
+
+
+def _attend_latents(
+    q_HTC: torch.Tensor, q_rope_THR: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None
+) -> torch.Tensor:
+    num_heads, num_tokens, latent_dim = q_HTC.shape
+    rope_dim = q_rope_THR.shape[2]
+    out_THC = torch.empty(num_tokens, num_heads, latent_dim, dtype=q_HTC.dtype, device=q_HTC.device)
+    if num_tokens == 0 or plan.num_seqs == 0:
+        return out_THC.zero_()
+    if q_rope_THR.stride(2) != 1:
+        q_rope_THR = q_rope_THR.contiguous()
+    scaled, page = _layout(kv, latent_dim + rope_dim)
+    shape = tile(num_heads, latent_dim, q_HTC.element_size())
+    cut = Cut(window, 1, max(1, shape.rows // num_heads))
+    work = plan.work(cut, num_tokens)
+    facts: dict[str, Any] = {
+        "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),
+        "R": rope_dim, "BLOCK_R": max(16, triton.next_power_of_2(rope_dim)), "BLOCK_M": shape.rows,
+        "BLOCK_N": shape.keys, "SCALED": scaled, "STAGES": shape.stages, "num_warps": shape.warps,
+    }  # fmt: skip
+    splitting = {"SPLIT": SPLIT_TOKENS, "STEP": SPLIT_STEP, "MAX_SPLITS": MAX_SPLITS}
+    read = (q_HTC, q_rope_THR, kv, kv.view(torch.float32) if scaled else kv)
+    sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
+    numbers = (
+        q_HTC.stride(0), q_HTC.stride(1), q_rope_THR.stride(0), q_rope_THR.stride(1), plan.block_tables_BN.stride(0),
+        scale * math.log2(math.e), window or 0,
+    )  # fmt: skip
+    if len(work.long_items):
+        tiles = triton.cdiv(cut.tile_queries * num_heads, shape.rows)
+        kernels.attend_tiles[(tiles, len(work.long_items))](
+            *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, TILE=cut.tile_queries
+        )
+    partial_rows = len(work.short_items) * num_heads
+    acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
+    max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
+    kernels.attend_splits[(shape.per_sm * num_multiprocessors(q_HTC.device),)](
+        *read, acc, max_, sum_, *sequences, work.short_items, work.counts, *numbers, **facts, **splitting
+    )
+    # To the combination, latents are one key-value head that all heads share.
+    paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
+        acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, num_tokens, plan.num_seqs, window or 0, 1,
+        H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], **splitting, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
+        num_warps=4,
+    )  # fmt: skip
+    return out_THC
+
+
+def _layout(kv: torch.Tensor, width: int) -> tuple[bool, int]:
+    """Whether blocks carry scales, and how many tokens one holds."""
+    if kv.dim() == 3:
+        return False, kv.shape[1]
+    return True, kv.shape[1] // (width + SCALE_BYTES)
+
+
+def _contiguous_rows(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -1,0 +1,197 @@
+# mypy: disallow-untyped-defs=False
+"""The kernels of latent attention on GPUs, absorbed: queries are in the latent space, and a tile of latents serves as keys
+and, from the same shared memory, as values. Rows of a tile are (query, head) pairs of one sequence.
+
+As in paged attention, softmax runs in base 2 and float32 and slots outside a sequence are never loaded. One-byte blocks
+carry two float32 scales per token, of its latent and of its rotary key.
+"""
+
+import triton
+import triton.language as tl
+
+from ridgepoint.kernels.paged_attention.triton_plan import first_key, split_tokens
+
+
+@triton.jit
+def _scale_cell(cell_N, PAGE: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a token's two scales start in the cache seen as float32: they follow the codes of its block."""
+    return cell_N // PAGE * (PAGE * (WIDTH + 8) // 4) + PAGE * WIDTH // 4 + cell_N % PAGE * 2
+
+
+@triton.jit
+def _attend_latents(
+    acc_MC, max_M, sum_M, q_MC, q_MR, kv_ptr, scale_ptr, table_ptr, begin, end, end_key, position_M, qk_scale, window,
+    PAGE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    c_C, r_R = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    for base in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        n_N = base + tl.arange(0, BLOCK_N)
+        live_N = n_N < end_key
+        cell_N = tl.load(table_ptr + n_N // PAGE, mask=live_N, other=0) * PAGE + n_N % PAGE
+        row_N = cell_N * (C + R)
+        if SCALED:
+            row_N += cell_N // PAGE * (8 * PAGE)
+        latent_NC = tl.load(
+            kv_ptr + row_N[:, None] + c_C[None, :], mask=live_N[:, None] & (c_C[None, :] < C), other=0.0
+        ).to(q_MC.dtype)  # fmt: skip
+        key_NR = tl.load(
+            kv_ptr + row_N[:, None] + C + r_R[None, :], mask=live_N[:, None] & (r_R[None, :] < R), other=0.0
+        ).to(q_MR.dtype)  # fmt: skip
+        logits_MN = tl.dot(q_MC, tl.trans(latent_NC), input_precision="ieee")
+        if SCALED:
+            at_N = scale_ptr + _scale_cell(cell_N, PAGE, C + R)
+            latent_scale_N = tl.load(at_N, mask=live_N, other=0.0)
+            rotary_MN = tl.dot(q_MR, tl.trans(key_NR), input_precision="ieee")
+            logits_MN = logits_MN * latent_scale_N[None, :] + rotary_MN * tl.load(at_N + 1, mask=live_N, other=0.0)[None, :]
+        else:
+            logits_MN = tl.dot(q_MR, tl.trans(key_NR), logits_MN, input_precision="ieee")
+        seen_MN = (n_N[None, :] <= position_M[:, None]) & live_N[None, :]
+        if window > 0:
+            seen_MN = seen_MN & (n_N[None, :] > position_M[:, None] - window)
+        logits_MN = tl.where(seen_MN, logits_MN * qk_scale, float("-inf"))
+        new_max_M = tl.maximum(max_M, tl.max(logits_MN, 1))
+        shift_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
+        weights_MN = tl.exp2(logits_MN - shift_M[:, None])
+        fade_M = tl.exp2(max_M - shift_M)
+        sum_M = sum_M * fade_M + tl.sum(weights_MN, 1)
+        if SCALED:
+            weights_MN *= latent_scale_N[None, :]
+        acc_MC *= fade_M[:, None]
+        acc_MC = tl.dot(weights_MN.to(latent_NC.dtype), latent_NC, acc_MC, input_precision="ieee")
+        max_M = new_max_M
+    return acc_MC, max_M, sum_M
+
+
+@triton.jit
+def _load_queries(
+    q_latent_ptr, q_rope_ptr, row_M, head_M, live_M, latent_head_stride, latent_stride, rope_stride, rope_head_stride,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    c_C, r_R = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    latent_M = q_latent_ptr + row_M * latent_stride + head_M * latent_head_stride
+    rope_M = q_rope_ptr + row_M * rope_stride + head_M * rope_head_stride
+    q_MC = tl.load(latent_M[:, None] + c_C[None, :], mask=live_M[:, None] & (c_C[None, :] < C), other=0)
+    q_MR = tl.load(rope_M[:, None] + r_R[None, :], mask=live_M[:, None] & (r_R[None, :] < R), other=0)
+    return q_MC, q_MR
+
+
+@triton.jit(do_not_specialize=["window", "table_stride"])
+def attend_splits(
+    q_latent_ptr, q_rope_ptr, kv_ptr, scale_ptr, acc_ptr, max_ptr, sum_ptr, starts_ptr, contexts_ptr, tables_ptr, items_ptr,
+    counts_ptr, latent_head_stride, latent_stride, rope_stride, rope_head_stride, table_stride, qk_scale, window,
+    H: tl.constexpr, PAGE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    SCALED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sequences with one query: each program takes (item, tile of heads) pairs in turn. Tiles of one split are neighbours,
+    so that its latents come from memory once and from the L2 cache after that."""
+    TILES: tl.constexpr = (H + BLOCK_M - 1) // BLOCK_M
+    m_M, c_C = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
+    num_work = tl.load(counts_ptr) * TILES
+    for work in range(tl.program_id(0), num_work, tl.num_programs(0)):
+        item, head_M = work // TILES, work % TILES * BLOCK_M + m_M
+        b = tl.load(items_ptr + 2 * item).to(tl.int64)
+        split = tl.load(items_ptr + 2 * item + 1)
+        context = tl.load(contexts_ptr + b).to(tl.int32)
+        live_M = head_M < H
+        row_M = tl.load(starts_ptr + b) + m_M * 0
+        q_MC, q_MR = _load_queries(
+            q_latent_ptr, q_rope_ptr, row_M, head_M, live_M, latent_head_stride, latent_stride, rope_stride,
+            rope_head_stride, C, BLOCK_C, R, BLOCK_R,
+        )  # fmt: skip
+        oldest = first_key(context - 1, window)
+        length = split_tokens(context - oldest, SPLIT, STEP, MAX_SPLITS)
+        begin = oldest + split * length
+        end = tl.minimum(begin + length, context)
+        acc_MC, max_M, sum_M = _attend_latents(
+            tl.zeros((BLOCK_M, BLOCK_C), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
+            tl.zeros((BLOCK_M,), tl.float32), q_MC, q_MR, kv_ptr, scale_ptr, tables_ptr + b * table_stride, begin, end,
+            end, context - 1 + m_M * 0, qk_scale, window, PAGE, C, BLOCK_C, R, BLOCK_R, BLOCK_N, SCALED, STAGES,
+        )  # fmt: skip
+        out_M = (item * H + head_M).to(tl.int64)
+        live_MC = live_M[:, None] & (c_C[None, :] < C)
+        tl.store(acc_ptr + out_M[:, None] * C + c_C[None, :], acc_MC, mask=live_MC)
+        tl.store(max_ptr + out_M, max_M, mask=live_M)
+        tl.store(sum_ptr + out_M, sum_M, mask=live_M)
+
+
+@triton.jit(do_not_specialize=["window", "table_stride"])
+def attend_tiles(
+    q_latent_ptr, q_rope_ptr, kv_ptr, scale_ptr, out_ptr, starts_ptr, contexts_ptr, tables_ptr, items_ptr, counts_ptr,
+    latent_head_stride, latent_stride, rope_stride, rope_head_stride, table_stride, qk_scale, window,
+    H: tl.constexpr, PAGE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sequences with several queries: program (tile of rows, item), where an item is TILE queries with all their heads."""
+    item = tl.program_id(1)
+    if item >= tl.load(counts_ptr + 1):
+        return
+    b = tl.load(items_ptr + 2 * item).to(tl.int64)
+    first_query = tl.load(items_ptr + 2 * item + 1) * TILE
+    start = tl.load(starts_ptr + b)
+    queries = (tl.load(starts_ptr + b + 1) - start).to(tl.int32)
+    context = tl.load(contexts_ptr + b).to(tl.int32)
+    m_M, c_C = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
+    query_M, head_M = first_query + m_M // H, m_M % H
+    live_M = (m_M < TILE * H) & (query_M < queries)
+    row_M = start + query_M
+    q_MC, q_MR = _load_queries(
+        q_latent_ptr, q_rope_ptr, row_M, head_M, live_M, latent_head_stride, latent_stride, rope_stride, rope_head_stride,
+        C, BLOCK_C, R, BLOCK_R,
+    )  # fmt: skip
+    last_position = tl.minimum(context - queries + first_query + TILE, context) - 1
+    position_M = tl.minimum(context - queries + query_M, last_position)
+    begin = first_key(context - queries + first_query, window)
+    end = last_position + 1
+    acc_MC, _, sum_M = _attend_latents(
+        tl.zeros((BLOCK_M, BLOCK_C), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
+        tl.zeros((BLOCK_M,), tl.float32), q_MC, q_MR, kv_ptr, scale_ptr, tables_ptr + b * table_stride, begin, end, end,
+        position_M, qk_scale, window, PAGE, C, BLOCK_C, R, BLOCK_R, BLOCK_N, SCALED, STAGES,
+    )  # fmt: skip
+    out_MC = (acc_MC / sum_M[:, None]).to(out_ptr.dtype.element_ty)
+    out_M = (row_M * H + head_M) * C
+    tl.store(out_ptr + out_M[:, None] + c_C[None, :], out_MC, mask=live_M[:, None] & (c_C[None, :] < C))
+
+
+@triton.jit
+def write_latents(
+    kv_ptr, scale_ptr, latent_ptr, key_ptr, slots_ptr, latent_stride, key_stride,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, PAGE: tl.constexpr,
+    SCALED: tl.constexpr, LARGEST: tl.constexpr, INTEGER: tl.constexpr,
+):  # fmt: skip
+    """Program (t, part) stores the latent (0) or the rotary key (1) of token t; a negative slot is padding."""
+    t, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots_ptr + t)
+    if slot < 0:
+        return
+    row = slot * (C + R)
+    if SCALED:
+        row += slot // PAGE * (8 * PAGE)
+    if part == 0:
+        _write_part(
+            kv_ptr + row, scale_ptr + _scale_cell(slot, PAGE, C + R), latent_ptr + t * latent_stride, C, BLOCK_C, SCALED,
+            LARGEST, INTEGER,
+        )  # fmt: skip
+    else:
+        _write_part(
+            kv_ptr + row + C, scale_ptr + _scale_cell(slot, PAGE, C + R) + 1, key_ptr + t * key_stride, R, BLOCK_R, SCALED,
+            LARGEST, INTEGER,
+        )  # fmt: skip
+
+
+@triton.jit
+def _write_part(
+    out_ptr, scale_ptr, x_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, LARGEST: tl.constexpr,
+    INTEGER: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < WIDTH, other=0)
+    if SCALED:
+        x = x.to(tl.float32)
+        scale = tl.max(tl.abs(x), 0) / LARGEST
+        x = x / tl.where(scale > 0, scale, 1.0)
+        if INTEGER:
+            x = tl.floor(x + 0.5)
+        tl.store(scale_ptr, scale)
+    tl.store(out_ptr + i, x.to(out_ptr.dtype.element_ty), mask=i < WIDTH)
