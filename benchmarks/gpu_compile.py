@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from attention_launches import attention_launches
 from provenance import provenance, save
 from ridgepoint.catalog.spec import ClampedSwiGlu, RouterSpec, SwiGlu
 from ridgepoint.kernels import triton_call
@@ -48,7 +49,7 @@ SHARED_BYTES = 227 * 1024
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
 MATRIX_KERNELS = ("token_tiles", "weight_tiles")
 TYPES = {
-    torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
+    torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
 }  # fmt: skip
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -207,7 +208,7 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     found["glu"] = lambda: glu(_meta(64, 2 * 6144), SwiGlu())
     found["add_shared"] = lambda: add_shared(_meta(64, 2048), _meta(64, 2048), _meta(64, 1))
     found["embed"] = lambda: embed(_meta(64, dtype=torch.int64), _meta(1000, 2048), 1.0, torch.bfloat16)
-    return small if smoke else found
+    return small if smoke else found | attention_launches()
 
 
 def main() -> None:
@@ -226,7 +227,9 @@ def main() -> None:
         for launch in launches:
             key = (
                 launch.kernel.__name__,
-                str(sorted((n, str(v)) for n, v in launch.arguments.items() if not isinstance(v, torch.Tensor))),
+                str(
+                    sorted((n, str(v.dtype if isinstance(v, torch.Tensor) else v)) for n, v in launch.arguments.items())
+                ),
                 str(launch.options),
             )
             if key in known:

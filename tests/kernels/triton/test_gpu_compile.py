@@ -39,6 +39,8 @@ def test_a_decoding_layer_compiles(tmp_path: Path) -> None:
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     kernels = compile_all(tmp_path / "out.json")["kernels"]
     assert {k["kernel"] for k in kernels} >= {"token_tiles", "weight_tiles", "_place", "_combine", "_route", "_glu"}
+    prompts = [k for k in kernels if k["kernel"] == "attend_tiles" and "bf16" in k["case"]]
+    assert prompts and all(k["instructions"].get("HGMMA") for k in prompts)
     # Codes reach the matrix units through registers alone: nothing a tile holds is exchanged through shared memory.
     for kernel in kernels:
         packed = kernel["kernel"] == "weight_tiles" and "bf16" not in kernel["case"]

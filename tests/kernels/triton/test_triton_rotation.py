@@ -1,4 +1,4 @@
-"""Norms, rotation and embedding in Triton against their definitions."""
+"""Norms and rotation in Triton against their definitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from ridgepoint.kernels.embed import triton as embed_path
 from ridgepoint.kernels.norm import cpu as norm_cpu
 from ridgepoint.kernels.norm import reference as norm_reference
 from ridgepoint.kernels.norm import triton as norm_path
@@ -76,17 +75,6 @@ def test_rotation(rotary: int, interleaved: bool, dtype: torch.dtype) -> None:
     agree(rope_path, rope_reference, "rope", q[:0], cos[:0], sin[:0], interleaved, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_path, "CHANNELS", 16)
-    ids = torch.tensor([3, 0, 8, 3])
-    for table_dtype in DTYPES:
-        table = randn(9, 40, seed=5, dtype=table_dtype)
-        for scale in (1.0, 12.0):
-            assert torch.equal(embed_path.embed(ids, table, scale, dtype), table[ids].to(dtype) * scale)
-    assert embed_path.embed(ids[:0], table, 1.0, dtype).shape == (0, 40)
-
-
 def test_the_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above compare is not torch with torch."""
 
@@ -96,7 +84,6 @@ def test_the_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     falls_back: list[tuple[ModuleType, str, Callable[[], object]]] = [
         (norm_path.cpu, "rms_norm", lambda: norm_path.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)),
         (rope_path.cpu, "rope", lambda: rope_path.rope(torch.ones(1, 1, 8), torch.ones(1, 4), torch.ones(1, 4), False)),
-        (embed_path.cpu, "embed", lambda: embed_path.embed(torch.tensor([0]), torch.ones(1, 8), 1.0, torch.float32)),
     ]
     for module, name, run in falls_back:
         monkeypatch.setattr(module, name, refuse)

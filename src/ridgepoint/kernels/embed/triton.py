@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""`embed` on GPUs: one launch for lookup, scale and type."""
+"""`embed` on a GPU: rows gathered, scaled and rounded in one pass."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.embed import cpu
-from ridgepoint.kernels.triton_call import on_device, wants_gradient
+from ridgepoint.kernels.triton_call import takes
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-CHANNELS = 1024
+WIDTH = 1024
 
 
 def embed(ids_T: torch.Tensor, table_VD: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    floats = dtype in FLOATS and table_VD.dtype in FLOATS and table_VD.stride(1) == 1
-    if not floats or not on_device(ids_T, table_VD) or wants_gradient(table_VD):
+    plain = dtype == torch.bfloat16 and table_VD.is_contiguous() and ids_T.is_contiguous()
+    if not plain or not takes(table_VD):
         return cpu.embed(ids_T, table_VD, scale, dtype)
-    num_tokens, width = ids_T.shape[0], table_VD.shape[1]
-    x_TD = torch.empty(num_tokens, width, dtype=dtype, device=table_VD.device)
-    if x_TD.numel():
-        block = min(CHANNELS, triton.next_power_of_2(width))
-        embed_rows[(num_tokens, triton.cdiv(width, block))](
-            ids_T, table_VD, x_TD, table_VD.stride(0), scale, WIDTH=width, BLOCK=block
-        )
-    return x_TD
+    width = table_VD.shape[1]
+    out_TD = table_VD.new_empty(len(ids_T), width)
+    if out_TD.numel() == 0:
+        return out_TD
+    block = min(WIDTH, triton.next_power_of_2(width))
+    _embed[(len(ids_T), triton.cdiv(width, block))](ids_T, table_VD, out_TD, scale, width, block)
+    return out_TD
 
 
 @triton.jit
-def embed_rows(ids_ptr, table_ptr, x_ptr, stride, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (t, block). Products are rounded to the output's type as torch does: first the row, then its multiple."""
-    t = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(ids_ptr + t) * stride
-    x = tl.load(table_ptr + row + d, mask=d < WIDTH, other=0).to(x_ptr.dtype.element_ty)
-    tl.store(x_ptr + t * WIDTH + d, (x.to(tl.float32) * scale).to(x_ptr.dtype.element_ty), mask=d < WIDTH)
+def _embed(ids, table, out, scale, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    row = tl.load(ids + token).to(tl.int64)
+    x = tl.load(table + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * width + column, (x * scale).to(out.dtype.element_ty), mask=inside)

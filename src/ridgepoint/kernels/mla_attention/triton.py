@@ -24,12 +24,22 @@ MASKS_UNWRITTEN = True  # as in `paged_attention`
 SCALE_BYTES = 8  # of a token in one-byte blocks
 
 
-def tile(num_heads: int, latent_dim: int, bytes_per_channel: int) -> Tile:
-    """A warp group's 64 rows when there are heads enough; the result of a row alone is `latent_dim` registers wide."""
-    rows = min(64, max(16, triton.next_power_of_2(num_heads)))
+def split_tile(num_heads: int, latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
+    """For one query, whose heads are the rows: a warp group's 64 when there are heads enough. A row's result fills as many
+    registers as it has latent channels, which bounds everything else; codes are widened in registers too."""
     if bytes_per_channel == 4 or latent_dim > 512:
         return Tile(16, 16, warps=4, stages=1)
-    return Tile(rows, 32, warps=8 if rows == 64 else 4, stages=3 if rows == 64 else 4)
+    rows = min(32 if is_coded else 64, max(16, triton.next_power_of_2(num_heads)))
+    if rows == 16:
+        return Tile(16, 32, warps=8, stages=5) if is_coded else Tile(16, 32, warps=4, stages=5, per_sm=2)
+    return Tile(rows, 32, warps=8, stages=5)
+
+
+def query_tile(latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
+    """For several queries with all their heads."""
+    if bytes_per_channel == 4 or latent_dim > 512:
+        return Tile(16, 16, warps=4, stages=1)
+    return Tile(32 if is_coded else 64, 32, warps=8, stages=5)
 
 
 def allocate(
@@ -89,13 +99,13 @@ def _attend_latents(
     if q_rope_THR.stride(2) != 1:
         q_rope_THR = q_rope_THR.contiguous()
     scaled, page = _layout(kv, latent_dim + rope_dim)
-    shape = tile(num_heads, latent_dim, q_HTC.element_size())
-    cut = Cut(window, 1, max(1, shape.rows // num_heads))
+    short = split_tile(num_heads, latent_dim, q_HTC.element_size(), scaled)
+    long = query_tile(latent_dim, q_HTC.element_size(), scaled)
+    cut = Cut(window, 1, max(1, long.rows // num_heads))
     work = plan.work(cut, num_tokens)
     facts: dict[str, Any] = {
         "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),
-        "R": rope_dim, "BLOCK_R": max(16, triton.next_power_of_2(rope_dim)), "BLOCK_M": shape.rows,
-        "BLOCK_N": shape.keys, "SCALED": scaled, "STAGES": shape.stages, "num_warps": shape.warps,
+        "R": rope_dim, "BLOCK_R": max(16, triton.next_power_of_2(rope_dim)), "SCALED": scaled,
     }  # fmt: skip
     splitting = {"SPLIT": SPLIT_TOKENS, "STEP": SPLIT_STEP, "MAX_SPLITS": MAX_SPLITS}
     read = (q_HTC, q_rope_THR, kv, kv.view(torch.float32) if scaled else kv)
@@ -105,15 +115,33 @@ def _attend_latents(
         scale * math.log2(math.e), window or 0,
     )  # fmt: skip
     if len(work.long_items):
-        tiles = triton.cdiv(cut.tile_queries * num_heads, shape.rows)
+        tiles = triton.cdiv(cut.tile_queries * num_heads, long.rows)
         kernels.attend_tiles[(tiles, len(work.long_items))](
-            *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, TILE=cut.tile_queries
+            *read,
+            out_THC,
+            *sequences,
+            work.long_items,
+            work.counts,
+            *numbers,
+            **facts,
+            **_tiling(long),
+            TILE=cut.tile_queries,
         )
     partial_rows = len(work.short_items) * num_heads
     acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
-    kernels.attend_splits[(shape.per_sm * num_multiprocessors(q_HTC.device),)](
-        *read, acc, max_, sum_, *sequences, work.short_items, work.counts, *numbers, **facts, **splitting
+    kernels.attend_splits[(short.per_sm * num_multiprocessors(q_HTC.device),)](
+        *read,
+        acc,
+        max_,
+        sum_,
+        *sequences,
+        work.short_items,
+        work.counts,
+        *numbers,
+        **facts,
+        **_tiling(short),
+        **splitting,
     )
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
@@ -122,6 +150,10 @@ def _attend_latents(
         num_warps=4,
     )  # fmt: skip
     return out_THC
+
+
+def _tiling(tile: Tile) -> dict[str, int]:
+    return {"BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "STAGES": tile.stages, "num_warps": tile.warps}
 
 
 def _layout(kv: torch.Tensor, width: int) -> tuple[bool, int]:

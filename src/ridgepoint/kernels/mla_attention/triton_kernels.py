@@ -3,12 +3,13 @@
 and, from the same shared memory, as values. Rows of a tile are (query, head) pairs of one sequence.
 
 As in paged attention, softmax runs in base 2 and float32 and slots outside a sequence are never loaded. One-byte blocks
-carry two float32 scales per token, of its latent and of its rotary key.
+carry two float32 scales per token, of its latent and of its rotary key, and are multiplied as there.
 """
 
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.paged_attention.triton_kernels import add_coded, beside_codes
 from ridgepoint.kernels.paged_attention.triton_plan import first_key, split_tokens
 
 
@@ -25,6 +26,11 @@ def _attend_latents(
     BLOCK_N: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     c_C, r_R = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    latent_q_M = tl.full((q_MC.shape[0],), 1.0, tl.float32)
+    rotary_q_M = latent_q_M
+    if SCALED:
+        q_MC, latent_q_M = beside_codes(q_MC)
+        q_MR, rotary_q_M = beside_codes(q_MR)
     for base in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         n_N = base + tl.arange(0, BLOCK_N)
         live_N = n_N < end_key
@@ -43,7 +49,8 @@ def _attend_latents(
             at_N = scale_ptr + _scale_cell(cell_N, PAGE, C + R)
             latent_scale_N = tl.load(at_N, mask=live_N, other=0.0)
             rotary_MN = tl.dot(q_MR, tl.trans(key_NR), input_precision="ieee")
-            logits_MN = logits_MN * latent_scale_N[None, :] + rotary_MN * tl.load(at_N + 1, mask=live_N, other=0.0)[None, :]
+            rotary_MN *= rotary_q_M[:, None] * tl.load(at_N + 1, mask=live_N, other=0.0)[None, :]
+            logits_MN = logits_MN * (latent_q_M[:, None] * latent_scale_N[None, :]) + rotary_MN
         else:
             logits_MN = tl.dot(q_MR, tl.trans(key_NR), logits_MN, input_precision="ieee")
         seen_MN = (n_N[None, :] <= position_M[:, None]) & live_N[None, :]
@@ -56,9 +63,10 @@ def _attend_latents(
         fade_M = tl.exp2(max_M - shift_M)
         sum_M = sum_M * fade_M + tl.sum(weights_MN, 1)
         if SCALED:
-            weights_MN *= latent_scale_N[None, :]
-        acc_MC *= fade_M[:, None]
-        acc_MC = tl.dot(weights_MN.to(latent_NC.dtype), latent_NC, acc_MC, input_precision="ieee")
+            acc_MC = add_coded(acc_MC, fade_M, weights_MN, latent_scale_N, latent_NC)
+        else:
+            acc_MC *= fade_M[:, None]
+            acc_MC = tl.dot(weights_MN.to(latent_NC.dtype), latent_NC, acc_MC, input_precision="ieee")
         max_M = new_max_M
     return acc_MC, max_M, sum_M
 

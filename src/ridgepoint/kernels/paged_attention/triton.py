@@ -37,21 +37,28 @@ class Tile:
 
 
 def split_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
-    """For short sequences: memory-bound, so as many bytes in flight as fit beside each other in shared memory."""
+    """For short sequences: memory-bound, so what counts is bytes in flight on a multiprocessor.
+
+    Block numbers are fetched a stage before the rows they point at, so 5 stages keep two tiles of keys and values in
+    shared memory; as many programs share a multiprocessor as their registers let (Triton 3.6, sm_90)."""
     rows = max(16, triton.next_power_of_2(group))
-    keys = 32 if head_dim * bytes_per_channel > 256 else 64
-    # One stage fetches block numbers, one computes: 4 keep two tiles of keys and values in flight.
-    return Tile(
-        rows, keys, warps=4, stages=4 if bytes_per_channel == 2 else 5, per_sm=3 if bytes_per_channel == 2 else 2
-    )
-
-
-def query_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
-    """For long ones: two warp groups of 64 rows, as the matrix instruction takes them."""
-    rows = max(128, triton.next_power_of_2(group))
     if bytes_per_channel == 4:
-        return Tile(max(32, triton.next_power_of_2(group)), 32, warps=8, stages=1)
-    return Tile(rows, 64 if head_dim > 64 else 128, warps=8, stages=3 if head_dim <= 128 else 2)
+        return Tile(rows, 32, warps=4, stages=4)
+    keys = 64 if head_dim <= 128 else 32
+    if bytes_per_channel == 1:
+        return Tile(rows, keys, warps=4, stages=5, per_sm=2)
+    return Tile(rows, keys, warps=4, stages=5, per_sm=4 if head_dim <= 64 else 3 if head_dim <= 128 else 2)
+
+
+def query_tile(head_dim: int, group: int, bytes_per_channel: int, is_coded: bool) -> Tile:
+    """For long ones: warp groups of 64 rows, as the matrix instruction takes them. Tiles are as large as leaves a program's
+    registers unspilled; one-byte codes are widened there too."""
+    group_rows = triton.next_power_of_2(group)
+    if bytes_per_channel == 4:
+        return Tile(max(32, group_rows), 32, warps=8, stages=1)
+    if head_dim > 128:
+        return Tile(max(64, group_rows), 32, warps=8, stages=3)
+    return Tile(max(128, group_rows), 128 if head_dim <= 64 and not is_coded else 64, warps=8, stages=3)
 
 
 def allocate(
@@ -102,8 +109,8 @@ def attend(
     scaled, _ = _layout(kv, head_dim)
     num_kv_heads = kv.shape[2]
     group = num_heads // num_kv_heads
-    width = kv.element_size()
-    short, long = split_tile(head_dim, group, width), query_tile(head_dim, group, q_THP.element_size())
+    short = split_tile(head_dim, group, kv.element_size())
+    long = query_tile(head_dim, group, q_THP.element_size(), scaled)
     cut = Cut(window, short.rows // group, long.rows // group)
     work = plan.work(cut, num_tokens)
     shape: dict[str, Any] = {

@@ -4,7 +4,8 @@ keys are read once for all of them.
 
 Softmax runs in base 2 and float32. Keys and values outside a sequence are never loaded (masked loads give zeros), so what
 lies in the unowned slots of a block cannot matter, NaN included. One-byte blocks carry one float32 scale per token and
-head; it multiplies the logits (keys) and the weights (values), never the tile.
+head; it multiplies the logits (keys) and the weights (values), never the tile. Codes are multiplied as float16, which holds
+all of them and is one instruction away from fp8 (bfloat16 is four); what meets them is scaled to be at most 1.
 """
 
 import triton
@@ -16,44 +17,52 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _cells(page_N, n_N, g, plane: tl.constexpr, G: tl.constexpr, PAGE: tl.constexpr):
-    """(token, head) cells of keys (plane 0) or values (plane 1), numbered through [block, plane, head, token]."""
-    return ((page_N * 2 + plane) * G + g) * PAGE + n_N % PAGE
+def _load_rows(kv_ptr, row_N, live_N, p_P, P: tl.constexpr):
+    return tl.load(kv_ptr + row_N[:, None] + p_P[None, :], mask=live_N[:, None] & (p_P[None, :] < P), other=0.0)
 
 
 @triton.jit
-def _load_rows(kv_ptr, cell_N, live_N, p_P, G: tl.constexpr, PAGE: tl.constexpr, P: tl.constexpr, SCALED: tl.constexpr):
-    """[N, P] of the cache; in one-byte blocks the rows of a head are followed by its scales."""
-    offset_N = cell_N * P
-    if SCALED:
-        offset_N += cell_N // PAGE * (4 * PAGE)
-    return tl.load(kv_ptr + offset_N[:, None] + p_P[None, :], mask=live_N[:, None] & (p_P[None, :] < P), other=0.0)
+def beside_codes(q_MP):
+    """Queries to be multiplied with codes, and what each row of the product is to be multiplied with."""
+    largest_M = tl.max(tl.abs(q_MP.to(tl.float32)), 1)
+    largest_M = tl.where(largest_M > 0, largest_M, 1.0)
+    if q_MP.dtype != tl.float32:
+        q_MP = (q_MP.to(tl.float32) / largest_M[:, None]).to(tl.float16)
+    else:
+        q_MP = q_MP / largest_M[:, None]
+    return q_MP, largest_M
 
 
 @triton.jit
-def _load_scales(scale_ptr, cell_N, live_N, PAGE: tl.constexpr, P: tl.constexpr):
-    """[N] scales; `scale_ptr` is the cache seen as float32."""
-    head_N = cell_N // PAGE
-    return tl.load(scale_ptr + head_N * (PAGE * (P + 4) // 4) + PAGE * P // 4 + cell_N % PAGE, mask=live_N, other=0)
+def add_coded(acc_MP, fade_M, weights_MN, scale_N, v_NP):
+    """`fade * acc + (weights * scales) @ codes`, the scales divided by their largest before the product."""
+    largest = tl.max(scale_N, 0)
+    largest = tl.where(largest > 0, largest, 1.0)
+    weights_MN = (weights_MN * (scale_N / largest)[None, :]).to(v_NP.dtype)
+    return tl.dot(weights_MN, v_NP, acc_MP * (fade_M / largest)[:, None], input_precision="ieee") * largest
 
 
 @triton.jit
 def _attend_keys(
-    acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, begin, end, end_key, position_M, g, qk_scale, window,
+    acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, begin, end, end_key, position_M, g, scale_M, window,
     G: tl.constexpr, PAGE: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
     SCALED: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One pass over keys `[begin, end)` in tiles, of which those below `end_key` exist. Not MASKED: every row sees all."""
+    HEAD: tl.constexpr = PAGE * (P + 4) if SCALED else PAGE * P  # elements of one head's keys, or values, in a block
     p_P = tl.arange(0, BLOCK_P)
     for base in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         n_N = base + tl.arange(0, BLOCK_N)
         live_N = n_N < end_key
-        page_N = tl.load(table_ptr + n_N // PAGE, mask=live_N, other=0)
-        key_cell_N = _cells(page_N, n_N, g, 0, G, PAGE)
-        k_NP = _load_rows(kv_ptr, key_cell_N, live_N, p_P, G, PAGE, P, SCALED)
-        logits_MN = tl.dot(q_MP, tl.trans(k_NP.to(q_MP.dtype)), input_precision="ieee") * qk_scale
+        page_N = tl.load(table_ptr + n_N // PAGE, mask=live_N, other=0).to(tl.int32)
+        # A block is [plane, head, what HEAD counts]; the values' plane follows the keys'.
+        head_N, token_N = (page_N * (2 * G) + g).to(tl.int64), n_N % PAGE
+        row_N = head_N * HEAD + token_N * P
+        k_NP = _load_rows(kv_ptr, row_N, live_N, p_P, P)
+        logits_MN = tl.dot(q_MP, tl.trans(k_NP.to(q_MP.dtype)), input_precision="ieee") * scale_M[:, None]
         if SCALED:
-            logits_MN *= _load_scales(scale_ptr, key_cell_N, live_N, PAGE, P)[None, :]
+            scale_at_N = scale_ptr + head_N * (HEAD // 4) + (PAGE * P // 4 + token_N)
+            logits_MN *= tl.load(scale_at_N, mask=live_N, other=0.0)[None, :]
         if MASKED:
             seen_MN = (n_N[None, :] <= position_M[:, None]) & live_N[None, :]
             if window > 0:
@@ -65,12 +74,13 @@ def _attend_keys(
         weights_MN = tl.exp2(logits_MN - shift_M[:, None])
         fade_M = tl.exp2(max_M - shift_M)
         sum_M = sum_M * fade_M + tl.sum(weights_MN, 1)
-        value_cell_N = _cells(page_N, n_N, g, 1, G, PAGE)
-        v_NP = _load_rows(kv_ptr, value_cell_N, live_N, p_P, G, PAGE, P, SCALED)
+        v_NP = _load_rows(kv_ptr, row_N + G * HEAD, live_N, p_P, P)
         if SCALED:
-            weights_MN *= _load_scales(scale_ptr, value_cell_N, live_N, PAGE, P)[None, :]
-        acc_MP *= fade_M[:, None]
-        acc_MP = tl.dot(weights_MN.to(q_MP.dtype), v_NP.to(q_MP.dtype), acc_MP, input_precision="ieee")
+            value_scale_N = tl.load(scale_at_N + G * HEAD // 4, mask=live_N, other=0.0)
+            acc_MP = add_coded(acc_MP, fade_M, weights_MN, value_scale_N, v_NP.to(q_MP.dtype))
+        else:
+            acc_MP *= fade_M[:, None]
+            acc_MP = tl.dot(weights_MN.to(q_MP.dtype), v_NP, acc_MP, input_precision="ieee")
         max_M = new_max_M
     return acc_MP, max_M, sum_M
 
@@ -115,6 +125,10 @@ def attend_splits(
         q_MP = tl.load(
             q_ptr + ((start + query_M) * q_stride + head_M * P)[:, None] + p_P[None, :], mask=live_MP, other=0
         )
+        scale_M = tl.full((BLOCK_M,), 1.0, tl.float32) * qk_scale
+        if SCALED:
+            q_MP, largest_M = beside_codes(q_MP)
+            scale_M *= largest_M
         position_M = context - queries + query_M
         oldest = first_key(context - queries, window)
         length = split_tokens(context - oldest, SPLIT, STEP, MAX_SPLITS)
@@ -123,7 +137,7 @@ def attend_splits(
         max_M, sum_M = _start_softmax(sinks_ptr, head_M, live_M, BLOCK_M, HAS_SINKS, split == 0)
         acc_MP, max_M, sum_M = _attend_keys(
             tl.zeros((BLOCK_M, BLOCK_P), tl.float32), max_M, sum_M, q_MP, kv_ptr, scale_ptr, tables_ptr + b * table_stride,
-            begin, end, end, position_M, g, qk_scale, window, G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, STAGES,
+            begin, end, end, position_M, g, scale_M, window, G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, STAGES,
         )  # fmt: skip
         row_M = (work * ROWS + m_M).to(tl.int64)
         tl.store(acc_ptr + row_M[:, None] * P + p_P[None, :], acc_MP, mask=live_MP)
@@ -196,6 +210,10 @@ def attend_tiles(
     live_MP = live_M[:, None] & (p_P[None, :] < P)
     row_M = start + query_M
     q_MP = tl.load(q_ptr + (row_M * q_stride + head_M * P)[:, None] + p_P[None, :], mask=live_MP, other=0)
+    scale_M = tl.full((BLOCK_M,), 1.0, tl.float32) * qk_scale
+    if SCALED:
+        q_MP, largest_M = beside_codes(q_MP)
+        scale_M *= largest_M
     first_position = context - queries + tile * TILE
     last_position = tl.minimum(first_position + TILE, context) - 1
     position_M = tl.minimum(context - queries + query_M, last_position)
@@ -207,15 +225,15 @@ def attend_tiles(
     max_M, sum_M = _start_softmax(sinks_ptr, head_M, live_M, BLOCK_M, HAS_SINKS, True)
     acc_MP = tl.zeros((BLOCK_M, BLOCK_P), tl.float32)
     acc_MP, max_M, sum_M = _attend_keys(
-        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, begin, open_begin, end, position_M, g, qk_scale, window,
+        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, begin, open_begin, end, position_M, g, scale_M, window,
         G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, 1,
     )  # fmt: skip
     acc_MP, max_M, sum_M = _attend_keys(
-        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, open_begin, open_end, open_end, position_M, g, qk_scale,
+        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, open_begin, open_end, open_end, position_M, g, scale_M,
         window, G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, False, STAGES,
     )  # fmt: skip
     acc_MP, max_M, sum_M = _attend_keys(
-        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, open_end, end, end, position_M, g, qk_scale, window,
+        acc_MP, max_M, sum_M, q_MP, kv_ptr, scale_ptr, table_ptr, open_end, end, end, position_M, g, scale_M, window,
         G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, 1,
     )  # fmt: skip
     out_MP = (acc_MP / sum_M[:, None]).to(out_ptr.dtype.element_ty)
@@ -240,15 +258,16 @@ def write_cells(
         x_GP = tl.load(k_ptr + t * k_stride + (g_G * P)[:, None] + p_P[None, :], mask=live_GP, other=0)
     else:
         x_GP = tl.load(v_ptr + t * v_stride + (g_G * P)[:, None] + p_P[None, :], mask=live_GP, other=0)
-    cell_G = ((slot // PAGE * 2 + plane) * G + g_G) * PAGE + slot % PAGE
-    offset_G = cell_G * P
+    HEAD: tl.constexpr = PAGE * (P + 4) if SCALED else PAGE * P
+    head_G, token = (slot // PAGE * 2 + plane) * G + g_G, slot % PAGE
     if SCALED:
-        offset_G += cell_G // PAGE * (4 * PAGE)
         x_GP = x_GP.to(tl.float32)
         scale_G = tl.max(tl.abs(x_GP), 1) / LARGEST
         x_GP = x_GP / tl.where(scale_G > 0, scale_G, 1.0)[:, None]
         if INTEGER:
             x_GP = tl.floor(x_GP + 0.5)
-        scale_at_G = cell_G // PAGE * (PAGE * (P + 4) // 4) + PAGE * P // 4 + cell_G % PAGE
+        scale_at_G = head_G * (HEAD // 4) + PAGE * P // 4 + token
         tl.store(scale_ptr + scale_at_G, scale_G, mask=g_G < G)
-    tl.store(kv_ptr + offset_G[:, None] + p_P[None, :], x_GP.to(kv_ptr.dtype.element_ty), mask=live_GP)
+    tl.store(
+        kv_ptr + (head_G * HEAD + token * P)[:, None] + p_P[None, :], x_GP.to(kv_ptr.dtype.element_ty), mask=live_GP
+    )

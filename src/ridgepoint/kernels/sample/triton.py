@@ -117,7 +117,7 @@ def log_probabilities_on_device(
     if num_rows:
         kernels.log_probabilities[(num_rows,)](
             logits_RV, ids_R, chosen_R, top_ids_RN, top_RN, logits_RV.stride(0), num_top,
-            V=vocab, CHUNK=CHUNK, CHUNKS=triton.cdiv(vocab, CHUNK), num_warps=DRAW_WARPS,
+            V=vocab, CHUNK=CHUNK, CHUNKS=triton.cdiv(vocab, CHUNK), num_warps=WARPS,
         )  # fmt: skip
     return chosen_R, top_ids_RN, top_RN
 

@@ -283,7 +283,7 @@ def log_probabilities(
     total = tl.zeros((), tl.float64)
     for chunk in range(0, CHUNKS):
         x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
-        total += tl.sum(tl.exp(x - best).to(tl.float64), 0)
+        total += tl.sum(tl.exp(x - best), 0).to(tl.float64)
     norm = best.to(tl.float64) + tl.log(total.to(tl.float32)).to(tl.float64)
     token = tl.load(ids_ptr + r)
     chosen = tl.load(logits_ptr + r * row_stride + tl.maximum(token, 0)).to(tl.float64) - norm

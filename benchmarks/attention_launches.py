@@ -1,0 +1,94 @@
+"""What `gpu_compile.py` launches of attention, its row operators and the sampler: tensors with shapes and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ridgepoint.kernels.mla_attention import triton as mla
+from ridgepoint.kernels.norm import triton as norm
+from ridgepoint.kernels.paged_attention import triton as paged
+from ridgepoint.kernels.rope import triton as rope
+from ridgepoint.kernels.sample import DeviceShaping
+from ridgepoint.kernels.sample import triton as sample
+
+PAGE = 16
+SEQS = 64
+KEPT = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def indices(*shape: int) -> torch.Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+def plan() -> paged.Plan:
+    return paged.prepare(indices(SEQS + 1), indices(SEQS), indices(SEQS, 512), PAGE)
+
+
+def paged_launch(heads: int, kv_heads: int, width: int, kept: str, window: int | None, sinks: bool) -> None:
+    """A step of prompts among decoding sequences: both attention kernels, and the write."""
+    tokens = 4096
+    kv = paged.allocate(64, PAGE, kv_heads, width, KEPT[kept], "meta")
+    paged.write(kv, meta(tokens, kv_heads, width), meta(tokens, kv_heads, width), indices(tokens))
+    paged.attend(meta(tokens, heads, width), kv, plan(), width**-0.5, window, meta(heads) if sinks else None)
+
+
+def mla_launch(heads: int, kept: str) -> None:
+    tokens, nope, rotary, latent, value = 4096, 128, 64, 512, 128
+    kv = mla.allocate(64, PAGE, latent, rotary, KEPT[kept], "meta")
+    mla.write(kv, meta(tokens, latent), meta(tokens, rotary), indices(tokens))
+    lifts = meta(heads, nope, latent), meta(heads, value, latent)
+    mla.attend(meta(tokens, heads, nope), meta(tokens, heads, rotary), kv, *lifts, plan(), 0.1, None)
+
+
+def norm_launch(rows: int, width: int) -> None:
+    norm.add_rms_norm(meta(rows, width), meta(rows, width), 1.0, meta(width), 1e-6)
+
+
+def rope_launch(heads: int, kv_heads: int, width: int, interleaved: bool) -> None:
+    qkv = meta(SEQS, (heads + 2 * kv_heads) * width)
+    q, k, _ = qkv.split((heads * width, kv_heads * width, kv_heads * width), dim=-1)
+    tables = (meta(SEQS, width // 2, dtype=torch.float32) for _ in range(2))
+    rope.norm_rope(
+        q.unflatten(-1, (heads, width)), k.unflatten(-1, (kv_heads, width)), meta(width), meta(width), 1e-6, *tables,
+        interleaved,
+    )  # fmt: skip
+
+
+def sample_launch(vocab: int) -> None:
+    logits, real = meta(SEQS, vocab, dtype=torch.float32), [meta(SEQS, dtype=torch.float64) for _ in range(4)]
+    sample.choose_on_device(
+        logits,
+        DeviceShaping(
+            temperature_R=real[0], top_k_R=indices(SEQS), top_p_R=real[1], min_p_R=real[2], uniform_R=real[3]
+        ),
+    )
+    sample.choose_on_device(logits, None)
+    seats, counts = meta(SEQS, dtype=torch.int32), meta(SEQS, vocab, dtype=torch.int32)
+    sample.penalise_on_device(logits, counts, seats, *real[:3])
+    sample.count_on_device(counts, seats, indices(SEQS))
+    sample.log_probabilities_on_device(logits, indices(SEQS), 5)
+    sample.uniforms_on_device(indices(SEQS), indices(SEQS))
+
+
+def attention_launches() -> dict[str, Callable[[], object]]:
+    found: dict[str, Callable[[], object]] = {}
+    for kept in KEPT:
+        found[f"paged 32:4x128 {kept}"] = lambda k=kept: paged_launch(32, 4, 128, k, None, False)
+        found[f"paged 64:8x64 {kept} window, sinks"] = lambda k=kept: paged_launch(64, 8, 64, k, 128, True)
+        for heads in (16, 32, 128):
+            found[f"mla {heads} {kept}"] = lambda h=heads, k=kept: mla_launch(h, k)
+    found["paged 96:8x128 bf16"] = lambda: paged_launch(96, 8, 128, "bf16", None, False)
+    found["paged 16:2x256 bf16"] = lambda: paged_launch(16, 2, 256, "bf16", None, False)
+    for width in (2048, 2880, 7168):
+        found[f"norm {width}"] = lambda w=width: norm_launch(SEQS, w)
+    found["norm and rope 32:4x128"] = lambda: rope_launch(32, 4, 128, False)
+    found["norm and rope 32:4x128 interleaved"] = lambda: rope_launch(32, 4, 128, True)
+    for vocab in (151936, 201088):
+        found[f"sample {vocab}"] = lambda v=vocab: sample_launch(v)
+    return found
