@@ -199,3 +199,13 @@ def test_types_that_cannot_be_kept_are_refused() -> None:
         path.allocate(1, 16, 1, 16, torch.int16, "cpu")
     with pytest.raises(ConfigError, match="unaligned"):
         path.allocate(1, 1, 1, 3, torch.int8, "cpu")
+
+
+def test_parts_divide_the_keys_of_a_step() -> None:
+    starts, contexts = torch.arange(4), torch.tensor([3000, 900, 5000])
+    work = path.prepare(starts, contexts, torch.zeros(3, 400, dtype=torch.int64), 16).work(
+        triton_plan.Cut(None, 1, 8, 6), 3
+    )
+    length = 1536  # 8,900 keys in six, rounded up to whole tiles
+    assert work.split_tokens_B.tolist() == [length] * 3
+    assert work.short_items[: int(work.counts[0])].tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2], [2, 3]]

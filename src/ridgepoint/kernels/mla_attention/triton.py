@@ -17,7 +17,7 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
 from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, LARGEST, PLAIN, Tile
-from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, SPLIT_STEP, SPLIT_TOKENS, Cut, Plan
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
 from ridgepoint.kernels.triton_call import num_multiprocessors
 
 MASKS_UNWRITTEN = True  # as in `paged_attention`
@@ -101,13 +101,15 @@ def _attend_latents(
     scaled, page = _layout(kv, latent_dim + rope_dim)
     short = split_tile(num_heads, latent_dim, q_HTC.element_size(), scaled)
     long = query_tile(latent_dim, q_HTC.element_size(), scaled)
-    cut = Cut(window, 1, max(1, long.rows // num_heads))
+    head_tiles = triton.cdiv(num_heads, short.rows)
+    programs = short.per_sm * num_multiprocessors(q_HTC.device)
+    # A partial result of all heads is as many bytes as a few hundred latents: two rounds of programs, and no more splits.
+    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, 2 * programs // head_tiles))
     work = plan.work(cut, num_tokens)
     facts: dict[str, Any] = {
         "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),
         "R": rope_dim, "BLOCK_R": max(16, triton.next_power_of_2(rope_dim)), "SCALED": scaled,
     }  # fmt: skip
-    splitting = {"SPLIT": SPLIT_TOKENS, "STEP": SPLIT_STEP, "MAX_SPLITS": MAX_SPLITS}
     read = (q_HTC, q_rope_THR, kv, kv.view(torch.float32) if scaled else kv)
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
     numbers = (
@@ -117,36 +119,20 @@ def _attend_latents(
     if len(work.long_items):
         tiles = triton.cdiv(cut.tile_queries * num_heads, long.rows)
         kernels.attend_tiles[(tiles, len(work.long_items))](
-            *read,
-            out_THC,
-            *sequences,
-            work.long_items,
-            work.counts,
-            *numbers,
-            **facts,
-            **_tiling(long),
+            *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, **_tiling(long),
             TILE=cut.tile_queries,
-        )
+        )  # fmt: skip
     partial_rows = len(work.short_items) * num_heads
     acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
-    kernels.attend_splits[(short.per_sm * num_multiprocessors(q_HTC.device),)](
-        *read,
-        acc,
-        max_,
-        sum_,
-        *sequences,
-        work.short_items,
-        work.counts,
-        *numbers,
-        **facts,
+    kernels.attend_splits[(programs,)](
+        *read, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
         **_tiling(short),
-        **splitting,
-    )
+    )  # fmt: skip
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
-        acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, num_tokens, plan.num_seqs, window or 0, 1,
-        H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], **splitting, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
+        acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0, 1,
+        H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], MAX_SPLITS=MAX_SPLITS, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
         num_warps=4,
     )  # fmt: skip
     return out_THC

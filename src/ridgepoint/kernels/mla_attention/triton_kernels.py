@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.paged_attention.triton_kernels import add_coded, beside_codes
-from ridgepoint.kernels.paged_attention.triton_plan import first_key, split_tokens
+from ridgepoint.kernels.paged_attention.triton_plan import first_key
 
 
 @triton.jit
@@ -87,9 +87,9 @@ def _load_queries(
 @triton.jit(do_not_specialize=["window", "table_stride"])
 def attend_splits(
     q_latent_ptr, q_rope_ptr, kv_ptr, scale_ptr, acc_ptr, max_ptr, sum_ptr, starts_ptr, contexts_ptr, tables_ptr, items_ptr,
-    counts_ptr, latent_head_stride, latent_stride, rope_stride, rope_head_stride, table_stride, qk_scale, window,
+    split_tokens_ptr, counts_ptr, latent_head_stride, latent_stride, rope_stride, rope_head_stride, table_stride, qk_scale, window,
     H: tl.constexpr, PAGE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sequences with one query: each program takes (item, tile of heads) pairs in turn. Tiles of one split are neighbours,
@@ -109,7 +109,7 @@ def attend_splits(
             rope_head_stride, C, BLOCK_C, R, BLOCK_R,
         )  # fmt: skip
         oldest = first_key(context - 1, window)
-        length = split_tokens(context - oldest, SPLIT, STEP, MAX_SPLITS)
+        length = tl.load(split_tokens_ptr + b)
         begin = oldest + split * length
         end = tl.minimum(begin + length, context)
         acc_MC, max_M, sum_M = _attend_latents(

@@ -15,7 +15,7 @@ import triton
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
-from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, SPLIT_STEP, SPLIT_TOKENS, Cut, Plan
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
 from ridgepoint.kernels.triton_call import num_multiprocessors
 
 MASKS_UNWRITTEN = True  # a slot outside its sequence is never loaded, so blocks need not be cleared for a new owner
@@ -117,7 +117,6 @@ def attend(
         "H": num_heads, "G": num_kv_heads, "P": head_dim, "BLOCK_P": max(16, triton.next_power_of_2(head_dim)),
     }  # fmt: skip
     tile_facts = {"PAGE": plan.block_tokens, "SCALED": scaled, "HAS_SINKS": sinks_H is not None}
-    splitting = {"SPLIT": SPLIT_TOKENS, "STEP": SPLIT_STEP, "MAX_SPLITS": MAX_SPLITS}
     scales = kv.view(torch.float32) if scaled else kv
     sinks = q_THP if sinks_H is None else sinks_H
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
@@ -132,13 +131,13 @@ def attend(
     acc = torch.empty(partial_rows, head_dim, dtype=torch.float32, device=q_THP.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_THP.device)
     kernels.attend_splits[(short.per_sm * num_multiprocessors(q_THP.device),)](
-        q_THP, kv, scales, sinks, acc, max_, sum_, *sequences, work.short_items, work.counts, *numbers,
-        **shape, **tile_facts, **splitting, BLOCK_M=short.rows, BLOCK_N=short.keys, STAGES=short.stages,
+        q_THP, kv, scales, sinks, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers,
+        **shape, **tile_facts, BLOCK_M=short.rows, BLOCK_N=short.keys, STAGES=short.stages,
         num_warps=short.warps,
     )  # fmt: skip
     kernels.combine_splits[(plan.num_seqs, num_heads)](
-        acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, num_tokens, plan.num_seqs, window or 0,
-        cut.short_queries, **shape, **splitting, ROWS=rows, CHUNK=COMBINE_CHUNK, num_warps=1,
+        acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0,
+        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, num_warps=1,
     )  # fmt: skip
     return out_THP
 

@@ -11,7 +11,7 @@ all of them and is one instruction away from fp8 (bfloat16 is four); what meets 
 import triton
 import triton.language as tl
 
-from ridgepoint.kernels.paged_attention.triton_plan import first_key, split_tokens
+from ridgepoint.kernels.paged_attention.triton_plan import first_key
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -99,10 +99,10 @@ def _start_softmax(sinks_ptr, head_M, live_M, BLOCK_M: tl.constexpr, HAS_SINKS: 
 
 @triton.jit(do_not_specialize=["window", "table_stride"])
 def attend_splits(
-    q_ptr, kv_ptr, scale_ptr, sinks_ptr, acc_ptr, max_ptr, sum_ptr, starts_ptr, contexts_ptr, tables_ptr, items_ptr, counts_ptr,
+    q_ptr, kv_ptr, scale_ptr, sinks_ptr, acc_ptr, max_ptr, sum_ptr, starts_ptr, contexts_ptr, tables_ptr, items_ptr, split_tokens_ptr, counts_ptr,
     q_stride, table_stride, qk_scale, window,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_N: tl.constexpr, SCALED: tl.constexpr,
     HAS_SINKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Short sequences: each program takes (item, key-value head) pairs in turn, and leaves the unnormalised result of a
@@ -131,7 +131,7 @@ def attend_splits(
             scale_M *= largest_M
         position_M = context - queries + query_M
         oldest = first_key(context - queries, window)
-        length = split_tokens(context - oldest, SPLIT, STEP, MAX_SPLITS)
+        length = tl.load(split_tokens_ptr + b)
         begin = oldest + split * length
         end = tl.minimum(begin + length, context)
         max_M, sum_M = _start_softmax(sinks_ptr, head_M, live_M, BLOCK_M, HAS_SINKS, split == 0)
@@ -147,10 +147,10 @@ def attend_splits(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_seqs", "window", "short_queries"])
 def combine_splits(
-    acc_ptr, max_ptr, sum_ptr, out_ptr, starts_ptr, contexts_ptr, first_item_ptr,
+    acc_ptr, max_ptr, sum_ptr, out_ptr, starts_ptr, contexts_ptr, first_item_ptr, split_tokens_ptr,
     num_tokens, num_seqs, window, short_queries,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr,
-    SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Program (b, h) joins the splits of a short sequence, always in the same order. Rows past the last sequence become
     zero: they pad a recorded step, and whatever comes after should meet numbers there."""
@@ -162,7 +162,7 @@ def combine_splits(
     if (queries > 0) & (queries <= short_queries):
         context = tl.load(contexts_ptr + b).to(tl.int32)
         num_keys = context - first_key(context - queries, window)
-        splits = tl.cdiv(num_keys, split_tokens(num_keys, SPLIT, STEP, MAX_SPLITS))
+        splits = tl.cdiv(num_keys, tl.load(split_tokens_ptr + b))
         item = tl.load(first_item_ptr + b).to(tl.int64)
         s_S = tl.arange(0, MAX_SPLITS)
         for i in range(0, queries):

@@ -5,7 +5,8 @@ A sequence with few queries is *short*: its keys are cut into splits that run si
 *long*: its queries are cut into tiles, each of which passes over its keys alone. Lists have room for the worst case of
 the shapes, so that a recorded step can replay with other contexts; how full they are is a number on the device.
 
-Invariant: how a sequence is cut depends on its own queries, context and window alone, never on its company.
+Unless a path asks for `parts`, how a sequence is cut depends on its own queries, context and window alone, never on its
+company: the sums of a token are then the same whoever is served beside it.
 """
 
 from __future__ import annotations
@@ -24,21 +25,26 @@ SEQS = 256  # looked at together while a list is made
 
 
 class Cut(NamedTuple):
-    """How a path cuts sequences: up to `short_queries` queries are a short one, else tiles of `tile_queries`."""
+    """How a path cuts sequences: up to `short_queries` queries are a short one, else tiles of `tile_queries`.
+
+    With `parts`, splits are so long that the step's keys make about that many: for paths whose partial results are
+    too large to have more of them than keep the device busy."""
 
     window: int | None
     short_queries: int
     tile_queries: int
+    parts: int = 0
 
 
 @dataclass(frozen=True)
 class Work:
     """Short items are (sequence, split), long ones (sequence, tile). `counts` says how many of each there are; the
-    splits of sequence b are short items from `first_item_B[b]` on."""
+    splits of sequence b are short items from `first_item_B[b]` on and have `split_tokens_B[b]` keys, the last one fewer."""
 
     short_items: torch.Tensor
     long_items: torch.Tensor
     first_item_B: torch.Tensor
+    split_tokens_B: torch.Tensor
     counts: torch.Tensor
 
 
@@ -66,17 +72,18 @@ class Plan:
         if cut.window is not None:
             most_keys = min(most_keys, cut.window + cut.short_queries - 1)
         splits = min(MAX_SPLITS, -(-most_keys // SPLIT_TOKENS))
+        items = num_seqs * splits if not cut.parts else min(num_seqs * splits, num_seqs + cut.parts)
         only_decodes = num_tokens == num_seqs
         tiles = 0 if only_decodes else num_tokens // cut.tile_queries + min(num_seqs, num_tokens)
 
         def int32(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.int32, device=device)
 
-        work = Work(int32(num_seqs * splits, 2), int32(tiles, 2), int32(num_seqs), int32(2))
+        work = Work(int32(items, 2), int32(tiles, 2), int32(num_seqs), int32(num_seqs), int32(2))
         if num_seqs:
             list_work[(num_seqs,)](
                 self.query_starts_B1, self.context_lens_B, work.short_items, work.long_items, work.first_item_B,
-                work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries,
+                work.split_tokens_B, work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries, cut.parts,
                 SPLIT=SPLIT_TOKENS, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS,
             )  # fmt: skip
         return work
@@ -89,37 +96,46 @@ def first_key(position, window):
 
 
 @triton.jit
-def split_tokens(num_keys, SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Keys in each split of a sequence (the last one may have fewer)."""
-    return tl.maximum(SPLIT, tl.cdiv(tl.cdiv(num_keys, MAX_SPLITS), STEP) * STEP)
+def _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS: tl.constexpr):
+    """Places, queries and visible keys of SEQS sequences from `base` on."""
+    i = base + tl.arange(0, SEQS)
+    live = i < num_seqs
+    start = tl.load(starts_ptr + i, mask=live, other=0).to(tl.int32)
+    queries = tl.load(starts_ptr + i + 1, mask=live, other=0).to(tl.int32) - start
+    context = tl.load(contexts_ptr + i, mask=live, other=0).to(tl.int32)
+    return i, queries, context - first_key(context - queries, window)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "window", "short_queries", "tile_queries"])
+@triton.jit(do_not_specialize=["num_seqs", "window", "short_queries", "tile_queries", "parts"])
 def list_work(
-    starts_ptr, contexts_ptr, short_ptr, long_ptr, first_item_ptr, counts_ptr,
-    num_seqs, window, short_queries, tile_queries,
+    starts_ptr, contexts_ptr, short_ptr, long_ptr, first_item_ptr, split_tokens_ptr, counts_ptr,
+    num_seqs, window, short_queries, tile_queries, parts,
     SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, SEQS: tl.constexpr,
 ):  # fmt: skip
     """Program b counts the items of the sequences before it and writes its own after them."""
     b = tl.program_id(0)
-    short_before, long_before, num_short, num_long, own_short, own_long = 0, 0, 0, 0, 0, 0
+    least = tl.full((), SPLIT, tl.int32)
+    if parts > 0:
+        all_keys = tl.full((), 0, tl.int32)
+        for base in range(0, num_seqs, SEQS):
+            _, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
+            all_keys += tl.sum(tl.where((queries > 0) & (queries <= short_queries), num_keys, 0))
+        least = tl.maximum(least, tl.cdiv(all_keys, parts))
+    short_before, long_before, num_short, num_long, own_short, own_long, own_length = 0, 0, 0, 0, 0, 0, 0
     for base in range(0, num_seqs, SEQS):
-        i = base + tl.arange(0, SEQS)
-        live = i < num_seqs
-        start = tl.load(starts_ptr + i, mask=live, other=0).to(tl.int32)
-        queries = tl.load(starts_ptr + i + 1, mask=live, other=0).to(tl.int32) - start
-        context = tl.load(contexts_ptr + i, mask=live, other=0).to(tl.int32)
-        num_keys = context - first_key(context - queries, window)
-        is_short = (queries > 0) & (queries <= short_queries)
-        splits = tl.where(is_short, tl.cdiv(num_keys, split_tokens(num_keys, SPLIT, STEP, MAX_SPLITS)), 0)
+        i, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
+        length = tl.cdiv(tl.maximum(least, tl.cdiv(num_keys, MAX_SPLITS)), STEP) * STEP
+        splits = tl.where((queries > 0) & (queries <= short_queries), tl.cdiv(num_keys, length), 0)
         tiles = tl.where(queries > short_queries, tl.cdiv(queries, tile_queries), 0)
         short_before += tl.sum(tl.where(i < b, splits, 0))
         long_before += tl.sum(tl.where(i < b, tiles, 0))
         own_short += tl.sum(tl.where(i == b, splits, 0))
         own_long += tl.sum(tl.where(i == b, tiles, 0))
+        own_length += tl.sum(tl.where(i == b, length, 0))
         num_short += tl.sum(splits)
         num_long += tl.sum(tiles)
     tl.store(first_item_ptr + b, short_before)
+    tl.store(split_tokens_ptr + b, own_length)
     s = tl.arange(0, MAX_SPLITS)
     tl.store(short_ptr + 2 * (short_before + s), b, mask=s < own_short)
     tl.store(short_ptr + 2 * (short_before + s) + 1, s, mask=s < own_short)
