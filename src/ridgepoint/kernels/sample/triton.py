@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ridgepoint.kernels.sample import DeviceShaping, Shaping
 
 CHUNK = 8192  # logits a program looks at
-ROOM = 256  # of the logits near the best that a chunk has listed; with more of them, rows are searched whole
+ROOM = 256  # logits that a chunk has listed, the best of those near the row's best; where lists do not do, rows are searched
 IN_PROMPT = 1 << 30
 PENALTY_CHUNK = 2048  # fewer, since penalties are float64
 WARPS = 8
@@ -46,14 +46,14 @@ def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> 
     if shaping is None:
         kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1)
         return ids_R
-    mass, kept, num_near = of_chunks(torch.int64), of_chunks(torch.int64), of_chunks(torch.int32)
+    mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int64, torch.int32))
     near = of_chunks(torch.float32, ROOM)
     kernels.weigh_chunks[(chunks, num_rows)](
-        logits_RV, best, mass, kept, near, num_near, shaping.temperature_R, shaping.min_p_R, stride,
+        logits_RV, best, mass, kept, near, num_near, bound, shaping.temperature_R, shaping.min_p_R, stride,
         **(facts | padded), ROOM=ROOM, num_warps=WARPS,
     )  # fmt: skip
     kernels.draw[(num_rows,)](
-        logits_RV, best, place, mass, kept, near, num_near, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
+        logits_RV, best, place, mass, kept, near, num_near, bound, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
         shaping.min_p_R, shaping.uniform_R, ids_R, stride, **(facts | padded), ROOM=ROOM, num_warps=DRAW_WARPS,
     )  # fmt: skip
     return ids_R

@@ -69,10 +69,11 @@ def scan_chunks(
 
 @triton.jit
 def weigh_chunks(
-    logits_ptr, best_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, temperature_ptr, min_p_ptr, row_stride,
+    logits_ptr, best_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr, temperature_ptr, min_p_ptr, row_stride,
     V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
-    """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, and its logits near the best, in order."""
+    """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, and its logits near the best. If these are too
+    many for the list, only those from `bound` on are in it."""
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if tl.load(temperature_ptr + r) == 0:
         return
@@ -84,10 +85,21 @@ def weigh_chunks(
     at = r * CHUNKS + chunk
     tl.store(mass_ptr + at, tl.sum(mass, 0))
     tl.store(kept_ptr + at, tl.sum(tl.where(weight >= tl.load(min_p_ptr + r).to(tl.float32), mass, 0), 0))
-    near = (weight >= NEAR).to(tl.int32)
-    place = tl.cumsum(near, 0) - 1
-    tl.store(near_ptr + at * ROOM + place, x, mask=(near > 0) & (place < ROOM))
-    tl.store(num_near_ptr + at, tl.sum(near, 0))
+    near = weight >= NEAR
+    bound = tl.full((), LOWEST, tl.int64)
+    if tl.sum(near.to(tl.int32), 0) > ROOM:
+        key = _key(x)
+        high = _key(best) + 1
+        while bound < high:
+            middle = bound + (high - bound) // 2
+            fits = tl.sum((key >= middle).to(tl.int32), 0) <= ROOM
+            high = tl.where(fits, middle, high)
+            bound = tl.where(fits, bound, middle + 1)
+        near = key >= bound
+    place = tl.cumsum(near.to(tl.int32), 0) - 1
+    tl.store(near_ptr + at * ROOM + place, x, mask=near)
+    tl.store(num_near_ptr + at, tl.sum(near.to(tl.int32), 0))
+    tl.store(bound_ptr + at, bound)
 
 
 @triton.jit
@@ -147,7 +159,7 @@ def _highest(
 
 @triton.jit
 def draw(
-    logits_ptr, best_ptr, place_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr,
+    logits_ptr, best_ptr, place_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr,
     temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, uniform_ptr, ids_ptr, row_stride,
     V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
@@ -173,13 +185,16 @@ def draw(
                 near_ptr + (r * CHUNKS + c)[:, None] * ROOM + n[None, :], mask=n[None, :] < num_C[:, None],
                 other=float("-inf"),
             )  # fmt: skip
-            listed_mass = tl.sum(_mass(_weight(near_CN, best, steep)))
-            is_listed = tl.max(num_C, 0) <= ROOM
+            # The lists together hold every token of the row from the highest of their bounds on.
+            bound = tl.max(tl.load(bound_ptr + r * CHUNKS + c, mask=in_row, other=LOWEST), 0)
+            is_in_CN = (n[None, :] < num_C[:, None]) & (_key(near_CN) >= bound)
+            near_CN = tl.where(is_in_CN, near_CN, float("-inf"))
             if is_limited:
-                is_listed = is_listed & (tl.sum(num_C, 0) >= top_k)
+                is_listed = tl.sum(is_in_CN.to(tl.int64)) >= top_k
             else:
-                is_listed = is_listed & (listed_mass.to(tl.float64) >= top_p * whole.to(tl.float64))
-            lowest = tl.min(tl.where(n[None, :] < num_C[:, None], _key(near_CN), _key(best)))
+                listed_mass = tl.sum(_mass(_weight(near_CN, best, steep)))
+                is_listed = listed_mass.to(tl.float64) >= top_p * whole.to(tl.float64)
+            lowest = tl.min(tl.where(is_in_CN, _key(near_CN), _key(best)))
             lowest = tl.where(is_listed, lowest, LOWEST)
             floor = lowest
             if is_limited:
