@@ -162,6 +162,11 @@ def _with_torch(budget_s: float, progress: Callable[[str], None]) -> dict[str, A
             out = torch.empty_like(a)
             seconds = best_s(lambda a=a, out=out: torch.mm(a, a, out=out), nothing, budget_s)  # type: ignore[misc]
             flops.setdefault(kind, {})[size] = 2.0 * size**3 / seconds
+    for size in MATMUL_SIZES:
+        progress(f"int8 product of {size}")
+        a = torch.ones(size, size, dtype=torch.int8)
+        seconds = best_s(lambda a=a: torch._int_mm(a, a), nothing, budget_s)  # type: ignore[misc]
+        flops.setdefault("int8", {})[size] = 2.0 * size**3 / seconds
     levels: dict[int, float] = {}
     for size in LEVEL_BYTES:  # a step reads its weights; a copy's writes cost a CPU a second read of every line
         progress(f"read of {size >> 10} KiB")

@@ -13,6 +13,7 @@ from ridgepoint.cost.timer import CostTimer
 from ridgepoint.cost.transfer import calibration_for
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.options import EngineOptions
+from ridgepoint.kernels.packed import A8
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.ffn import Experts, Router
 from ridgepoint.nn.linear import Linear
@@ -42,24 +43,22 @@ def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[s
 def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Precision:
     """The formats of a loaded decoder by role, and of its KV (None: as its activations). Roles with several formats count as the widest of them."""
     activations = _OF_DTYPE[decoder.compute_dtype]
-    dense, experts = set(), set()
-    for module in decoder.modules():
-        if isinstance(module, Experts):
-            experts.add(_format(module.w_gate_up_E2FD))
-        elif isinstance(module, Linear) and not isinstance(module, Router):
-            dense.add(_format(module.weight))
+    modules = list(decoder.modules())
+    experts = [module.w_gate_up_E2FD for module in modules if isinstance(module, Experts)]
+    dense = [module.weight for module in modules if isinstance(module, Linear) and not isinstance(module, Router)]
     head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
+    rounded = any(getattr(weight, "format", "").endswith(A8) for weight in (*experts, *dense))
     return Precision(
         weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head),
-        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations=activations, attention=activations,
-        dispatch=activations, combine=activations,
+        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations="int8" if rounded else activations,
+        attention=activations, dispatch=activations, combine=activations,
     )  # fmt: skip
 
 
 def _format(weight: Any) -> str:
     """Of a tensor or of packed weights, whichever kernels they were packed for."""
-    return _OF_DTYPE[weight.dtype] if isinstance(weight, torch.Tensor) else _OF_PACKED[weight.format]
+    return _OF_DTYPE[weight.dtype] if isinstance(weight, torch.Tensor) else _OF_PACKED[weight.format.removesuffix(A8)]
 
 
-def _widest(formats: set[str], otherwise: str) -> str:
-    return max(formats, key=bytes_per_value) if formats else otherwise
+def _widest(weights: list[Any], otherwise: str) -> str:
+    return max(map(_format, weights), key=bytes_per_value, default=otherwise)
