@@ -46,7 +46,7 @@ def split_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
         return Tile(rows, 32, warps=4, stages=4)
     keys = 64 if head_dim <= 128 else 32
     if bytes_per_channel == 1:
-        return Tile(rows, keys, warps=4, stages=5, per_sm=2)
+        return Tile(rows, 32 if head_dim <= 64 else keys, warps=4, stages=5, per_sm=2)
     return Tile(rows, keys, warps=4, stages=5, per_sm=4 if head_dim <= 64 else 3 if head_dim <= 128 else 2)
 
 
@@ -58,7 +58,8 @@ def query_tile(head_dim: int, group: int, bytes_per_channel: int, is_coded: bool
         return Tile(max(32, group_rows), 32, warps=8, stages=1)
     if head_dim > 128:
         return Tile(max(64, group_rows), 32, warps=8, stages=3)
-    return Tile(max(128, group_rows), 128 if head_dim <= 64 and not is_coded else 64, warps=8, stages=3)
+    keys = 128 if head_dim <= 64 and not is_coded else 32 if head_dim > 64 and is_coded else 64
+    return Tile(max(128, group_rows), keys, warps=8, stages=3)
 
 
 def allocate(
