@@ -71,7 +71,7 @@ def _unusual(kind: str) -> ModelSpec:
         return replace(spec, layers=(spec.layers[0], replace(spec.layers[1], ffn=replace(moe, router=router))))
     if kind == "mla":
         mixer = MlaSpec(
-            num_heads=4, q_rank=40, kv_rank=32, nope_dim=16, rope_dim=8, v_dim=12, scale=24**-0.5, bias=False,
+            num_heads=4, q_rank=40, kv_rank=32, nope_dim=16, rope_dim=8, v_dim=12, scale=24**-0.5, bias=False, output_gate="none",
             rope=RopeSpec(theta=1e4, rotary_dim=8, interleaved=True, scaling=None),
         )  # fmt: skip
         return replace(spec, layers=tuple(replace(layer, mixer=mixer, window=None) for layer in spec.layers))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ridgepoint.cost import ClosedLoop, closed_loop
+from ridgepoint.cost.energy import DEFAULT_ENERGY
 from ridgepoint.cost.queueing import mean_wait_s, worst_wait_s
 from ridgepoint.errors import ConfigError
 from ridgepoint.plan.choose import upper
@@ -91,7 +92,7 @@ def test_steadiness_costs_slack_and_power_of_waiting_chips(free: Plan) -> None:
         assert (
             points["tpot_s"][i] > 0.6 * points["tpot_s"][other]
         )  # a full chunk on every step is more than prompts ask for
-        assert points["watts"][i] >= 0.56 * points["chips"][i] * POOL.chip.need("spec_tdp_w", "")
+        assert points["watts"][i] >= DEFAULT_ENERGY.static_frac * points["chips"][i] * POOL.chip.need("spec_tdp_w", "")
     assert compared > 100
 
 

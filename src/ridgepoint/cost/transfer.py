@@ -52,13 +52,14 @@ def _as_measured(chip: Accelerator, base: Calibration) -> Calibration:
 
 def _compiled_step(chip: Accelerator, base: Calibration) -> Calibration:
     """Chips that run a whole step as one compiled program launch no kernels, and their collectives are part of it: what is left
-    of the overheads is the start of each operation and the hops of its links, whose length is published as about a microsecond."""
+    of the overheads is the start of each operation and the hops of its links, whose length is published as about a microsecond: half
+    of one per doubling of the ranks makes three for an exchange among 64 chips."""
     return replace(
         base,
         name="compiled-step",
         provenance=f"estimate_: {chip.id} runs a step as one compiled program, so operations and hops cost about a microsecond; "
         f"efficiencies of {base.name}",
-        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, collective_overhead_s=3e-6, hop_latency_s=2e-6,
+        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, collective_overhead_s=5e-7, hop_latency_s=2e-6,
         prefill_slowdown=1.2,
         uncertainty=float((base.uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
         ttft_uncertainty=float((base.ttft_uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),

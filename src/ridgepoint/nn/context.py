@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec
+from ridgepoint.kernels.packed import Packed
 
 
 class AttentionContext(Protocol):
@@ -79,11 +80,17 @@ class CausalContext:
         q_rope_THR: torch.Tensor,
         latent_TC: torch.Tensor,
         rope_key_TR: torch.Tensor,
-        w_uk_HNC: torch.Tensor,
-        w_uv_HVC: torch.Tensor,
+        w_uk_HNC: torch.Tensor | Packed,
+        w_uv_HVC: torch.Tensor | Packed,
         mixer: MlaSpec,
         window: int | None,
     ) -> torch.Tensor:
+        if isinstance(
+            w_uk_HNC, Packed
+        ):  # it holds [C, N] of each head, the matrix that moves a query into the latent space
+            w_uk_HNC = w_uk_HNC.dense().transpose(1, 2)
+        if isinstance(w_uv_HVC, Packed):
+            w_uv_HVC = w_uv_HVC.dense()
         k_nope_THN = torch.einsum("tc,hnc->thn", latent_TC, w_uk_HNC.to(latent_TC.dtype))
         v_THV = torch.einsum("tc,hvc->thv", latent_TC, w_uv_HVC.to(latent_TC.dtype))
         k_THP = torch.cat((k_nope_THN, rope_key_TR[:, None].expand(-1, mixer.num_heads, -1)), dim=-1)
