@@ -45,7 +45,7 @@ EXAMPLES = {
     "qwen3-30b-a3b-cpu": Example(
         title="A 30B-A3B on two CPU cores",
         asks="Three billion active parameters in 4 bits are 1.6 GB per token: can two cores with 24 GB serve one person, and what binds?",
-        command="plan qwen3-30b-a3b --hardware docs/plans/cpu-2core.toml:1 --precision int4 --users 1 --input-tokens 400 --output-tokens 200 "
+        command="plan qwen3-30b-a3b --hardware docs/plans/cpu-2core.toml:1 --precision int4_a8 --users 1 --input-tokens 400 --output-tokens 200 "
         "--prefix-hit 0.5 --explain",
     ),
     "olmoe-tpu-sram": Example(
