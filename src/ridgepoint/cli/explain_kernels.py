@@ -28,6 +28,8 @@ def explain_kernels(
     """Say which kernels run here: the native library with its ISA and threads (or why it is absent), and each operator's path."""
     from ridgepoint.kernels import dispatch, native
 
+    if device not in dispatch.ORDER:
+        raise ConfigError(f"--device {device!r} is unknown; allowed: {', '.join(dispatch.ORDER)}")
     report: dict[str, object] = {"native": native.available(), "reason": native.load_error()}
     if native.available():
         report |= {
@@ -42,7 +44,7 @@ def explain_kernels(
     report["ops"] = dispatch.explain_ops(device)
     if weight_format is not None and model is None:
         raise ConfigError("--weight-format says how a MODEL is packed, and none was named")
-    weights = [] if model is None else _weights(model, weight_format)
+    weights = [] if model is None else _weights(model, weight_format, device)
     if model is not None:
         report["weights"] = weights
     if as_json:
@@ -56,18 +58,23 @@ def explain_kernels(
         print(f"{row['role']}: {row['matrices']} packed as {row['how']}, {row['kernel']}")
 
 
-def _weights(model: str, weight_format: str | None) -> list[dict[str, Any]]:
-    """By role of the matrix: the format it would be packed in from the headers alone, and the kernel that takes it."""
+def _weights(model: str, weight_format: str | None, device: str) -> list[dict[str, Any]]:
+    """By role of the matrix: the format it would be loaded in on `device`, and the kernel that takes it."""
     import torch
 
     from ridgepoint.engine.source import find_model
-    from ridgepoint.kernels import native
+    from ridgepoint.kernels import dispatch, native
     from ridgepoint.models.checkpoint import open_checked
     from ridgepoint.models.load_packed import by_role, plan
+    from ridgepoint.models.rooms import rooms_on
 
-    rows = by_role(plan(*open_checked(find_model(model).folder), torch.bfloat16, weight_format))
+    rooms = rooms_on(torch.device(device))
+    rows = by_role(plan(*open_checked(find_model(model).folder), torch.bfloat16, weight_format, rooms))
     for row in rows:
         op = "moe_experts" if row["role"].startswith("experts.") else "linear"
+        if device != "cpu":
+            row["kernel"] = dispatch.explain(op, device)
+            continue
         row["kernel"] = (
             f"{op} native {native.isa()}" if native.available() else f"{op} in torch, multiplied out to bf16"
         )

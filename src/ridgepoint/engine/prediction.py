@@ -34,10 +34,16 @@ def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[s
     chip = accelerator(options.hardware)
     precision = precision_of(decoder, kv_dtype_of(options, decoder))
     constants = calibration_for(chip, options.calibration)
-    announce(
-        f"predicted seconds: {chip.name}, experts in {precision.experts}, constants {constants.name} ({constants.provenance})"
-    )
+    announce(f"predicted seconds: {chip.name}, {_told(precision)}, constants {constants.name} ({constants.provenance})")
     return CostTimer(decoder.spec, chip, precision, constants)
+
+
+def _told(precision: Precision) -> str:
+    """Each format once, with the roles it has."""
+    roles: dict[str, list[str]] = {}
+    for role in ("experts", "weights", "head"):
+        roles.setdefault(getattr(precision, role), []).append("other weights" if role == "weights" else role)
+    return ", ".join(f"{' and '.join(names)} in {fmt}" for fmt, names in roles.items())
 
 
 def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Precision:
@@ -45,9 +51,10 @@ def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Preci
     activations = _OF_DTYPE[decoder.compute_dtype]
     modules = list(decoder.modules())
     experts = [module.w_gate_up_E2FD for module in modules if isinstance(module, Experts)]
-    dense = [module.weight for module in modules if isinstance(module, Linear) and not isinstance(module, Router)]
+    apart = (decoder.head, *(module for module in modules if isinstance(module, Router)))
+    dense = [module.weight for module in modules if isinstance(module, Linear) and module not in apart]
     head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
-    rounded = any(getattr(weight, "format", "").endswith(A8) for weight in (*experts, *dense))
+    rounded = any(getattr(weight, "format", "").endswith(A8) for weight in (*experts, *dense, head))
     return Precision(
         weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head),
         kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations="int8" if rounded else activations,

@@ -25,7 +25,7 @@ FOUR_BITS = ("int4", "mxfp4")
 SCALE_DTYPES = {"fp8": torch.float32, "int8": torch.float32, "int4": torch.bfloat16, "mxfp4": torch.uint8}
 ZERO_CODES = {"int8": 128, "int4": 8}  # integers are stored without sign; every other code of zero is 0
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_MXFP4_MAX_EXPONENT = 128  # biased: the kernel multiplies by 2^(exponent - 1), which bfloat16 must hold
+MXFP4_MAX_EXPONENT = 128  # biased: the kernel multiplies by 2^(exponent - 1), which bfloat16 must hold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,8 +193,8 @@ def _block_scales(w_OI: torch.Tensor, parts: int) -> torch.Tensor:
 def _exponents(scales: torch.Tensor) -> torch.Tensor:
     mantissa, exponent = torch.frexp(scales)  # a power of two is 0.5 * 2^e
     biased = exponent + 126
-    if not bool(((mantissa == 0.5) & (biased >= 0) & (biased <= _MXFP4_MAX_EXPONENT)).all()):
-        raise ConfigError(f"MXFP4 scales must be powers of two from 2^-127 to 2^{_MXFP4_MAX_EXPONENT - 127}")
+    if not bool(((mantissa == 0.5) & (biased >= 0) & (biased <= MXFP4_MAX_EXPONENT)).all()):
+        raise ConfigError(f"MXFP4 scales must be powers of two from 2^-127 to 2^{MXFP4_MAX_EXPONENT - 127}")
     return biased.to(torch.uint8)
 
 
@@ -246,8 +246,8 @@ def _from_words(words_RW: torch.Tensor, kind: str) -> torch.Tensor:
 
 def _join(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """The last axis, lowest bits first, as one 32-bit word."""
-    shifts = torch.arange(0, 32, bits, device=codes.device)
-    return (codes.long() << shifts).sum(-1).to(torch.int32)
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=codes.device)
+    return (codes << shifts).sum(-1, dtype=torch.int32)
 
 
 def _parts(words: torch.Tensor, bits: int) -> torch.Tensor:

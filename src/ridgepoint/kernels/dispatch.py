@@ -44,9 +44,16 @@ def explain(op: str, device_type: str) -> str:
 
 def reads_on_host(op: str, tensor: torch.Tensor) -> bool:
     """Whether the path reads numbers of the step on the host (its module says `READS_ON_HOST`, and every reference does),
-    which makes the host wait for an accelerator and cannot be captured."""
-    module = implementation(op, tensor)
+    which makes the host wait for an accelerator and cannot be captured. Asked of activations and weights of `tensor`'s type."""
+    module = leaves(op, tensor) or implementation(op, tensor)
     return module.__name__.endswith(".reference") or getattr(module, "READS_ON_HOST", False)
+
+
+def leaves(op: str, tensor: torch.Tensor) -> ModuleType | None:
+    """The module to which the path hands tensors of this type: `OTHER_TYPES` of one that serves bf16 alone."""
+    if tensor.dtype == torch.bfloat16:
+        return None
+    return getattr(implementation(op, tensor), "OTHER_TYPES", None)
 
 
 def ops() -> list[str]:

@@ -159,10 +159,12 @@ def fill_region(source: Source, form: Form, piece: Piece, region: torch.Tensor, 
         stored = _as_region(source.files[piece.tensor].tensor(piece.tensor), piece)
         _copy(stored if within is None else stored[within], piece, region)
     elif within is not None or form.matrices is None:
-        _copy(output_rows(read_codes(source.files, form, within).dense(), piece), piece, region)
+        _copy(output_rows(read_codes(source.files, form, within, region.device).dense(), piece), piece, region)
     else:
         for index in range(form.matrices):
-            _copy(output_rows(read_codes(source.files, form, index).dense(), piece), piece, region[index])
+            _copy(
+                output_rows(read_codes(source.files, form, index, region.device).dense(), piece), piece, region[index]
+            )
 
 
 def _copy(stored: torch.Tensor, piece: Piece, region: torch.Tensor) -> None:

@@ -33,7 +33,8 @@ class Codes:
     def values(self) -> torch.Tensor:
         """What the codes stand for before scaling, float32."""
         if self.kind == "fp4":
-            return torch.tensor(FP4_VALUES).index_select(0, self.codes_OI.flatten().int()).view(self.codes_OI.shape)
+            table = torch.tensor(FP4_VALUES, device=self.codes_OI.device)
+            return table.index_select(0, self.codes_OI.flatten().int()).view(self.codes_OI.shape)
         if self.kind == "fp8":
             return self.codes_OI.view(torch.float8_e4m3fn).float()
         return self.codes_OI.float()
@@ -90,4 +91,5 @@ def e8m0_bytes(scales: torch.Tensor) -> torch.Tensor:
 
 
 def e8m0_values(raw: torch.Tensor) -> torch.Tensor:
-    return torch.ldexp(torch.ones(raw.shape), raw.int() - 127)
+    """By their bits, so that a power is exact on every device: the exponent of float32, or its subnormal 2^-127."""
+    return torch.where(raw == 0, 1 << 22, raw.int() << 23).to(torch.int32).view(torch.float32)

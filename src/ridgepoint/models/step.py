@@ -16,10 +16,11 @@ from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
 from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.load_packed import summary
+from ridgepoint.models.load_packed import load_planned, plan, summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
+from ridgepoint.models.rooms import DeviceRooms
 from ridgepoint.models.staging import HostInputs, Staging
 from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
 from ridgepoint.models.weight_cache import load_cached
@@ -93,12 +94,14 @@ def load_for_serving(
     max_context: int | None = None,
     weight_cache: str | None = None,
 ) -> Decoder:
-    """The checkpoint as the fastest kernels here want it: packed where the native ones can serve it, else plain.
+    """The checkpoint as the fastest kernels here want it: packed for them as it is read, or plain where they cannot serve it.
 
     `fmt` None keeps what is stored. `weight_cache`: a folder, `off`, or None for the usual place.
     """
-    on_cpu, plain = device.type == "cpu", dtype in (torch.bfloat16, torch.float32)
-    if not on_cpu or (fmt is None and not (plain and native.available())):
+    if device.type != "cpu":
+        return load_on_device(folder, dtype, DeviceRooms(device), fmt, announce, max_context=max_context)
+    plain = dtype in (torch.bfloat16, torch.float32)
+    if fmt is None and not (plain and native.available()):
         decoder = checkpoint.load(folder, dtype, device=device, max_context=max_context, progress=True)
         announce(pack_for_serving(decoder, fmt))
         return decoder
@@ -109,6 +112,27 @@ def load_for_serving(
     place = weight_cache_folder(weight_cache)
     decoder, targets = load_cached(source, config, dtype, fmt, place, announce, progress=True)
     announce(f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(targets)}")
+    return decoder
+
+
+def load_on_device(
+    folder: Path,
+    dtype: torch.dtype,
+    rooms: DeviceRooms,
+    fmt: str | None,
+    announce: Callable[[str], None],
+    *,
+    max_context: int | None = None,
+) -> Decoder:
+    """`load_for_serving` for an accelerator: straight from the files, every time."""
+    source, config = checkpoint.open_checked(folder, max_context)
+    targets = plan(source, config, dtype, fmt, rooms)
+    announce(
+        f"weight cache off: it keeps what the CPU's kernels read; those of {rooms.device.type} come from the checkpoint"
+    )
+    decoder = load_planned(source, config, dtype, fmt, targets, rooms, progress=True)
+    kernels = "triton" if dispatch.triton_installed() else "torch: Triton is not installed"
+    announce(f"kernels {kernels}, weights as {summary(targets)}")
     return decoder
 
 
@@ -181,11 +205,17 @@ def make_device_step(
 
 def _ops_that_wait(decoder: Decoder) -> list[str]:
     """The decoder's operators whose path makes the host wait for the device, with that path."""
-    probe = decoder.embed.weight
+    device = decoder.embed.weight.device
+    probes = [torch.empty(0, dtype=dtype, device=device) for dtype in {decoder.dtype, decoder.compute_dtype}]
     used = {"paged_attention"}  # its plans serve both kinds of attention
     used |= {"mla_attention"} if any(isinstance(module, MlaAttention) for module in decoder.modules()) else set()
     used |= {"moe_experts"} if decoder.moe_layers() else set()
-    return [dispatch.explain(op, probe.device.type) for op in sorted(used) if dispatch.reads_on_host(op, probe)]
+    return [
+        dispatch.explain(op, device.type) + (f", torch's for {probe.dtype}" if dispatch.leaves(op, probe) else "")
+        for op in sorted(used)
+        for probe in probes
+        if dispatch.reads_on_host(op, probe)
+    ]
 
 
 def _name(dtype: torch.dtype) -> str:

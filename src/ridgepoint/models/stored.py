@@ -139,11 +139,12 @@ def expected(form: Form) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...]
         yield f"{form.tensor}_shape", (2 + len(stack),), ("I64", "I32")
 
 
-def read_codes(files: Files, form: Form, index: int | None = None) -> Codes:
-    """One matrix of a quantised form, spread out: `index` counts a stack's matrices."""
+def read_codes(files: Files, form: Form, index: int | None = None, device: torch.device | str = "cpu") -> Codes:
+    """One matrix of a quantised form, spread out on `device`: `index` counts a stack's matrices."""
     weight, scale = (files[name].tensor(name) for name in (form.weight, form.scale))
     if index is not None:
         weight, scale = weight[index], scale[index]
+    weight, scale = weight.to(device), scale.to(device)  # as stored: the fewest bytes to move
     if form.packing == "int32":
         _check_shape(files, form)
         unpacked = coded.from_int32(weight, 4 if form.kind == "int4" else 8, form.inputs)

@@ -20,6 +20,8 @@ from ridgepoint.kernels.moe_experts.combine import combine
 from ridgepoint.kernels.moe_experts.groups import group_rows
 from ridgepoint.kernels.triton_call import on_device, takes, wants_gradient
 
+OTHER_TYPES = cpu  # where activations or weights that are not bf16 go
+
 
 def moe_experts(
     x_TD: torch.Tensor,
@@ -38,7 +40,7 @@ def moe_experts(
                 f"experts packed for the GPU cannot take {x_TD.dtype} activations on {x_TD.device.type}",
                 hint="they serve inference in bfloat16 on CUDA",
             )
-        return cpu.moe_experts(
+        return OTHER_TYPES.moe_experts(
             x_TD, weights_TK, expert_ids_TK, w_gate_up_E2FD, w_down_EDF, activation, bias_gate_up_E2F, bias_down_ED
         )
     if x_TD.shape[0] == 0:
