@@ -105,7 +105,12 @@ RECIPES: dict[str, dict[str, str]] = {
     "fp8_kv8": {"weights": "fp8", "experts": "fp8", "activations": "fp8", "dispatch": "fp8", "kv": "fp8"},
     "int8": {"weights": "int8", "experts": "int8", "activations": "int8"},
     "int4": {"weights": "int4", "experts": "int4"},
-    "int4_a8": {"weights": "int4", "experts": "int4", "head": "int4", "activations": "int8"},  # what CPU kernels call int4-128-a8
+    "int4_a8": {
+        "weights": "int4",
+        "experts": "int4",
+        "head": "int4",
+        "activations": "int8",
+    },  # what CPU kernels call int4-128-a8
     "mxfp4": {"experts": "mxfp4"},  # gpt-oss as released: experts in 4 bits, the rest in bf16
     "nvfp4": {"weights": "nvfp4", "experts": "nvfp4", "activations": "nvfp4", "dispatch": "fp8", "kv": "fp8"},
     "nvfp4_experts": {"weights": "fp8", "experts": "nvfp4", "activations": "fp8", "dispatch": "fp8", "kv": "fp8"},
