@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from ridgepoint.server.service import Service
 DONE = b"data: [DONE]\n\n"
 
 
-class Job:
+class Job(ABC):
     """`prompt_of[i]` is the index of the prompt that sequence i answers."""
 
     def __init__(
@@ -52,13 +53,13 @@ class Job:
         reason = self.generations[index].finish_reason
         return "length" if reason == "length" else "stop"
 
+    @abstractmethod
     async def collect(self) -> msgspec.Struct:
         """The whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
-        raise NotImplementedError
 
     def usage(self) -> Usage:
         """Each prompt counts once however many answers it got; its cached tokens are the best that any of them found."""
