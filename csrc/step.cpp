@@ -99,14 +99,21 @@ int run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_row
 }
 
 struct ReadProbe {
-    const uint8_t* data;
+    uint8_t* data;
     int64_t bytes;
     std::atomic<int> sink{0};
 };
 
+constexpr int64_t kPiece = 1 << 18;
+
+// Pages nobody wrote are all the same page of zeros: reading them would measure a cache.
+void write_region(Team& team, int, void* context) {
+    ReadProbe& probe = *static_cast<ReadProbe*>(context);
+    team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
+}
+
 void read_region(Team& team, int, void* context) {
     ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    constexpr int64_t kPiece = 1 << 18;
     team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) {
         if (kernels().read_sum(probe.data + i * kPiece, kPiece) > 1.0) probe.sink.store(1);
     });
@@ -181,9 +188,10 @@ double rp_probe_read(int64_t bytes, int32_t repeats) {
     std::lock_guard<std::mutex> lock(rp::step_mutex);
     uint8_t* data = static_cast<uint8_t*>(rp_alloc(bytes));
     if (!data) return 0;
+    rp::ReadProbe probe{data, bytes};
+    rp::parallel(rp::write_region, &probe);
     double best = 0;
     for (int32_t i = 0; i < repeats; i++) {
-        rp::ReadProbe probe{data, bytes};
         const auto start = std::chrono::steady_clock::now();
         rp::parallel(rp::read_region, &probe);
         const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -42,7 +42,7 @@ class Roofs:
 
 def measure_roofs(probe_bytes: int = 1 << 28, milliseconds: int = 100) -> Roofs:
     """Rates of all threads of the pool in the ISA in use. Of the memory the usual rate, not the best: it comes in bursts."""
-    reads = [native.measure_read_bytes_per_s(probe_bytes, 1) for _ in range(5)]
+    reads = [native.measure_read_bytes_per_s(probe_bytes, 2) for _ in range(3)]
     return Roofs(
         read_bytes_per_s=statistics.median(reads),
         f32_flops_per_s=native.measure_peak_flops_per_s("f32", milliseconds),
