@@ -110,6 +110,32 @@ def test_the_output_names_the_drafter() -> None:
 def test_what_cannot_draft() -> None:
     with pytest.raises(ConfigError, match="vocabularies of 128,256 and 151,936"):
         named_drafter("llama-3.1-8b", BIG)
-    with pytest.raises(ConfigError, match="without draft tokens"):
+    with pytest.raises(ConfigError, match="without an acceptance"):
         ask(own_module("x", BIG.spec), Workload(users=1))
     assert named_drafter("ngram", BIG) is None
+
+
+def choose_length(acceptance: float, drafter: Drafter | None, users: int = 16) -> Plan:
+    work = Workload(input_tokens=1000, output_tokens=500, users=users, draft_tokens=8, acceptance=acceptance)
+    asked = Question(
+        model=BIG, pools=(H200,), workload=work, goal=Goal(minimise="tpot"), disaggregate=False, drafter=drafter, draft_lengths=(0, 1, 2, 4, 8),
+    )  # fmt: skip
+    return plan(asked)
+
+
+def test_the_draft_length_is_chosen_and_the_best_of_each_kept() -> None:
+    """The chosen length is the best of plans that fix it; a likelier draft is worth a longer one."""
+    drafter = named_drafter("qwen3-8b", BIG)
+    likely, unlikely = choose_length(0.85, drafter), choose_length(0.2, drafter)
+    lengths = [int(found.choice.chosen["draft"]) for found in (likely, unlikely)]
+    assert lengths[0] > lengths[1] == 0
+    assert [int(row["draft"]) for row in likely.drafts] == [0, 1, 2, 4, 8]
+    assert likely.choice.chosen["tpot_s"] == min(row["tpot_s"] for row in likely.drafts)
+    fixed = ask(
+        drafter, Workload(input_tokens=1000, output_tokens=500, users=16, draft_tokens=lengths[0], acceptance=0.85)
+    )
+    assert fixed.choice.chosen == likely.choice.chosen
+    assert likely.question.workload.draft_tokens == lengths[0] and likely.question.drafter is not None
+    assert unlikely.question.drafter is None and report(unlikely)["explain"]["term_s"].get("drafter") is None
+    assert report(likely)["question"]["searched"]["draft_tokens"] == [0, 1, 2, 4, 8]
+    assert [item["serve"]["draft_tokens"] for item in report(likely)["drafts"]] == [0, 1, 2, 4, 8]

@@ -49,7 +49,7 @@ def test_schema_is_plain_json_with_ordered_intervals(made: tuple[Plan, dict[str,
     data = json.loads(json.dumps(made[1], allow_nan=False))
     assert data["schema"] == SCHEMA == "ridgepoint.plan/1"
     assert set(data) == {
-        "schema", "question", "feasible", "failures", "choice", "runner_up", "alternatives", "changes", "frontier", "explain", "kv_policy", "assumptions",
+        "schema", "question", "feasible", "failures", "choice", "runner_up", "alternatives", "drafts", "changes", "frontier", "explain", "kv_policy", "assumptions",
         "num_priced", "num_feasible", "wide",
     }  # fmt: skip
     figures = [item for item in walk(data) if {"low", "middle", "high", "provenance"} <= set(item)]

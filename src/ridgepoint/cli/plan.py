@@ -58,7 +58,12 @@ def plan(
     prefix_hit: Annotated[float, typer.Option(help="Fraction of the prompt found cached.")] = 0.0,
     rollouts: Annotated[int, typer.Option(help="Answers per prompt (parallel samples).")] = 1,
     think_time_s: Annotated[float, typer.Option(help="Pause of a user between answer and next request.")] = 0.0,
-    draft_tokens: Annotated[int, typer.Option(help="Speculated tokens per step.")] = 0,
+    draft_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Speculated tokens per step; repeat to choose among them. With --acceptance alone, 0 to 8 are tried."
+        ),
+    ] = None,
     drafter: Annotated[
         str, typer.Option(help="Who drafts: ngram (free), mtp (the model's own module), or a model's name.")
     ] = "ngram",
@@ -106,7 +111,7 @@ def plan(
         Path | None, typer.Option(help="With --example: write the pages (Markdown) into this folder.")
     ] = None,
 ) -> None:
-    from ridgepoint.plan.search import Question
+    from ridgepoint.plan.search import DRAFT_LENGTHS, Question
     from ridgepoint.plan.workload import Goal, Workload
 
     if example is not None:
@@ -119,12 +124,13 @@ def plan(
     from ridgepoint.plan.named import named_drafter, named_model
 
     named = named_model(model)
+    lengths = tuple(sorted(set(draft_tokens or (DRAFT_LENGTHS if acceptance else ()))))
     question = Question(
         model=named,
         pools=_pools(hardware or [], prefill_hardware or [], decode_hardware or [], precision or [], rent or [], model, engine, share_units),
         workload=Workload(
             input_tokens=input_tokens, output_tokens=output_tokens, thinking_tokens=thinking_tokens, prefix_hit_frac=prefix_hit, users=users,
-            requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=draft_tokens, acceptance=acceptance,
+            requests_per_s=requests_per_s, think_time_s=think_time_s, rollouts=rollouts, draft_tokens=max(lengths, default=0), acceptance=acceptance,
             mean_pause_s=mean_pause_s, reuse_prob=reuse_prob,
         ),
         goal=Goal(
@@ -132,6 +138,7 @@ def plan(
             confidence=confidence,
         ),
         disaggregate=disaggregate, intervals_s=tuple(ms / 1e3 for ms in interval_ms) if interval_ms else None, drafter=named_drafter(drafter, named),
+        draft_lengths=lengths,
     )  # fmt: skip
     _answer(_run(question), explain=explain, json_=json_, html=html)
 

@@ -124,6 +124,9 @@ def searched_text(searched: dict[str, Any]) -> str:
     if len(intervals) == 1:
         many = f"a step interval of {seconds(intervals[0])}"
     pace = f"steps one after another and {many}" if searched["free_running"] else many
+    drafts = searched["draft_tokens"]
+    if len(drafts) > 1:
+        pace += f"; {len(drafts)} draft lengths from {drafts[0]} to {drafts[-1]}"
     return f"layouts in {' and '.join(searched['memory'])}; batches: {searched['batch']}; {len(searched['chunk_tokens'])} prompt chunks; {pace}; {searched['pools']}"
 
 
@@ -215,6 +218,14 @@ def notes(report: dict[str, Any]) -> list[str]:
         for item in report["alternatives"]:
             lines.append(
                 f"  {item['name']}: {objective} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips"
+            )
+    if report["drafts"]:
+        lines.append("the best with each draft length:")
+        objective = _objective_name(report)
+        for item in report["drafts"]:
+            figures, tokens = item["figures"], item["serve"]["draft_tokens"]
+            lines.append(
+                f"  {tokens} drafted: {objective} {interval_short(figures[objective])}, TPOT {interval_short(figures['tpot_s'])}, {item['name']}"
             )
     if report["changes"]:
         lines.append("what would change the choice:")

@@ -44,12 +44,13 @@ def report(plan: Plan, *, wide: bool = False) -> dict[str, Any]:
     question, choice = plan.question, plan.choice
     result: dict[str, Any] = {
         "schema": SCHEMA,
-        "question": _question(question),
+        "question": _question(plan),
         "feasible": choice.feasible,
         "failures": [asdict(failure) for failure in choice.failures],
         "choice": deployment(question, choice.chosen),
         "runner_up": deployment(question, choice.runner_up) if choice.runner_up else None,
         "alternatives": [deployment(question, row) for row in choice.alternatives],
+        "drafts": [deployment(question, row) for row in plan.drafts],
         "changes": [{"what": change.what, "deployment": deployment(question, change.row)} for change in plan.changes],
         "frontier": [deployment(question, choice.frontier.row(index)) for index in range(len(choice.frontier))],
         "explain": _explain(question, choice.chosen),
@@ -74,7 +75,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _question(question: Question) -> dict[str, Any]:
+def _question(plan: Plan) -> dict[str, Any]:
+    question = plan.question
     shape = shape_of(question.model.spec)
     return {
         "model": {
@@ -87,7 +89,7 @@ def _question(question: Question) -> dict[str, Any]:
         "disaggregate": question.disaggregate,
         "drafter": _drafter(question),
         "intervals_s": question.intervals_s,
-        "searched": _searched(question),
+        "searched": _searched(question) | {"draft_tokens": [int(row["draft"]) for row in plan.drafts] or [question.workload.draft_tokens]},
     }  # fmt: skip
 
 

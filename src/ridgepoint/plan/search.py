@@ -1,4 +1,5 @@
-"""The search: pools x layouts x batch x chunk x step interval x prefill:decode ratio, priced, filtered by the goal and ranked.
+"""The search: pools x layouts x batch x chunk x step interval x draft length x prefill:decode ratio, priced, filtered by the goal
+and ranked.
 
 `plan(question) -> Plan` is the whole of `ridgepoint plan`. Progress is reported through a callback, because a mixed-hardware
 search takes seconds; everything it decides is in `sweep`, `pair` and `choose`.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ridgepoint.cost.drafting import Drafter
 from ridgepoint.cost.layout import Layout
@@ -28,6 +29,8 @@ from ridgepoint.units import si
 
 Progress = Callable[[float, str], None]
 
+DRAFT_LENGTHS = (0, 1, 2, 3, 4, 6, 8)  # searched when an acceptance is known and no length is asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -42,14 +45,13 @@ class Question:
         None  # None: free-running steps and a grid of timetables; else these timetables alone
     )
     drafter: Drafter | None = None  # with draft tokens and no drafter, they are looked up in the text and cost nothing
+    draft_lengths: tuple[int, ...] = ()  # to choose from, instead of the workload's own
 
     def __post_init__(self) -> None:
         if not self.pools:
             raise ConfigError("a plan needs at least one kind of hardware", hint="--hardware h200")
-        if self.drafter is not None and not self.workload.draft_tokens:
-            raise ConfigError(
-                f"a drafter ({self.drafter.name}) without draft tokens", hint="--draft-tokens 3 --acceptance 0.7"
-            )
+        if self.drafter is not None and not any(self.lengths):
+            raise ConfigError(f"a drafter ({self.drafter.name}) without an acceptance", hint="--acceptance 0.7")
         length = self.workload.input_tokens + self.workload.written_tokens
         most = self.model.spec.max_context
         if max(length, self.goal.context or 0) > most:
@@ -63,13 +65,25 @@ class Question:
                     f"no hardware may {role}", hint=f"--{role}-hardware NAME, or --hardware NAME for both"
                 )
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Draft lengths to price."""
+        return self.draft_lengths or (self.workload.draft_tokens,)
+
+    def drafting(self, tokens: int) -> Question:
+        """The same question with one draft length; nobody drafts none."""
+        workload = replace(self.workload, draft_tokens=tokens)
+        return replace(self, workload=workload, draft_lengths=(), drafter=self.drafter if tokens else None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answer; `points` is everything that was priced, for charts and further questions."""
+    """The answer; `points` is everything that was priced, for charts and further questions. `question` drafts the chosen length,
+    `drafts` are the best rows of each length that was searched."""
 
     question: Question
     choice: Choice
+    drafts: tuple[dict[str, float], ...]
     changes: tuple[Change, ...]
     points: Points
     seconds: float
@@ -81,14 +95,37 @@ def _quiet(_done: float, _what: str) -> None:
 
 def plan(question: Question, progress: Progress = _quiet) -> Plan:
     started = time.perf_counter()
-    points = price_all(question, progress)
-    choice = choose(points, question.goal)
-    changes = what_would_change(points, question.goal, choice.chosen, question.pools) if choice.feasible else ()
-    return Plan(question=question, choice=choice, changes=changes, points=points, seconds=time.perf_counter() - started)
+    tables = _tables(question, progress)
+    points, goal = concat(list(tables.values())), question.goal
+    choice = choose(points, goal)
+    changes = what_would_change(points, goal, choice.chosen, question.pools) if choice.feasible else ()
+    drafts = tuple(choose(table, goal).chosen for table in tables.values()) if len(tables) > 1 else ()
+    return Plan(
+        question=question.drafting(int(choice.chosen["draft"])), choice=choice, drafts=drafts, changes=changes, points=points,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _tables(question: Question, progress: Progress) -> dict[int, Points]:
+    """Every row by draft length; a length whose drafter leaves no room has none, unless there is no other."""
+    tables: dict[int, Points] = {}
+    refused: PlanError | None = None
+    for done, tokens in enumerate(question.lengths):
+
+        def within(frac: float, what: str, done: int = done) -> None:
+            progress((done + frac) / len(question.lengths), what)
+
+        try:
+            tables[tokens] = price_all(question.drafting(tokens), within)
+        except PlanError as error:
+            refused = error
+    if not tables and refused is not None:
+        raise refused
+    return tables
 
 
 def price_all(question: Question, progress: Progress = _quiet) -> Points:
-    """Every row there is. Raises PlanError when the model fits nowhere."""
+    """Every row there is with the workload's own draft length. Raises PlanError when the model fits nowhere."""
     spec, workload, goal = question.model.spec, question.workload, question.goal
     jobs = _jobs(question)
     if question.intervals_s is None:
