@@ -217,7 +217,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         objective = _objective_name(report)
         for item in report["alternatives"]:
             lines.append(
-                f"  {item['name']}: {objective} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips"
+                f"  {item['name']}: {LIMIT_NAMES[objective]} {interval_short(item['figures'][objective])}, TPOT {interval_short(item['figures']['tpot_s'])}, {interval_short(item['figures']['chips'])} chips"
             )
     if report["drafts"]:
         lines.append("the best with each draft length:")
@@ -225,7 +225,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         for item in report["drafts"]:
             figures, tokens = item["figures"], item["serve"]["draft_tokens"]
             lines.append(
-                f"  {tokens} drafted: {objective} {interval_short(figures[objective])}, TPOT {interval_short(figures['tpot_s'])}, {item['name']}"
+                f"  {tokens} drafted: {LIMIT_NAMES[objective]} {interval_short(figures[objective])}, TPOT {interval_short(figures['tpot_s'])}, {item['name']}"
             )
     if report["changes"]:
         lines.append("what would change the choice:")
@@ -237,9 +237,9 @@ def notes(report: dict[str, Any]) -> list[str]:
         objective = _objective_name(report)
         gap = report["runner_up"]["figures"][objective]["middle"] / choice["figures"][objective]["middle"] - 1
         lines.append(
-            f"the runner-up is {gap:.1%} worse by {objective}: well inside the interval, so choose between them by other things"
+            f"the runner-up is {gap:.1%} worse by {LIMIT_NAMES[objective]}: well inside the interval, so choose between them by other things"
             if gap < 0.1
-            else f"the runner-up is {gap:.0%} worse by {objective}"
+            else f"the runner-up is {gap:.0%} worse by {LIMIT_NAMES[objective]}"
         )
     return lines
 
