@@ -49,16 +49,33 @@ struct Step {
     std::atomic<int> error{kOk};
 };
 
+constexpr int64_t kWantedBytes = 64 << 10;  // of weights, fetched by a thread that waits for the others
+
+// The weights that a thread reads first after operator `i`; null when they are experts not chosen yet.
+const uint8_t* panel_after(const Step& step, int64_t i, int thread, int threads) {
+    while (++i < step.count) {
+        const OpHeader& header = *static_cast<const OpHeader*>(step.ops[i]);
+        const int64_t rows = rows_of(header, step.tokens, step.logit_rows);
+        if (header.op == RP_OP_MOE) return nullptr;
+        if (rows > 0 && kOperators[header.op]->first_panel) return kOperators[header.op]->first_panel(step.ops[i], rows, thread, threads);
+    }
+    return nullptr;
+}
+
 void run_step(Team& team, int thread, void* context) {
     Step& step = *static_cast<Step*>(context);
-    Region region{kernels(), team, thread, arena.memory, arena.memory + step.shared_bytes + thread * step.local_bytes, step.error};
+    Region region{kernels(), team, thread, arena.memory, arena.memory + step.shared_bytes + thread * step.local_bytes, nullptr, step.error};
+    Wanted wanted{nullptr, nullptr};
     auto before = std::chrono::steady_clock::now();
     for (int64_t i = 0; i < step.count; i++) {
         const OpHeader& header = *static_cast<const OpHeader*>(step.ops[i]);
         const int64_t rows = rows_of(header, step.tokens, step.logit_rows);
         if (rows > 0) {
+            const uint8_t* before_this = region.after;
+            region.after = panel_after(step, i, thread, team.size());
+            if (region.after != before_this) wanted = {region.after, region.after ? region.after + kWantedBytes : nullptr};
             kOperators[header.op]->body(step.ops[i], rows, region);
-            team.barrier();
+            team.barrier(&wanted);
         }
         if (step.seconds && thread == 0) {
             const auto now = std::chrono::steady_clock::now();
