@@ -49,8 +49,6 @@ struct Step {
     std::atomic<int> error{kOk};
 };
 
-constexpr int64_t kWantedBytes = 64 << 10;  // of weights, fetched by a thread that waits for the others
-
 // The weights that a thread reads first after operator `i`; null when they are experts not chosen yet.
 const uint8_t* panel_after(const Step& step, int64_t i, int thread, int threads) {
     while (++i < step.count) {
@@ -124,14 +122,14 @@ struct ReadProbe {
 constexpr int64_t kPiece = 1 << 18;
 
 // Pages nobody wrote are all the same page of zeros: reading them would measure a cache.
-void write_region(Team& team, int, void* context) {
+void write_region(Team& team, int thread, void* context) {
     ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
+    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
 }
 
-void read_region(Team& team, int, void* context) {
+void read_region(Team& team, int thread, void* context) {
     ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) {
+    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) {
         if (kernels().read_sum(probe.data + i * kPiece, kPiece) > 1.0) probe.sink.store(1);
     });
 }

@@ -65,12 +65,36 @@ void sort_pairs(const MoeOp& op, int64_t rows, const Plan& p, std::atomic<int>& 
     p.first[0] = 0;
 }
 
-void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, Region& region) {
+// How the last phase is cut into items: for few rows, where memory binds, runs of panels that lie side by side in every
+// expert; for many, ranges of tokens.
+struct Cut {
+    int64_t run, runs;       // panels an item owns; how many such runs
+    int64_t tokens, chunks;  // of an item; how many such ranges
+};
+constexpr int64_t kSumBytes = 1 << 16;  // of an item with more than one panel, so that sums stay in a second-level cache
+constexpr int64_t kRunsPerThread = 2;   // the longer a run, the faster it is read; the more, the better shared
+
+Cut cut(int64_t rows, int64_t panels, int threads) {
+    const int64_t room = kSumBytes / (rows * kPanel * 4), share = ceil_div(panels, kRunsPerThread * threads);
+    const int64_t run = room < 1 ? 1 : room < share ? room : share, runs = ceil_div(panels, run);
+    const int64_t wanted = ceil_div(8 * threads, runs), possible = ceil_div(rows, 256);
+    const int64_t chunks = run > 1 ? 1 : wanted < possible ? wanted : possible;
+    return {run, runs, ceil_div(rows, chunks), chunks};
+}
+
+// The panel of the last phase that this thread starts with.
+const uint8_t* first_down(const MoeOp& op, int64_t rows, const Plan& p, const Region& region) {
+    const Cut c = cut(rows, panels_of(*op.down), region.team.size());
+    const int64_t item = Team::stretch_start(c.runs * c.chunks, region.thread, region.team.size());
+    return panel_at(*op.down, p.hit[0], item / c.chunks * c.run);
+}
+
+void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, const uint8_t* down, Region& region) {
     const PackedWeight& w = *op.gate_up;
     const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_hit * panels;
     region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
         const int64_t e = p.hit[item / panels], j = item % panels, begin = p.first[e], n = p.first[e + 1] - begin;
-        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : nullptr;
+        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : down;
         const int64_t column = j * (kPanel / 2), valid = width - column < kPanel / 2 ? width - column : kPanel / 2;
         const float* bias = op.bias_gate_up ? op.bias_gate_up + e * w.outputs + column : nullptr;
         multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t i) { return x.at(p.token[begin + i]); },
@@ -97,23 +121,6 @@ int64_t pair_of_token(const Plan& p, int64_t begin, int64_t end, int64_t token) 
         else end = middle;
     }
     return begin;
-}
-
-// How the last phase is cut into items: for few rows, where memory binds, runs of panels that lie side by side in every
-// expert; for many, ranges of tokens.
-struct Cut {
-    int64_t run, runs;       // panels an item owns; how many such runs
-    int64_t tokens, chunks;  // of an item; how many such ranges
-};
-constexpr int64_t kSumBytes = 1 << 16;  // of an item with more than one panel, so that sums stay in a second-level cache
-constexpr int64_t kRunsPerThread = 2;   // the longer a run, the faster it is read; the more, the better shared
-
-Cut cut(int64_t rows, int64_t panels, int threads) {
-    const int64_t room = kSumBytes / (rows * kPanel * 4), share = ceil_div(panels, kRunsPerThread * threads);
-    const int64_t run = room < 1 ? 1 : room < share ? room : share, runs = ceil_div(panels, run);
-    const int64_t wanted = ceil_div(8 * threads, runs), possible = ceil_div(rows, 256);
-    const int64_t chunks = run > 1 ? 1 : wanted < possible ? wanted : possible;
-    return {run, runs, ceil_div(rows, chunks), chunks};
 }
 
 void down_and_combine(const MoeOp& op, int64_t rows, const Plan& p, const Rows& h, Region& region) {
@@ -169,10 +176,12 @@ void body(const void* raw, int64_t rows, Region& region) {
     const Rows x = prepare_rows(region, *op.gate_up, op.x, op.x_dtype, op.x_stride, rows, p.x_rows);
     region.team.barrier();
     if (*p.num_hit == 0) return;
-    gate_and_up(op, p, x, region);
-    region.team.barrier();
+    const uint8_t* down = first_down(op, rows, p, region);
+    Wanted meanwhile{down, down + kWantedBytes};
+    gate_and_up(op, p, x, down, region);
+    region.team.barrier(&meanwhile);
     const Rows h = prepare_rows(region, *op.down, p.h, op.x_dtype, p.h_stride, rows * op.top_k, p.h_rows);
-    if (p.h_bytes) region.team.barrier();
+    if (p.h_bytes) region.team.barrier(&meanwhile);
     down_and_combine(op, rows, p, h, region);
 }
 

@@ -22,6 +22,8 @@ struct Region {
     std::atomic<int>& error;  // 0, or the code of the first failure
 };
 
+constexpr int64_t kWantedBytes = 64 << 10;  // of its next weights: what a thread fetches while it waits for the others
+
 struct Workspace { int64_t shared_bytes, local_bytes; };
 
 enum Error { kOk = 0, kBadExpertId = 1, kBadTokenId = 2, kBadSlot = 3, kBadOp = 4, kNoFormat = 5, kBadShape = 6, kNoMemory = 7 };
