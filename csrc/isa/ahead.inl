@@ -5,7 +5,7 @@
 // from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch a part each of the
 // next panel, since the first of them alone would have to wait for this one.
 
-constexpr int64_t kAheadBytes = 8192;  // some 100 ns of one thread's share of the memory, several times over
+constexpr int64_t kAheadBytes = 8192;  // 400 ns at a thread's 20 GB/s: a few times what memory takes to answer
 
 class Ahead {
 public:
@@ -15,17 +15,26 @@ public:
         else if (t.panel_next && t.columns == kPanel) take_turn(t, pass, passes);
     }
     int lines() const { return lines_; }  // of 64 bytes, per step
+    bool near() const { return near_; }
     void ask() {
-        if (lines_ == 4) ask<4>();
-        else if (lines_ == 2) ask<2>();
-        else if (lines_ == 1) ask<1>();
-    }
-    template <int Lines> void ask() {
-#pragma GCC unroll 4
-        for (int i = 0; i < Lines; i++) {
-            if (Lines > 0) __builtin_prefetch(at_ + 64 * i, 0, 3);
+        if (near_) {
+            if (lines_ == 4) ask_near<4>();
+            else if (lines_ == 2) ask_near<2>();
+            else ask_near<1>();
+        } else {
+            if (lines_ == 2) ask_far<2>();
+            else if (lines_ == 1) ask_far<1>();
         }
-        advance(stride_);
+    }
+    template <int Lines> void ask_near() {
+#pragma GCC unroll 4
+        for (int i = 0; i < Lines; i++) __builtin_prefetch(at_ + 64 * i, 0, 3);  // into the first level: it is read very soon
+        advance(256);
+    }
+    template <int Lines> void ask_far() {
+#pragma GCC unroll 4
+        for (int i = 0; i < Lines; i++) prefetch(at_ + 64 * i);
+        at_ += 64 * Lines;
     }
     // A group's scales are part of the panel and of no step.
     void ask_scales(int64_t bytes) {
@@ -33,7 +42,7 @@ public:
             for (int64_t i = 0; asks_scales_ && i < bytes; i += 64) __builtin_prefetch(at_ + i, 0, 3);
             advance(bytes);
         } else if (lines_) {
-            for (owed_ += bytes * lines_ / 4; owed_ >= 64; owed_ -= 64, at_ += 64) __builtin_prefetch(at_, 0, 3);
+            for (owed_ += bytes * lines_ / 4; owed_ >= 64; owed_ -= 64, at_ += 64) prefetch(at_);
         }
     }
 
@@ -44,7 +53,6 @@ private:
         near_ = true;
         asks_scales_ = pass == 0;
         lines_ = t.columns / 16 / passes;
-        stride_ = 256;
         const int64_t column = t.first_column * 4 + pass * lines_ * 64;
         then_ = (t.panel_next ? t.panel_next : t.panel) + column;
         at_ = t.panel + distance + column;
@@ -56,7 +64,6 @@ private:
         const int64_t lines = per_tile > passes ? per_tile / passes : 1;
         if (pass >= per_tile || (t.turn + 1) * per_tile > 4) return;
         lines_ = static_cast<int>(lines);
-        stride_ = 64 * lines;
         at_ = t.panel_next + (t.turn * per_tile + pass * lines) * 64 * all_steps;
     }
     void advance(int64_t bytes) {
@@ -68,7 +75,7 @@ private:
     }
 
     const uint8_t *at_ = nullptr, *then_ = nullptr, *end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
-    int64_t stride_ = 0, owed_ = 0;
+    int64_t owed_ = 0;
     int lines_ = 0;
     bool near_ = false, asks_scales_ = false;
 };
