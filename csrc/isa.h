@@ -17,10 +17,10 @@ struct Tile {
     const uint8_t* panel;
     const uint8_t* const* x;   // prepared rows
     float* out;
-    const uint8_t* prefetch;   // this tile's part of the panel that this thread reads next, or null
+    const uint8_t* panel_next; // the panel that this thread reads next, or null
     int64_t steps;             // k-steps of 256 (or fewer) bytes
-    int64_t prefetch_lines;    // 64-byte lines to ask for per step: 1, 2 or 4
     int64_t panel_bytes;
+    int32_t turn, turns;       // this tile is one of how many that read the panel in turn
     int32_t first_column, columns;  // of the panel's outputs; all 64 unless the format `splits`
     int32_t rows;              // 1 .. max_rows
     int32_t group_steps;       // steps per scale of the activations (and of the weights, when scaled by group)

@@ -49,16 +49,31 @@ struct Step {
     std::atomic<int> error{kOk};
 };
 
+// The weights that a thread reads first after operator `i`; null when they are experts not chosen yet.
+const uint8_t* panel_after(const Step& step, int64_t i, int thread, int threads) {
+    while (++i < step.count) {
+        const OpHeader& header = *static_cast<const OpHeader*>(step.ops[i]);
+        const int64_t rows = rows_of(header, step.tokens, step.logit_rows);
+        if (header.op == RP_OP_MOE) return nullptr;
+        if (rows > 0 && kOperators[header.op]->first_panel) return kOperators[header.op]->first_panel(step.ops[i], rows, thread, threads);
+    }
+    return nullptr;
+}
+
 void run_step(Team& team, int thread, void* context) {
     Step& step = *static_cast<Step*>(context);
-    Region region{kernels(), team, thread, arena.memory, arena.memory + step.shared_bytes + thread * step.local_bytes, step.error};
+    Region region{kernels(), team, thread, arena.memory, arena.memory + step.shared_bytes + thread * step.local_bytes, nullptr, step.error};
+    Wanted wanted{nullptr, nullptr};
     auto before = std::chrono::steady_clock::now();
     for (int64_t i = 0; i < step.count; i++) {
         const OpHeader& header = *static_cast<const OpHeader*>(step.ops[i]);
         const int64_t rows = rows_of(header, step.tokens, step.logit_rows);
         if (rows > 0) {
+            const uint8_t* before_this = region.after;
+            region.after = panel_after(step, i, thread, team.size());
+            if (region.after != before_this) wanted = {region.after, region.after ? region.after + kWantedBytes : nullptr};
             kOperators[header.op]->body(step.ops[i], rows, region);
-            team.barrier();
+            team.barrier(&wanted);
         }
         if (step.seconds && thread == 0) {
             const auto now = std::chrono::steady_clock::now();
@@ -107,14 +122,14 @@ struct ReadProbe {
 constexpr int64_t kPiece = 1 << 18;
 
 // Pages nobody wrote are all the same page of zeros: reading them would measure a cache.
-void write_region(Team& team, int, void* context) {
+void write_region(Team& team, int thread, void* context) {
     ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
+    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
 }
 
-void read_region(Team& team, int, void* context) {
+void read_region(Team& team, int thread, void* context) {
     ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.each(probe.bytes / kPiece, [&](int64_t i, int64_t) {
+    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) {
         if (kernels().read_sum(probe.data + i * kPiece, kPiece) > 1.0) probe.sink.store(1);
     });
 }

@@ -67,15 +67,63 @@ template <class Word> void wait_while(std::atomic<Word>& word, Word value, std::
 
 }  // namespace
 
-void Team::barrier() {
-    if (size_ == 1) return;
+void Team::resize(int size) {
+    size_ = size;
+    taken_ = std::vector<Taken>(static_cast<size_t>(size));
+}
+
+void Team::rewind() {
+    next_.store(0, std::memory_order_relaxed);
+    for (Taken& taken : taken_) taken.counts.store(0, std::memory_order_relaxed);
+}
+
+// Whose stretch has most items left; -1 when none has any.
+int Team::longest(int64_t n) const {
+    int best = -1;
+    int64_t most = 0;
+    for (int t = 0; t < size_; t++) {
+        const Left there = left(t, n, taken_[t].counts.load(std::memory_order_relaxed));
+        if (there.end - there.first > most) { most = there.end - there.first; best = t; }
+    }
+    return best;
+}
+
+int64_t Team::take(int thread, int64_t n) {
+    for (int owner = thread; owner >= 0;) {
+        uint64_t counts = taken_[owner].counts.load(std::memory_order_relaxed);
+        const Left there = left(owner, n, counts);
+        const bool own = owner == thread;
+        if (there.first >= there.end) owner = longest(n);
+        else if (taken_[owner].counts.compare_exchange_weak(counts, counts + (own ? 1 : uint64_t{1} << 32), std::memory_order_relaxed))
+            return own ? there.first : there.end - 1;
+    }
+    return n;
+}
+
+int64_t Team::upcoming(int thread, int64_t n) const {
+    const Left own = left(thread, n, taken_[thread].counts.load(std::memory_order_relaxed));
+    if (own.first < own.end) return own.first;
+    const int owner = longest(n);
+    return owner < 0 ? n : left(owner, n, taken_[owner].counts.load(std::memory_order_relaxed)).end - 1;
+}
+
+void Team::barrier(Wanted* meanwhile) {
+    if (size_ == 1) {
+        rewind();
+        return;
+    }
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);
+        rewind();
         phase_.store(phase + 1, std::memory_order_seq_cst);
         wake_all(phase_, asleep_);
         return;
+    }
+    // A line each time round: the processor stops at the one that memory has no room for, not for long.
+    while (meanwhile && meanwhile->at < meanwhile->end && phase_.load(std::memory_order_acquire) == phase) {
+        __builtin_prefetch(meanwhile->at, 0, 2);
+        meanwhile->at += 64;
     }
     wait_while(phase_, phase, asleep_);
 }
@@ -95,7 +143,7 @@ struct Pool {
     std::condition_variable wake;
 
     Pool(int threads, int spin) : spin_us(spin) {
-        team.size_ = threads;
+        team.resize(threads);
         for (int i = 1; i < threads; i++) workers.emplace_back([this, i] { work(i); });
     }
 
@@ -141,7 +189,7 @@ struct Pool {
     void run(void (*b)(Team&, int, void*), void* c) {
         body = b;
         context = c;
-        team.next_.store(0, std::memory_order_relaxed);
+        team.rewind();
         if (workers.empty()) { b(team, 0, c); return; }
         running.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
         publish();

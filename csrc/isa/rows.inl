@@ -322,6 +322,7 @@ double row_read_sum(const uint8_t* data, int64_t bytes) {
     Lanes a = zero(), b = zero(), c = zero(), d = zero();
     for (int64_t i = 0; i + 256 <= bytes; i += 256) {
         const float* p = reinterpret_cast<const float*>(data + i);
+        for (int line = 0; line < 4; line++) __builtin_prefetch(data + i + 64 * line + 8192, 0, 3);
         a = vmax(a, load(p)); b = vmax(b, load(p + 16)); c = vmax(c, load(p + 32)); d = vmax(d, load(p + 48));
     }
     return fold_sum(vmax(vmax(a, b), vmax(c, d)));

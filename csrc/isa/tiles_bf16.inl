@@ -18,7 +18,7 @@ inline __m512bh pair(const uint8_t* row, int64_t k) {
     return (__m512bh)_mm512_set1_epi32(bits);
 }
 
-template <int R, int P> inline void bf16_dot_tile(const Tile& t) {
+template <int R, bool Near, int Lines> inline void bf16_dot_tile(const Tile& t, Ahead ahead) {
     __m512 acc[R][4];
     const uint8_t* x[R];
 #pragma GCC unroll 8
@@ -28,11 +28,9 @@ template <int R, int P> inline void bf16_dot_tile(const Tile& t) {
         for (int v = 0; v < 4; v++) acc[r][v] = _mm512_setzero_ps();
     }
     const uint8_t* w = t.panel;
-    const uint8_t* ahead = t.prefetch;
     for (int64_t k = 0; k < t.steps; k++, w += 256) {
-#pragma GCC unroll 4
-        for (int i = 0; i < P; i++) prefetch(ahead + 64 * i);
-        ahead += 64 * P;
+        if constexpr (Near) ahead.ask_near<Lines>();
+        else ahead.ask_far<Lines>();
         const __m512bh w0 = pairs(w), w1 = pairs(w + 64), w2 = pairs(w + 128), w3 = pairs(w + 192);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -51,10 +49,11 @@ template <int R, int P> inline void bf16_dot_tile(const Tile& t) {
 
 template <int R> void bf16_dot_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_dot_rows<R - 1>(t); return; }
-    if (!t.prefetch || t.prefetch_lines == 0) bf16_dot_tile<R, 0>(t);
-    else if (t.prefetch_lines == 1) bf16_dot_tile<R, 1>(t);
-    else if (t.prefetch_lines == 2) bf16_dot_tile<R, 2>(t);
-    else bf16_dot_tile<R, 4>(t);
+    const Ahead ahead(t, 0, 1);
+    if (ahead.near()) bf16_dot_tile<R, true, 4>(t, ahead);
+    else if (ahead.lines() == 2) bf16_dot_tile<R, false, 2>(t, ahead);
+    else if (ahead.lines() == 1) bf16_dot_tile<R, false, 1>(t, ahead);
+    else bf16_dot_tile<R, false, 0>(t, ahead);
 }
 
 double dot_peak(int32_t format, int64_t iterations) {

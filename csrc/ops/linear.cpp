@@ -4,15 +4,36 @@
 namespace rp {
 namespace {
 
-// Rows per item: enough items to share evenly, few enough that a strip is read from memory once.
-int64_t rows_per_item(int64_t rows, int64_t strips, int threads) {
-    const int64_t chunks = ceil_div(8 * threads, strips);
-    return chunks <= 1 ? rows : round_up(ceil_div(rows, chunks), 24);
+// How the product is cut into items: strips (a panel, or half of one) by ranges of rows.
+struct Cut {
+    int64_t matrices, panels, strips, per_panel, per_item, chunks;
+    int64_t items() const { return strips * chunks; }
+    int64_t panel_of(int64_t item) const { return item / chunks / per_panel; }  // of all matrices
+};
+
+Cut cut(const LinearOp& op, int64_t rows, const KernelTable& table, int threads) {
+    const PackedWeight& w = *op.weight;
+    Cut c{};
+    c.matrices = op.heads ? w.num_matrices : 1;
+    c.panels = panels_of(w);
+    // A router is a panel or two: its halves are worth sharing.
+    c.per_panel = kernels_for(table, w).splits && c.matrices * c.panels < 2 * threads ? 2 : 1;
+    c.strips = c.matrices * c.panels * c.per_panel;
+    // Enough items to share evenly, few enough that a strip is read from memory once.
+    const int64_t wanted = ceil_div(8 * threads, c.strips);
+    c.per_item = wanted <= 1 ? rows : round_up(ceil_div(rows, wanted), 24);
+    c.chunks = ceil_div(rows, c.per_item);
+    return c;
 }
 
-// A router is a panel or two: its halves are worth sharing.
-int64_t strips_per_panel(const KernelTable& table, const PackedWeight& w, int64_t panels, int threads) {
-    return kernels_for(table, w).splits && panels < 2 * threads ? 2 : 1;
+const uint8_t* panel_of(const PackedWeight& w, const Cut& c, int64_t panel) {
+    return panel_at(w, panel / c.panels, panel % c.panels);
+}
+
+const uint8_t* first_panel(const void* raw, int64_t rows, int thread, int threads) {
+    const LinearOp& op = *static_cast<const LinearOp*>(raw);
+    const Cut c = cut(op, rows, kernels(), threads);
+    return panel_of(*op.weight, c, c.panel_of(Team::stretch_start(c.items(), thread, threads)));
 }
 
 Workspace workspace(const void* raw, int64_t rows, int) {
@@ -24,23 +45,21 @@ Workspace workspace(const void* raw, int64_t rows, int) {
 void body(const void* raw, int64_t rows, Region& region) {
     const LinearOp& op = *static_cast<const LinearOp*>(raw);
     const PackedWeight& w = *op.weight;
-    const int64_t matrices = op.heads ? w.num_matrices : 1, panels = panels_of(w);
+    const Cut c = cut(op, rows, region.table, region.team.size());
     const int64_t bytes = prepare_bytes(region.table, w, op.x_dtype);
-    for (int64_t m = 0; m < matrices && bytes; m++)
+    for (int64_t m = 0; m < c.matrices && bytes; m++)
         prepare_rows(region, w, offset(op.x, m * op.x_head_stride, op.x_dtype), op.x_dtype, op.x_stride, rows,
                      region.shared + m * rows * bytes);
     if (bytes) region.team.barrier();
 
-    const int64_t per_panel = strips_per_panel(region.table, w, matrices * panels, region.team.size());
-    const int64_t strips = matrices * panels * per_panel;
-    const int64_t per_item = rows_per_item(rows, strips, region.team.size()), chunks = ceil_div(rows, per_item);
-    region.team.each(strips * chunks, [&](int64_t item, int64_t after) {
-        const int64_t strip = item / chunks, panel = strip / per_panel, next_panel = after / chunks / per_panel;
-        const int64_t m = panel / panels, p = panel % panels, first = item % chunks * per_item;
-        const int64_t count = rows - first < per_item ? rows - first : per_item;
-        const bool more = next_panel < matrices * panels && next_panel != panel;
-        const uint8_t* next = more ? panel_at(w, next_panel / panels, next_panel % panels) : nullptr;
-        const Columns columns{static_cast<int32_t>(strip % per_panel * kPanel / per_panel), static_cast<int32_t>(kPanel / per_panel)};
+    region.team.walk(region.thread, c.items(), [&](int64_t item, int64_t after) {
+        const int64_t panel = c.panel_of(item), m = panel / c.panels, p = panel % c.panels;
+        const int64_t first = item % c.chunks * c.per_item, count = rows - first < c.per_item ? rows - first : c.per_item;
+        const uint8_t* next = after >= c.items()           ? region.after
+                              : c.panel_of(after) == panel ? nullptr
+                                                           : panel_of(w, c, c.panel_of(after));
+        const int64_t half = item / c.chunks % c.per_panel;
+        const Columns columns{static_cast<int32_t>(half * kPanel / c.per_panel), static_cast<int32_t>(kPanel / c.per_panel)};
         const int64_t column = p * kPanel + columns.first;
         const int64_t width = w.outputs - column < columns.count ? w.outputs - column : columns.count;
         if (width <= 0) return;
@@ -60,6 +79,6 @@ void body(const void* raw, int64_t rows, Region& region) {
 
 }  // namespace
 
-extern const Operator kLinear{workspace, body};
+extern const Operator kLinear{workspace, body, first_panel};
 
 }  // namespace rp

@@ -1,8 +1,10 @@
 // Routed experts of one layer in three phases: sort (token, expert) pairs by expert; gate and up with the activation in
 // the epilogue; down with the weighted sum in the epilogue.
 //
-// In the last phase an item owns 64 columns of y for a range of tokens and visits the experts in ascending order, so a
-// token's sum has one order whatever its batch, nothing is written twice, and no atomics are needed.
+// In the last phase an item owns some panels' columns of y for a range of tokens and visits the experts in ascending order,
+// so a token's sum has one order whatever its batch, nothing is written twice, and no atomics are needed.
+#include <algorithm>
+
 #include "multiply.h"
 
 namespace rp {
@@ -63,12 +65,36 @@ void sort_pairs(const MoeOp& op, int64_t rows, const Plan& p, std::atomic<int>& 
     p.first[0] = 0;
 }
 
-void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, Region& region) {
+// How the last phase is cut into items: for few rows, where memory binds, runs of panels that lie side by side in every
+// expert; for many, ranges of tokens.
+struct Cut {
+    int64_t run, runs;       // panels an item owns; how many such runs
+    int64_t tokens, chunks;  // of an item; how many such ranges
+};
+constexpr int64_t kSumBytes = 1 << 16;  // of an item with more than one panel, so that sums stay in a second-level cache
+constexpr int64_t kRunsPerThread = 2;   // the longer a run, the faster it is read; the more, the better shared
+
+Cut cut(int64_t rows, int64_t panels, int threads) {
+    const int64_t room = kSumBytes / (rows * kPanel * 4), share = ceil_div(panels, kRunsPerThread * threads);
+    const int64_t run = room < 1 ? 1 : room < share ? room : share, runs = ceil_div(panels, run);
+    const int64_t wanted = ceil_div(8 * threads, runs), possible = ceil_div(rows, 256);
+    const int64_t chunks = run > 1 ? 1 : wanted < possible ? wanted : possible;
+    return {run, runs, ceil_div(rows, chunks), chunks};
+}
+
+// The panel of the last phase that this thread starts with.
+const uint8_t* first_down(const MoeOp& op, int64_t rows, const Plan& p, const Region& region) {
+    const Cut c = cut(rows, panels_of(*op.down), region.team.size());
+    const int64_t item = Team::stretch_start(c.runs * c.chunks, region.thread, region.team.size());
+    return panel_at(*op.down, p.hit[0], item / c.chunks * c.run);
+}
+
+void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, const uint8_t* down, Region& region) {
     const PackedWeight& w = *op.gate_up;
     const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_hit * panels;
-    region.team.each(items, [&](int64_t item, int64_t after) {
+    region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
         const int64_t e = p.hit[item / panels], j = item % panels, begin = p.first[e], n = p.first[e + 1] - begin;
-        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : nullptr;
+        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : down;
         const int64_t column = j * (kPanel / 2), valid = width - column < kPanel / 2 ? width - column : kPanel / 2;
         const float* bias = op.bias_gate_up ? op.bias_gate_up + e * w.outputs + column : nullptr;
         multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t i) { return x.at(p.token[begin + i]); },
@@ -97,40 +123,41 @@ int64_t pair_of_token(const Plan& p, int64_t begin, int64_t end, int64_t token) 
     return begin;
 }
 
-int64_t token_chunks(int64_t rows, int64_t panels, int threads) {
-    const int64_t wanted = ceil_div(8 * threads, panels), possible = ceil_div(rows, 256);
-    return wanted < possible ? wanted : possible;
-}
-
 void down_and_combine(const MoeOp& op, int64_t rows, const Plan& p, const Rows& h, Region& region) {
     const PackedWeight& w = *op.down;
-    const int64_t panels = panels_of(w), chunks = token_chunks(rows, panels, region.team.size());
-    const int64_t per_chunk = ceil_div(rows, chunks), hits = *p.num_hit;
-    float* sums = reinterpret_cast<float*>(region.local);  // [per_chunk, 64]
-    region.team.each(panels * chunks, [&](int64_t item, int64_t after) {
-        const int64_t j = item / chunks, column = j * kPanel;
-        const int64_t t0 = item % chunks * per_chunk, t1 = t0 + per_chunk < rows ? t0 + per_chunk : rows;
-        const int64_t width = w.outputs - column < kPanel ? w.outputs - column : kPanel;
-        memset(sums, 0, static_cast<size_t>(t1 - t0) * kPanel * 4);
+    const int64_t panels = panels_of(w), hits = *p.num_hit;
+    const Cut c = cut(rows, panels, region.team.size());
+    const int64_t items = c.runs * c.chunks, stride = c.run * kPanel;
+    float* sums = reinterpret_cast<float*>(region.local);  // [c.tokens, stride]
+    region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
+        const int64_t j0 = item / c.chunks * c.run, j1 = std::min(j0 + c.run, panels);
+        const int64_t t0 = item % c.chunks * c.tokens, t1 = std::min(t0 + c.tokens, rows);
+        memset(sums, 0, static_cast<size_t>((t1 - t0) * stride) * 4);
         for (int64_t i = 0; i < hits; i++) {
             const int64_t e = p.hit[i];
             const int64_t begin = pair_of_token(p, p.first[e], p.first[e + 1], t0);
             const int64_t n = pair_of_token(p, begin, p.first[e + 1], t1) - begin;
             if (n == 0) continue;
-            const uint8_t* next = i + 1 < hits              ? panel_at(w, p.hit[i + 1], j)
-                                  : after < panels * chunks ? panel_at(w, p.hit[0], after / chunks)
-                                                            : nullptr;
-            const float* bias = op.bias_down ? op.bias_down + e * w.outputs + column : nullptr;
-            multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t r) { return h.at(begin + r); },
-                     [&](int64_t done, int64_t count, float* values) {
-                for (int64_t r = 0; r < count; r++) {
-                    const int64_t pair = begin + done + r;
-                    region.table.axpy(values + r * kPanel, bias, p.weight[pair], width, sums + (p.token[pair] - t0) * kPanel);
-                }
-            });
+            const uint8_t* then = i + 1 < hits  ? panel_at(w, p.hit[i + 1], j0)
+                                  : after < items ? panel_at(w, p.hit[0], after / c.chunks * c.run)
+                                                  : region.after;
+            for (int64_t j = j0; j < j1; j++) {
+                const int64_t column = j * kPanel, width = std::min<int64_t>(w.outputs - column, kPanel);
+                const float* bias = op.bias_down ? op.bias_down + e * w.outputs + column : nullptr;
+                multiply(region, w, panel_at(w, e, j), j + 1 < j1 ? panel_at(w, e, j + 1) : then, n,
+                         [&](int64_t r) { return h.at(begin + r); }, [&](int64_t done, int64_t count, float* values) {
+                    for (int64_t r = 0; r < count; r++) {
+                        const int64_t pair = begin + done + r;
+                        float* sum = sums + (p.token[pair] - t0) * stride + (j - j0) * kPanel;
+                        region.table.axpy(values + r * kPanel, bias, p.weight[pair], width, sum);
+                    }
+                });
+            }
         }
+        const int64_t width = std::min(w.outputs - j0 * kPanel, (j1 - j0) * kPanel);
         for (int64_t t = t0; t < t1; t++)
-            region.table.narrow(sums + (t - t0) * kPanel, op.y_dtype, width, offset(op.y, t * op.y_stride + column, op.y_dtype));
+            region.table.narrow(sums + (t - t0) * stride, op.y_dtype, width,
+                                offset(op.y, t * op.y_stride + j0 * kPanel, op.y_dtype));
     });
 }
 
@@ -138,8 +165,8 @@ Workspace workspace(const void* raw, int64_t rows, int threads) {
     const MoeOp& op = *static_cast<const MoeOp*>(raw);
     int64_t used = 0;
     plan(op, rows, nullptr, kernels(), &used);
-    const int64_t chunks = token_chunks(rows > 0 ? rows : 1, panels_of(*op.down), threads);
-    return {used, ceil_div(rows > 0 ? rows : 1, chunks) * kPanel * 4};
+    const Cut c = cut(rows > 0 ? rows : 1, panels_of(*op.down), threads);
+    return {used, c.tokens * c.run * kPanel * 4};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {
@@ -149,10 +176,12 @@ void body(const void* raw, int64_t rows, Region& region) {
     const Rows x = prepare_rows(region, *op.gate_up, op.x, op.x_dtype, op.x_stride, rows, p.x_rows);
     region.team.barrier();
     if (*p.num_hit == 0) return;
-    gate_and_up(op, p, x, region);
-    region.team.barrier();
+    const uint8_t* down = first_down(op, rows, p, region);
+    Wanted meanwhile{down, down + kWantedBytes};
+    gate_and_up(op, p, x, down, region);
+    region.team.barrier(&meanwhile);
     const Rows h = prepare_rows(region, *op.down, p.h, op.x_dtype, p.h_stride, rows * op.top_k, p.h_rows);
-    if (p.h_bytes) region.team.barrier();
+    if (p.h_bytes) region.team.barrier(&meanwhile);
     down_and_combine(op, rows, p, h, region);
 }
 

@@ -1,5 +1,5 @@
-// The loop around a tile: any number of rows against one panel, in tiles of balanced height, while the panel that this
-// thread needs next is fetched into its cache.
+// The loop around a tile: any number of rows against one panel, in tiles of balanced height. Tiles fetch the memory that
+// their thread reads next (isa/ahead.inl), which is why they are told of the panel that follows.
 #pragma once
 #include "op.h"
 
@@ -25,6 +25,7 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     const int64_t groups = ceil_div(n, format.max_rows);
     Tile tile{};
     tile.panel = panel;
+    tile.panel_next = next;
     tile.x = pointers;
     tile.out = values;
     tile.steps = steps_of(w);
@@ -33,14 +34,13 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     tile.panel_bytes = w.panel_bytes;
     tile.first_column = columns.first;
     tile.columns = columns.count;
-    tile.prefetch_lines = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
-    const int64_t ahead_bytes = w.panel_bytes / 256 * tile.prefetch_lines * 64;
+    tile.turns = static_cast<int32_t>(groups);
     int64_t done = 0;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t count = (n - done) / (groups - g);
         for (int64_t r = 0; r < count; r++) pointers[r] = row(done + r);
         tile.rows = static_cast<int32_t>(count);
-        tile.prefetch = next && (g + 1) * ahead_bytes <= w.panel_bytes ? next + g * ahead_bytes : nullptr;
+        tile.turn = static_cast<int32_t>(g);
         format.tile(tile);
         use(done, count, values);
         done += count;

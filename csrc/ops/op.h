@@ -18,8 +18,11 @@ struct Region {
     int thread;
     uint8_t* shared;          // workspace of the operator, 64-byte aligned
     uint8_t* local;           // this thread's own
+    const uint8_t* after;     // the weights that this thread reads first after this operator, or null
     std::atomic<int>& error;  // 0, or the code of the first failure
 };
+
+constexpr int64_t kWantedBytes = 64 << 10;  // of its next weights: what a thread fetches while it waits for the others
 
 struct Workspace { int64_t shared_bytes, local_bytes; };
 
@@ -28,6 +31,8 @@ enum Error { kOk = 0, kBadExpertId = 1, kBadTokenId = 2, kBadSlot = 3, kBadOp = 
 struct Operator {
     Workspace (*workspace)(const void* op, int64_t rows, int threads);
     void (*body)(const void* op, int64_t rows, Region& region);
+    // The panel that a thread will start with, where that is known before the operator runs.
+    const uint8_t* (*first_panel)(const void* op, int64_t rows, int thread, int threads) = nullptr;
 };
 
 extern const Operator kLinear, kMoe, kNorm, kRope, kRoute, kEmbed, kGlu, kKvWrite, kAttention, kAddShared, kRopeTables,

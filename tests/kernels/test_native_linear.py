@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_support import FLOAT32_ERROR, ISAS, SLACK, needs_native, rms, same_bits_whoever_computes, surrounded
+from native_support import (
+    FLOAT32_ERROR,
+    ISAS,
+    SLACK,
+    needs_native,
+    rms,
+    same_bits_whoever_computes,
+    surrounded,
+    threads,
+)
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
@@ -96,3 +105,14 @@ def test_wrong_activations_are_refused() -> None:
         linear(torch.zeros(1, 9).bfloat16(), packed)
     with pytest.raises(ConfigError, match="float64"):
         pack(torch.zeros(4, 8).double())
+
+
+def test_every_panel_is_taken_once_however_many_threads_walk() -> None:
+    x, w, _ = _inputs(2, 23 * 64, 64, torch.bfloat16)
+    packed = pack(w)
+    whole = linear(x, packed)
+    assert torch.equal(whole[:, -64:], linear(x, pack(w[-64:])))
+    for count in (2, 3, 5, 8):
+        with threads(count):
+            for _ in range(20):
+                assert torch.equal(linear(x, packed), whole)

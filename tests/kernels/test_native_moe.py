@@ -105,6 +105,22 @@ def test_bits_depend_on_the_token_alone(isa: str) -> None:
             assert torch.equal(run(first, last), whole[first:last])
 
 
+def test_bits_do_not_depend_on_how_wide_outputs_are_cut() -> None:
+    case = _case(300, 600, 32, 4, 2)  # ten panels: several an item for few tokens, one for many
+    gate_up, down = case.packed()
+
+    def run(first: int, last: int) -> torch.Tensor:
+        rows = slice(first, last)
+        return moe_experts(
+            case.x[rows], case.weights[rows], case.ids[rows], gate_up, down, SwiGlu(), None, case.bias_down
+        )
+
+    whole = same_bits_whoever_computes(lambda: run(0, 300))
+    for first, last in ((0, 1), (1, 6), (6, 76), (76, 160)):
+        few = same_bits_whoever_computes(lambda first=first, last=last: run(first, last))
+        assert torch.equal(few, whole[first:last])
+
+
 def test_bits_of_long_and_short_batches() -> None:
     case = _case(600, 64, 32, 4, 2)
     gate_up, down = case.packed()
