@@ -74,7 +74,11 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 def call(kind: type[ctypes.Structure], num_rows: int, keep: tuple[Any, ...] = (), **fields: Any) -> None:
     """Run an operator on `num_rows` rows, or record it."""
-    operator = native.op(kind, num_rows, **fields)
+    submit(native.op(kind, num_rows, **fields), keep)
+
+
+def submit(operator: ctypes.Structure, keep: tuple[Any, ...] = ()) -> None:
+    """Run an operator, or record it: what is changed in it later, replays see."""
     if _recording is None:
         native.run(operator)
     else:
