@@ -141,6 +141,7 @@ int32_t rp_abi_version() { return RP_ABI_VERSION; }
 int32_t rp_layout_version() { return RP_LAYOUT_VERSION; }
 const char* rp_last_error() { return rp::last_error; }
 int32_t rp_threads() { return rp::pool_threads(); }
+int32_t rp_threads_now() { return rp::threads_now(); }
 
 int32_t rp_set_threads(int32_t threads, int32_t spin_us) {
     if (threads < 1 || spin_us < 0) return -1;

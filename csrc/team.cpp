@@ -105,7 +105,7 @@ public:
 
 private:
     static constexpr int64_t kWindowNs = 4'000'000;  // some time slices of the system's scheduler
-    static constexpr int64_t kShortestPauseNs = 50'000'000, kLongestPauseNs = 1'600'000'000;
+    static constexpr int64_t kShortestPauseNs = 50'000'000, kLongestPauseNs = 400'000'000;
     static constexpr double kShareTaken = 0.25;  // of one core
     int fewer_ = 0;
     int64_t wall_ns_ = 0, taken_ns_ = 0, retry_ns_ = 0, pause_ns_ = kShortestPauseNs;
