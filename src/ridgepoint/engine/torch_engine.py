@@ -21,6 +21,7 @@ from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
+from ridgepoint.engine.step_size import usual_step_tokens
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
@@ -33,10 +34,6 @@ from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
 
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
-STEP_TOKENS = {
-    "cpu": 512,
-    "cuda": 8192,
-}  # a prompt's chunk that keeps matrix products efficient and readers waiting little
 
 
 def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) -> EngineCore:
@@ -169,8 +166,8 @@ def resolve_memory(
         announce(f"max_context {max_context}: the model's")
     max_step_tokens = options.max_step_tokens
     if max_step_tokens is None:
-        max_step_tokens = max(STEP_TOKENS.get(device.type, STEP_TOKENS["cpu"]), options.max_num_seqs)
-        announce(f"max_step_tokens {max_step_tokens}: usual for {device.type}")
+        max_step_tokens, why = usual_step_tokens(decoder, options.max_num_seqs)
+        announce(f"max_step_tokens {max_step_tokens}: {why}")
     return replace(
         options, num_blocks=num_blocks, kv_bytes=None, max_context=max_context, max_step_tokens=max_step_tokens
     )
