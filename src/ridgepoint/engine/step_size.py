@@ -56,4 +56,4 @@ def _widest(decoder: Decoder) -> Packed | None:
 @cache
 def _roofs(threads: int) -> Roofs:
     """Once a process: a start may ask again."""
-    return measure_roofs(milliseconds=50)
+    return measure_roofs(probe_bytes=1 << 27, milliseconds=20)
