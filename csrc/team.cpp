@@ -134,7 +134,7 @@ struct Pool {
     void* context = nullptr;
     int spin_us = 200;
     Crowding crowding;
-    std::atomic<int64_t> ran_ns{0};               // core time of the region's threads
+    std::atomic<int64_t> away_ns{0};  // wall time of the region's threads in which they did not run
     alignas(64) std::atomic<uint64_t> epoch{0};  // count of regions << kThreadBits | threads of this one
     alignas(64) std::atomic<int32_t> running{0};
     std::atomic<int32_t> caller_asleep{0};
@@ -189,10 +189,12 @@ struct Pool {
         }
     }
 
+    // A thread's share of the region, from its own start: waking it up is not time that anybody took.
     void part(int index) {
-        const int64_t start = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        const int64_t start = now_ns(), ran = clock_ns(CLOCK_THREAD_CPUTIME_ID);
         body(team, index, context);
-        ran_ns.fetch_add(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start, std::memory_order_relaxed);
+        const int64_t ran_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - ran;
+        away_ns.fetch_add(now_ns() - start - ran_ns, std::memory_order_relaxed);
     }
 
     void run(void (*b)(Team&, int, void*), void* c, int threads) {
@@ -202,15 +204,13 @@ struct Pool {
         body = b;
         context = c;
         team.waited_ns_.store(0, std::memory_order_relaxed);
-        ran_ns.store(0, std::memory_order_relaxed);
+        away_ns.store(0, std::memory_order_relaxed);
         running.store(threads - 1, std::memory_order_relaxed);
         const int64_t start = now_ns();
         publish(static_cast<uint64_t>(threads));
         part(0);
-        int64_t waited_ns = 0;
-        for (int32_t left; (left = running.load(std::memory_order_acquire)) != 0;) waited_ns += wait_while(running, left, caller_asleep);
-        const int64_t wall_ns = now_ns() - start;
-        crowding.saw(threads, wall_ns, threads * wall_ns - ran_ns.load() - team.waited_ns_.load() - waited_ns);
+        for (int32_t left; (left = running.load(std::memory_order_acquire)) != 0;) wait_while(running, left, caller_asleep);
+        crowding.saw(threads, now_ns() - start, away_ns.load() - team.waited_ns_.load());
     }
 };
 

@@ -38,7 +38,7 @@ class SampledRows:
         self._rules_R = np.zeros(max_rows, _RULE)
         self._ids_R = np.zeros(max_rows, np.int64)
         self._edits_R: list[Edits | None] = []
-        self._num_top_R: list[int | None] = []
+        self._num_top: dict[int, int] = {}  # by row, of those that are scored
         self._recorded: list[ctypes.Structure] = []  # they follow when the results need more room
         self._found: tuple[list[int], list[Scores | None]] | None = None  # by another path than the native one
         self._make_room(0)
@@ -56,7 +56,7 @@ class SampledRows:
         """Every row becomes greedy."""
         self._rules_R[:] = _NEUTRAL
         self._edits_R = [None] * self.max_rows
-        self._num_top_R = [None] * self.max_rows
+        self._num_top = {}
         self._is_greedy = True
 
     def shape(self, shaping: Shaping) -> None:
@@ -78,7 +78,7 @@ class SampledRows:
     def score(self, row: int, num_top: int) -> None:
         """Want the token's log-probability and the `num_top` best."""
         num_top = min(num_top, self._vocab_size)
-        self._num_top_R[row] = num_top
+        self._num_top[row] = num_top
         self._rules_R[row]["num_top"] = num_top
         if num_top > self._top_ids.shape[1]:
             self._make_room(num_top)
@@ -99,7 +99,10 @@ class SampledRows:
             return
         count = len(logits_RV)
         self._found = implementation("sample", logits_RV).draw(
-            logits_RV, None if self._is_greedy else self._shaping(count), self._edits_R[:count], self._num_top_R[:count]
+            logits_RV,
+            None if self._is_greedy else self._shaping(count),
+            self._edits_R[:count],
+            [self._num_top.get(row) for row in range(count)],
         )
 
     def _draw_natively(self, logits_RV: torch.Tensor) -> None:
@@ -124,9 +127,8 @@ class SampledRows:
             return token_ids[:count], scores[:count]
         token_ids = self._ids_R[:count].tolist()
         scores = [None] * count
-        for row in range(count):
-            num_top = self._num_top_R[row]
-            if num_top is not None and token_ids[row] >= 0:
+        for row, num_top in self._num_top.items():
+            if row < count and token_ids[row] >= 0:
                 values = self._logprobs[row, : num_top + 1].tolist()
                 scores[row] = values[0], list(zip(self._top_ids[row, :num_top].tolist(), values[1:], strict=True))
         return token_ids, scores
