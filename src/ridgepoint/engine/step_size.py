@@ -37,10 +37,8 @@ def usual_step_tokens(decoder: Decoder, max_num_seqs: int) -> tuple[int, str]:
     chunk = -(-RIDGES * ridge // ALIGN) * ALIGN
     why = f"{chunk} of prompts, {RIDGES} times the ridge ({si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')})"
     if chunk > usual:
-        chunk, why = (
-            usual,
-            f"{usual} of prompts, for more than that readers would wait too long (twice the ridge is {chunk})",
-        )
+        why = f"{usual} of prompts: for {RIDGES} times the ridge, {chunk}, readers would wait too long"
+        chunk = usual
     return chunk + max_num_seqs, f"{why}, and one for each of {max_num_seqs} sequences"
 
 
