@@ -1,7 +1,7 @@
 """Where do the seconds of a decode step go, operator by operator, against this machine's roof?
 
-Sequences decode through the engine (scheduler, pages, recorded step, sampler); the median step is timed, and then the last
-recorded step is run again with a clock around each operator. An operator's roof is the larger of the time its bytes
+Sequences decode through the engine (scheduler, pages, recorded step, sampler), every step with a clock around each of its
+operators; what is left of the step is what the engine adds. Medians over steps. An operator's roof is the larger of the time its bytes
 need at the measured read bandwidth and its products at the measured peak of its format. Experts that a step touches are
 counted as uniform routing expects: E (1 - (1 - K/E)^T).
 
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ from ridgepoint.kernels.roofs import Roofs, measure_roofs, weight_at, weight_byt
 from ridgepoint.kernels.tensor_call import Recording
 from ridgepoint.sched.params import SamplingParams
 
-REPLAYS = 15
 STEP_TOKENS = 512
 
 
@@ -60,12 +61,12 @@ def amounts(operator: ctypes.Structure, rows: int, contexts: int, roofs: Roofs) 
     return type(operator).__name__.removesuffix("Op").lower(), 0.0, 0.0, roofs.f32_flops_per_s
 
 
-def profile(recording: Recording, rows: int, contexts: int, roofs: Roofs) -> list[dict[str, Any]]:
-    """One row an operator and shape, summed over layers: median seconds over replays."""
-    replays = [[s for _, s in recording.profile(rows, rows)] for _ in range(REPLAYS)]
-    seconds = [statistics.median(times) for times in zip(*replays, strict=True)]
+def summed(
+    operators: tuple[ctypes.Structure, ...], seconds: list[float], rows: int, contexts: int, roofs: Roofs
+) -> list[dict[str, Any]]:
+    """One row an operator and shape, summed over layers; `seconds` are those of each operator."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
-    for operator, elapsed_s in zip(recording.operators, seconds, strict=True):
+    for operator, elapsed_s in zip(operators, seconds, strict=True):
         name, read, flops, peak = amounts(operator, rows, contexts, roofs)
         roof_s = max(read / roofs.read_bytes_per_s, flops / peak)
         for place, amount in enumerate((1, elapsed_s, read, flops, roof_s)):
@@ -76,8 +77,23 @@ def profile(recording: Recording, rows: int, contexts: int, roofs: Roofs) -> lis
     ]
 
 
-def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> list[float]:
-    """Seconds of decode steps of `batch` sequences that stand at about `context` tokens."""
+@contextmanager
+def clocked(recording: Recording) -> Iterator[list[list[float]]]:
+    """Steps replayed inside also say how long each operator took."""
+    seconds: list[list[float]] = []
+
+    def replay(tokens: int, logit_rows: int) -> None:
+        seconds.append(recording.profile(tokens, logit_rows))
+
+    recording.replay = replay  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        del recording.replay  # type: ignore[method-assign]
+
+
+def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> tuple[list[float], list[list[float]]]:
+    """Seconds of decode steps of `batch` sequences that stand at about `context` tokens, and of each operator in them."""
     core, rng = llm.core, random.Random(batch)
     # The first sequences decode while the last are still in prefill.
     params = SamplingParams(max_tokens=steps + batch * context // STEP_TOKENS + 4, temperature=0.0, ignore_eos=True)
@@ -90,14 +106,15 @@ def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> list[f
     if len(core.scheduler.running) != batch:
         raise SystemExit(f"{len(core.scheduler.running)} of {batch} sequences are running")
     seconds = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        core.step()
-        core.take_outbox()
-        seconds.append(time.perf_counter() - started)
+    with clocked(core.executor.step.recorded.recording) as of_operators:  # type: ignore[attr-defined]
+        for _ in range(steps):
+            started = time.perf_counter()
+            core.step()
+            core.take_outbox()
+            seconds.append(time.perf_counter() - started)
     for name in names:
         core.scheduler.cancel(name)
-    return seconds
+    return seconds, of_operators
 
 
 def measure(folder: Path, fmt: str, batches: list[int], context: int, steps: int, threads: int) -> list[dict[str, Any]]:
@@ -108,16 +125,19 @@ def measure(folder: Path, fmt: str, batches: list[int], context: int, steps: int
             max_step_tokens=STEP_TOKENS, max_context=room, num_blocks=max(batches) * -(-room // 16), prefix_cache=False,
         )
     )  # fmt: skip
-    step = llm.core.executor.step  # type: ignore[attr-defined]
+    operators = llm.core.executor.step.recorded.recording.operators  # type: ignore[attr-defined]
     points = []
     for batch in batches:
         roofs = measure_roofs()
-        step_s = statistics.median(decode(llm, batch, context, steps, llm.core.facts.vocab_size))
+        seconds, of_operators = decode(llm, batch, context, steps, llm.core.facts.vocab_size)
         roofs = roofs.best(measure_roofs())
-        rows = profile(step.recorded.recording, batch, batch * (context + steps), roofs)
+        step_s = statistics.median(seconds)
+        medians = [statistics.median(times) for times in zip(*of_operators, strict=True)]
+        rows = summed(operators, medians, batch, batch * (context + steps // 2), roofs)
         points.append({
             "format": fmt, "batch": batch, "step_s": step_s, "tokens_per_s": batch / step_s,
-            "operators_s": sum(row["seconds"] for row in rows), "measure_roofs": asdict(roofs), "operators": rows,
+            "operators_s": statistics.median(map(sum, of_operators)),
+            "measure_roofs": asdict(roofs), "operators": rows,
         })  # fmt: skip
     return points
 

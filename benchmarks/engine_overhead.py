@@ -29,7 +29,8 @@ from ridgepoint.engine.machine import keep_freed_memory
 from ridgepoint.engine.protocol import Submit
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.kernels import native
-from ridgepoint.kernels.sample import cpu
+from ridgepoint.kernels.sample import cpu, rows
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Limits, Scheduler
@@ -37,15 +38,16 @@ from ridgepoint.sched.step import Batch, StepResult
 
 
 class NullExecutor:
-    """Builds the step's tensors and throws them away."""
+    """Writes the step's inputs and runs nothing."""
 
     def __init__(self, num_seqs: int, context: int, block_tokens: int) -> None:
-        self.inputs = InputBuilder(num_seqs, -(-context // block_tokens), block_tokens)
+        room = HostInputs.room(max(512, num_seqs), num_seqs, -(-context // block_tokens))
+        self.inputs = InputBuilder(room, block_tokens)
         self.seconds: list[float] = []
 
     def run(self, batch: Batch) -> StepResult:
         started = time.perf_counter()
-        self.inputs.build(batch)[0].tensors()
+        self.inputs.build(batch)
         elapsed = time.perf_counter() - started
         self.seconds.append(elapsed)
         return StepResult([5] * sum(segment.wants_sample for segment in batch.segments), elapsed)
@@ -120,19 +122,26 @@ def sampling(num_seqs: int, vocab: int, repeats: int) -> dict[str, float]:
     for name, rule in RULES.items():
         params = SamplingParams(max_tokens=100, **rule)  # type: ignore[arg-type]
         requests = [Request(str(i), [j % vocab for j in range(500)], params, seed=i) for i in range(num_seqs)]
-        sampler = Sampler()
-        found[name] = median_us(lambda r=requests, s=sampler: s.sample(r, logits_RV.clone()), repeats) - copy_us  # type: ignore[misc]
+        sampler = Sampler(num_seqs, vocab)
+
+        def sample(requests: list[Request] = requests, sampler: Sampler = sampler) -> None:
+            sampler.prepare(requests)
+            sampler.leave(logits_RV.clone())
+            sampler.found()
+
+        found[name] = median_us(sample, repeats) - copy_us
     return found
 
 
 @contextmanager
 def without_native_sampling() -> Iterator[None]:
     """The numpy twin for a while."""
-    native_path, cpu.takes = cpu.takes, lambda *tensors: False  # type: ignore[attr-defined]
+    takes = cpu.takes  # type: ignore[attr-defined]
+    rows.takes = cpu.takes = lambda *tensors: False  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        cpu.takes = native_path  # type: ignore[attr-defined]
+        rows.takes = cpu.takes = takes  # type: ignore[attr-defined]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from ridgepoint.engine.startup import Startup
 from ridgepoint.engine.step_times import shapes_within, time_steps
 from ridgepoint.models.checkpoint import materialise
 from ridgepoint.models.decoder import Block, Decoder
-from ridgepoint.models.staging import HostInputs
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.step import CapturedOrEager, EagerStep
 from ridgepoint.nn.ffn import MoeFfn
 from ridgepoint.nn.linear import replace_weight

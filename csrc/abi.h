@@ -8,7 +8,7 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 2, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 3, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
@@ -218,8 +218,10 @@ int32_t rp_isa_supported(int32_t isa);
 int32_t rp_isa_current();
 int32_t rp_isa_force(int32_t isa);
 
-// Threads of the pool, the caller included. Spinning: microseconds a worker stays awake after its last work.
+// Threads of the pool, the caller included, and how many of them the next step gets: fewer beside busy processes.
+// Spinning: microseconds a worker stays awake after its last work.
 int32_t rp_threads();
+int32_t rp_threads_now();
 int32_t rp_set_threads(int32_t threads, int32_t spin_us);
 
 // Zeroed memory in huge pages where the system gives them.

@@ -3,10 +3,14 @@
 //
 // At a barrier a thread spins about as long as a healthy wait lasts, then sleeps on a futex: whoever is late has most
 // likely lost its core to another process, and this one's core is free for either meanwhile.
+//
+// A thread that keeps losing its core holds up all the others at every barrier, so a region beside busy processes runs on
+// fewer threads (`Crowding`). Results do not depend on how many there are.
 #include "team.h"
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -35,6 +39,7 @@ inline void relax() {
 
 constexpr int kPausesBeforeSleep = 8000;  // some 100 to 250 microseconds: longer than nearly any healthy wait at a barrier
 constexpr int kPausesBeforeYield = 250;   // of a worker without work
+constexpr int kThreadBits = 16;
 
 // Sleeps while `word` is `value`; may return early. `asleep` tells the waker whether a call is needed: it is raised
 // before the word is read again (by the system), and read after the word has changed.
@@ -57,13 +62,54 @@ template <class Word> void wake_all(std::atomic<Word>& word, std::atomic<int32_t
 #endif
 }
 
-// Until `word` is no longer `value`.
-template <class Word> void wait_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
-    for (int spins = 0; word.load(std::memory_order_acquire) == value; spins++) {
-        if (spins < kPausesBeforeSleep) relax();
-        else sleep_while(word, value, asleep);
-    }
+int64_t clock_ns(clockid_t clock) {
+    timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
+int64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+
+// Until `word` is no longer `value`; returns the nanoseconds it slept.
+template <class Word> int64_t wait_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
+    for (int spins = 0; spins < kPausesBeforeSleep; spins++) {
+        if (word.load(std::memory_order_acquire) != value) return 0;
+        relax();
+    }
+    const int64_t start = now_ns();
+    while (word.load(std::memory_order_acquire) == value) sleep_while(word, value, asleep);
+    return now_ns() - start;
+}
+
+// Decides how many threads a region gets, from the core time that other processes took in the regions before it: wall time
+// in which a thread neither ran nor slept of its own accord. While more is taken than a thread is worth, one fewer is used;
+// all are tried again after a pause that doubles as long as the trial fails.
+class Crowding {
+public:
+    int threads(int all) {
+        if (fewer_ > 0 && now_ns() >= retry_ns_) fewer_ = 0;
+        return all - fewer_ > 0 ? all - fewer_ : 1;
+    }
+    void saw(int threads, int64_t wall_ns, int64_t taken_ns) {
+        wall_ns_ += wall_ns;
+        taken_ns_ += taken_ns;
+        if (wall_ns_ < kWindowNs) return;
+        if (threads > 1 && taken_ns_ > kShareTaken * static_cast<double>(wall_ns_)) {
+            if (fewer_ == 0) pause_ns_ = pause_ns_ * 2 < kLongestPauseNs ? pause_ns_ * 2 : kLongestPauseNs;
+            fewer_++;
+            retry_ns_ = now_ns() + pause_ns_;
+        } else if (fewer_ == 0) {
+            pause_ns_ = kShortestPauseNs;
+        }
+        wall_ns_ = taken_ns_ = 0;
+    }
+
+private:
+    static constexpr int64_t kWindowNs = 4'000'000;  // some time slices of the system's scheduler
+    static constexpr int64_t kShortestPauseNs = 50'000'000, kLongestPauseNs = 400'000'000;
+    static constexpr double kShareTaken = 0.25;  // of one core
+    int fewer_ = 0;
+    int64_t wall_ns_ = 0, taken_ns_ = 0, retry_ns_ = 0, pause_ns_ = kShortestPauseNs;
+};
 
 }  // namespace
 
@@ -125,7 +171,8 @@ void Team::barrier(Wanted* meanwhile) {
         __builtin_prefetch(meanwhile->at, 0, 2);
         meanwhile->at += 64;
     }
-    wait_while(phase_, phase, asleep_);
+    const int64_t slept_ns = wait_while(phase_, phase, asleep_);
+    if (slept_ns) waited_ns_.fetch_add(slept_ns, std::memory_order_relaxed);
 }
 
 struct Pool {
@@ -134,7 +181,9 @@ struct Pool {
     void (*body)(Team&, int, void*) = nullptr;
     void* context = nullptr;
     int spin_us = 200;
-    alignas(64) std::atomic<uint64_t> epoch{0};
+    Crowding crowding;
+    std::atomic<int64_t> away_ns{0};  // wall time of the region's threads in which they did not run
+    alignas(64) std::atomic<uint64_t> epoch{0};  // count of regions << kThreadBits | threads of this one
     alignas(64) std::atomic<int32_t> running{0};
     std::atomic<int32_t> caller_asleep{0};
     alignas(64) std::atomic<int> asleep{0};
@@ -149,12 +198,14 @@ struct Pool {
 
     ~Pool() {
         stopping.store(true);
-        publish();
+        publish(0);
         for (auto& worker : workers) worker.join();
     }
 
-    void publish() {
-        epoch.fetch_add(1, std::memory_order_seq_cst);
+    int size() const { return static_cast<int>(workers.size()) + 1; }
+
+    void publish(uint64_t threads) {
+        epoch.store(((epoch.load(std::memory_order_relaxed) >> kThreadBits) + 1) << kThreadBits | threads, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst) > 0) {
             std::lock_guard<std::mutex> lock(sleep_mutex);
             wake.notify_all();
@@ -181,20 +232,34 @@ struct Pool {
             wait_beyond(seen);
             seen = epoch.load(std::memory_order_acquire);
             if (stopping.load()) return;
-            body(team, index, context);
+            if (index >= static_cast<int>(seen & ((1 << kThreadBits) - 1))) continue;
+            part(index);
             if (running.fetch_sub(1, std::memory_order_seq_cst) == 1) wake_all(running, caller_asleep);
         }
     }
 
-    void run(void (*b)(Team&, int, void*), void* c) {
+    // A thread's share of the region, from its own start: waking it up is not time that anybody took.
+    void part(int index) {
+        const int64_t start = now_ns(), ran = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        body(team, index, context);
+        const int64_t ran_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - ran;
+        away_ns.fetch_add(now_ns() - start - ran_ns, std::memory_order_relaxed);
+    }
+
+    void run(void (*b)(Team&, int, void*), void* c, int threads) {
+        team.size_ = threads;
+        team.rewind();
+        if (threads == 1) { b(team, 0, c); return; }
         body = b;
         context = c;
-        team.rewind();
-        if (workers.empty()) { b(team, 0, c); return; }
-        running.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
-        publish();
-        b(team, 0, c);
+        team.waited_ns_.store(0, std::memory_order_relaxed);
+        away_ns.store(0, std::memory_order_relaxed);
+        running.store(threads - 1, std::memory_order_relaxed);
+        const int64_t start = now_ns();
+        publish(static_cast<uint64_t>(threads));
+        part(0);
         for (int32_t left; (left = running.load(std::memory_order_acquire)) != 0;) wait_while(running, left, caller_asleep);
+        crowding.saw(threads, now_ns() - start, away_ns.load() - team.waited_ns_.load());
     }
 };
 
@@ -228,9 +293,16 @@ Pool& ready_pool() {
 
 }  // namespace
 
-void parallel(void (*body)(Team&, int, void*), void* context) {
+void parallel(void (*body)(Team&, int, void*), void* context, int threads) {
     std::lock_guard<std::mutex> lock(pool_mutex);
-    ready_pool().run(body, context);
+    Pool& ready = ready_pool();
+    ready.run(body, context, threads < ready.size() ? threads : ready.size());
+}
+
+int threads_now() {
+    std::lock_guard<std::mutex> lock(pool_mutex);
+    Pool& ready = ready_pool();
+    return ready.crowding.threads(ready.size());
 }
 
 int pool_threads() { return wanted_threads; }

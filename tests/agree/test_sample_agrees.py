@@ -10,7 +10,7 @@ import torch
 
 from ridgepoint.kernels import sample
 from ridgepoint.kernels.sample import Shaping, cpu, reference, torch_ops
-from ridgepoint.kernels.sample.random import uniforms
+from ridgepoint.kernels.sample.random import stream_key, uniform, uniforms
 
 SHAPES = [(0.7, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.1), (0.9, 40, 0.95, 0.02),
           (0.0, 3, 0.5, 0.0), (2.5, 0, 0.999, 0.0), (1.0, 0, 1.0, 1e-7), (1.0, 1, 1.0, 0.0), (1.0, 10**6, 1.0, 0.0), (0.01, 0, 1.0, 0.0),
@@ -168,3 +168,10 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
     assert abs(np.corrcoef(by_index, uniforms([8] * count, list(range(count))))[0, 1]) < 4 / np.sqrt(count)
     assert uniforms([7], [123])[0] == by_index[123]
     assert uniforms([7 + 2**64], [5])[0] == by_index[5]
+
+
+def test_one_number_at_a_time_is_that_of_the_array() -> None:
+    seeds = [0, 7, -1, 2**63 + 5, 2**64 - 1, 2**64 + 7]
+    for index in (0, 1, 63, 10**6):
+        one_by_one = [uniform(stream_key(seed), index) for seed in seeds]
+        assert one_by_one == uniforms(seeds, [index] * len(seeds)).tolist()

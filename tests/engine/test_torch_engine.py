@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny_model import EOS, VOCAB, greedy, logits_of, tiny_decoder, tiny_engine
 
+from ridgepoint.cost.ridge import ridge_tokens
+from ridgepoint.engine import step_size
 from ridgepoint.engine.llm import LLM, Completion
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.prediction import choose_timer, precision_of
@@ -17,6 +19,7 @@ from ridgepoint.engine.protocol import Cancel, Output, StepReport, Submit
 from ridgepoint.engine.torch_engine import engine_around, resolve_memory
 from ridgepoint.errors import CatalogError, ConfigError, EngineError, RequestError
 from ridgepoint.kernels import native
+from ridgepoint.kernels.roofs import Roofs
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.step import pack_for_serving
 from ridgepoint.sched.params import SamplingParams
@@ -362,3 +365,29 @@ def test_float32_results_do_not_depend_on_company_or_chunks() -> None:
     for prompt, together in zip(prompts, crowd, strict=True):
         for engine in (alone, pieces):
             assert engine.generate([prompt], params)[0].logprobs == together.logprobs
+
+
+def test_steps_hold_twice_the_ridge_of_prompts_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip(f"native kernels {native.load_error()}")
+    decoder = tiny_decoder(torch.bfloat16)
+    assert step_size.usual_step_tokens(decoder, 24) == (
+        512,
+        "usual for cpu",
+    )  # plain weights: the ridge is torch's affair
+    pack_for_serving(decoder, None)
+    ridges = {}
+    for ratio in (4.0, 20.0, 1e4):
+        roofs = Roofs(read_bytes_per_s=1e9, f32_flops_per_s=1.0, bf16_flops_per_s=ratio * 1e9, int8_flops_per_s=1.0)
+        monkeypatch.setattr(step_size, "_roofs", lambda threads, roofs=roofs: roofs)
+        ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=ratio * 1e9, bytes_per_s=1e9)
+        tokens, why = step_size.usual_step_tokens(decoder, 24)
+        ridges[ratio] = tokens - 24
+        assert tokens - 24 == 512 if 2 * ridge > 512 else 2 * ridge <= tokens - 24 < 2 * ridge + 64
+        assert ("too long" in why) == (2 * ridge > 512)
+    assert ridges[4.0] < ridges[20.0] < ridges[1e4] == 512
+    lines: list[str] = []
+    engine_around(
+        decoder, EngineOptions(model="tiny", num_blocks=8, max_num_seqs=24), lines.append, name="tiny", eos_ids=()
+    )
+    assert any(line.startswith("max_step_tokens 536: 512 of prompts") for line in lines)

@@ -8,9 +8,10 @@ import torch
 from native_support import ISAS, needs_native, same_bits_whoever_computes
 
 from ridgepoint.kernels import native
-from ridgepoint.kernels.sample import Edits, Shaping, cpu, reference, step
+from ridgepoint.kernels.sample import Edits, SampledRows, Shaping, cpu, reference, step
 from ridgepoint.kernels.sample import native as path
 from ridgepoint.kernels.sample.random import uniforms
+from ridgepoint.kernels.tensor_call import recording
 
 pytestmark = needs_native
 # temperature, top_k, top_p, min_p
@@ -122,3 +123,29 @@ def test_a_token_outside_the_vocabulary_is_an_error() -> None:
         )  # fmt: skip
         with pytest.raises(native.NativeError, match="outside the vocabulary"):
             path.draw(torch.zeros(1, 8), None, [edits], [None])
+
+
+def test_a_recorded_draw_follows_the_rules_as_they_are_at_each_replay() -> None:
+    vocab, most = 300, 8
+    logits_RV = torch.zeros(most, vocab)
+    sampled = SampledRows(most, vocab)
+    with recording(most, most) as recorded:
+        sampled.draw(logits_RV)
+    for seed, count, num_top in ((1, 5, None), (2, 8, 3), (3, 4, 17), (4, 2, None), (5, 6, vocab + 9)):
+        given, shaping = make(count, vocab, seed)
+        edits = edits_of(count, vocab)
+        logits_RV[:count] = given
+        logits_RV[count:] = torch.randn(most - count, vocab)  # rows that nobody samples from
+        sampled.clear()
+        if seed != 4:
+            sampled.shape(shaping)
+        for row, edit in enumerate(edits):
+            if edit is not None:
+                sampled.edit(row, edit)
+            if num_top is not None:
+                sampled.score(row, num_top)
+        before = logits_RV.clone()
+        recorded.replay(most, most)
+        expected = step.draw(cpu, given, None if seed == 4 else shaping, edits, [num_top] * count)
+        same_draws(sampled.found(count), expected)
+        assert torch.equal(logits_RV, before)

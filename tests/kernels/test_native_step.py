@@ -25,6 +25,7 @@ from ridgepoint.catalog.spec import (
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.host_inputs import HostInputs, StepSizes
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
@@ -131,17 +132,20 @@ def test_a_recorded_step_has_the_bits_of_the_eager_one() -> None:
     eager = _eager(decoder)
     for count in (1, 2, 3):
         with threads(count):
-            recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), 64, 5, 6)
-            assert torch.equal(torch.cat([recorded.run(step).clone() for step in STEPS]), eager)
+            recorded = RecordedStep(
+                decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), HostInputs.room(64, 5, 6)
+            )
+            assert torch.equal(torch.cat([recorded.run(recorded.load(step))[:3].clone() for step in STEPS]), eager)
 
 
 def test_a_step_too_large_for_the_recording_is_refused() -> None:
     decoder = pack_decoder(_decoder(_spec()))
-    recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), 16, 3, 6)
-    assert not recorded.fits(STEPS[0])
-    assert recorded.fits(STEPS[1])
+    recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), HostInputs.room(16, 3, 6))
+    assert recorded.fits(StepSizes(16, 3, 3, 6))
+    for sizes in (StepSizes(58, 3, 3, 6), StepSizes(16, 4, 3, 6), StepSizes(16, 3, 4, 6), StepSizes(16, 3, 3, 7)):
+        assert not recorded.fits(sizes)
     with pytest.raises(ValueError, match="58 tokens"):
-        recorded.run(STEPS[0])
+        recorded.run(StepSizes(58, 3, 3, 6))
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
@@ -150,8 +154,8 @@ def test_every_fact_of_a_spec_can_be_recorded(kind: str, dtype: torch.dtype) -> 
     spec = _unusual(kind)
     truth = _eager(_decoder(spec, torch.float32), torch.float32)
     decoder = pack_decoder(_decoder(spec, dtype))
-    recorded = RecordedStep(decoder, KVCache(spec, 12, BLOCK, dtype), 64, 5, 6)
-    got = torch.cat([recorded.run(step).clone() for step in STEPS])
+    recorded = RecordedStep(decoder, KVCache(spec, 12, BLOCK, dtype), HostInputs.room(64, 5, 6))
+    got = torch.cat([recorded.run(recorded.load(step))[:3].clone() for step in STEPS])
     assert torch.equal(got, _eager(decoder, dtype))
     assert rms(got - truth) <= (1e-5 if dtype == torch.float32 else 0.1) * rms(truth)
 
@@ -162,34 +166,33 @@ def test_a_cache_of_codes_is_recorded_and_close(fmt: torch.dtype, kind: str) -> 
     decoder = pack_decoder(_decoder(_unusual(kind)))
     plain = _eager(decoder)
     cache = KVCache(decoder.spec, 12, BLOCK, fmt)
-    recorded = RecordedStep(decoder, cache, 64, 5, 6)
-    got = torch.cat([recorded.run(step).clone() for step in STEPS])
+    recorded = RecordedStep(decoder, cache, HostInputs.room(64, 5, 6))
+    got = torch.cat([recorded.run(recorded.load(step))[:3].clone() for step in STEPS])
     assert rms(got - plain) <= 0.1 * rms(plain)
     other = KVCache(decoder.spec, 12, BLOCK, fmt)  # blocks travel as bytes
     for block in range(12):
         other.import_block(block, cache.export_block(block))
         assert torch.equal(other.export_block(block), cache.export_block(block))
-    again = RecordedStep(decoder, other, 64, 5, 6).run(STEPS[2])
-    assert torch.equal(again, got[-3:])
+    again = RecordedStep(decoder, other, HostInputs.room(64, 5, 6))
+    assert torch.equal(again.run(again.load(STEPS[2]))[:3], got[-3:])
 
 
 def test_work_outside_the_native_operators_is_not_recorded_silently() -> None:
     unpacked = _decoder(_spec())
     with pytest.raises(NotRecordableError):
-        RecordedStep(unpacked, KVCache(unpacked.spec, 12, BLOCK, torch.bfloat16), 16, 3, 6)
+        RecordedStep(unpacked, KVCache(unpacked.spec, 12, BLOCK, torch.bfloat16), HostInputs.room(16, 3, 6))
     packed, blocks_of_torch = pack_decoder(_decoder(_spec())), 8
     with pytest.raises(NotRecordableError):
-        RecordedStep(packed, KVCache(packed.spec, 12, blocks_of_torch, torch.bfloat16), 16, 3, 6)
+        RecordedStep(packed, KVCache(packed.spec, 12, blocks_of_torch, torch.bfloat16), HostInputs.room(16, 3, 6))
 
 
 def test_profile_names_every_operator() -> None:
     decoder = pack_decoder(_decoder(_spec()))
-    recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), 64, 5, 6)
-    recorded.load(STEPS[0])
-    profile = recorded.recording.profile(58, 3)
-    assert len(profile) == len(recorded.recording)
-    assert {"Moe", "Attention", "Linear", "Norm"} <= {name for name, _ in profile}
-    assert all(seconds >= 0 for _, seconds in profile)
+    recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), HostInputs.room(64, 5, 6))
+    recorded.run(recorded.load(STEPS[0]))
+    seconds = recorded.recording.profile(58, 3)
+    assert len(seconds) == len(recorded.recording) and all(s >= 0 for s in seconds)
+    assert {"MoeOp", "AttentionOp", "LinearOp", "NormOp"} <= {type(o).__name__ for o in recorded.recording.operators}
 
 
 def test_a_float32_decoder_packs_only_as_float32() -> None:

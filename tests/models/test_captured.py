@@ -10,8 +10,9 @@ import torch
 from small_moe import VOCAB, small_decoder
 
 from ridgepoint.models.captured import Body, CapturedStep, ladder
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
-from ridgepoint.models.staging import ALIGN, ORDER, HostInputs, Staging, pad_decode
+from ridgepoint.models.staging import ALIGN, ORDER, Staging, pad_decode
 from ridgepoint.models.step import CapturedOrEager, EagerStep, make_device_step
 
 CPU = torch.device("cpu")

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from ridgepoint.engine.device_sampler import NUM_COLUMNS, DeviceSampler
-from ridgepoint.engine.executor import sample_on_host
+from ridgepoint.engine.executor import read
 from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.moment import Moment
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
 from ridgepoint.models.captured import Capture
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import KVCache
-from ridgepoint.models.staging import HostInputs, Staging
+from ridgepoint.models.staging import Staging
 from ridgepoint.models.step import DeviceStep, make_device_step
 from ridgepoint.sched.step import Batch, StepResult
 
@@ -61,8 +62,9 @@ class DeviceExecutor:
     ) -> None:
         self.cache = cache
         self.step, self.staging, self.sampler = step, staging, sampler
-        self._host_sampler = Sampler()
-        self._inputs = InputBuilder(staging.max_seqs, -(-max_context // cache.block_tokens), cache.block_tokens)
+        self._host_sampler = Sampler(staging.max_seqs, cache.spec.vocab_size)
+        room = HostInputs.room(staging.max_tokens, staging.max_seqs, -(-max_context // cache.block_tokens))
+        self._inputs = InputBuilder(room, cache.block_tokens)
         device = cache.layers[0].device
         on_gpu = device.type == "cuda"
         self._back = [torch.zeros(staging.max_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(UNREAD_STEPS)]
@@ -77,8 +79,8 @@ class DeviceExecutor:
         """Launch a step. At most `UNREAD_STEPS` may be unread at any time."""
         self._turn = (self._turn + 1) % UNREAD_STEPS
         start, end = self._moments[self._turn]
-        host, scored = self._inputs.build(batch)
-        requests = [segment.request for segment in batch.segments if segment.wants_sample]
+        sizes, scored = self._inputs.build(batch)
+        host, requests = self._inputs.room.first(sizes), batch.sampled
         columns = self.sampler.columns(requests)
         start.mark()
         logits_RV = self.step.run(self.staging.stage(self.step.pad(host), columns))
@@ -87,7 +89,10 @@ class DeviceExecutor:
             ids_R.copy_(self.sampler.ids_R[: len(requests)], non_blocking=True)
             end.mark()
             return Launched(ids_R, start, end)
-        result = sample_on_host(batch, scored, logits_RV, self._host_sampler)
+        self._host_sampler.prepare(requests)
+        if requests:
+            self._host_sampler.leave(logits_RV[: len(requests)])
+        result = read(batch, scored, logits_RV, self._host_sampler)
         end.mark()
         end.wait()
         result.seconds = end.seconds_since(start)

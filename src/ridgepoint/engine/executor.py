@@ -10,36 +10,36 @@ import torch
 from ridgepoint.engine.inputs import InputBuilder, ScoredRows
 from ridgepoint.engine.sampler import Sampler, score
 from ridgepoint.models.paged import KVCache
-from ridgepoint.models.step import Step
+from ridgepoint.models.step import HostStep
 from ridgepoint.sched.step import Batch, StepResult
 
 
-class TorchExecutor:
-    """A step (a decoder over its cache) with what turns batches into its inputs and its logits into tokens."""
+class HostExecutor:
+    """A step (a decoder over its cache, which ends with `sampler`) and what turns batches into its inputs."""
 
-    def __init__(self, step: Step, cache: KVCache, *, max_num_seqs: int, max_context: int) -> None:
+    def __init__(self, step: HostStep, cache: KVCache, sampler: Sampler) -> None:
         self.step = step
         self.cache = cache
-        self._inputs = InputBuilder(max_num_seqs, -(-max_context // cache.block_tokens), cache.block_tokens)
-        self._sampler = Sampler()
+        self._inputs = InputBuilder(step.room, cache.block_tokens)
+        self._sampler = sampler
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
         started_s = time.perf_counter()
-        inputs, scored = self._inputs.build(batch)
-        result = sample_on_host(batch, scored, self.step.run(inputs.tensors()), self._sampler)
+        sizes, scored = self._inputs.build(batch)
+        self._sampler.prepare(batch.sampled)
+        logits_RV = self.step.run(sizes)
+        result = read(batch, scored, logits_RV, self._sampler)
         result.seconds = time.perf_counter() - started_s
         return result
 
 
-def sample_on_host(batch: Batch, scored: list[ScoredRows], logits_RV: torch.Tensor, sampler: Sampler) -> StepResult:
-    """Tokens and log-probabilities by each request's rules. Logits are used up."""
-    result = StepResult(token_ids=[], seconds=0.0)
+def read(batch: Batch, scored: list[ScoredRows], logits_RV: torch.Tensor, sampler: Sampler) -> StepResult:
+    """The tokens that a step chose, and the log-probabilities that requests asked for."""
+    token_ids, logprobs = sampler.found()
+    result = StepResult(token_ids=token_ids, logprobs=logprobs, seconds=0.0)
     for rows in scored:
-        entries = [score(logits_RV[rows.first_row + i], token, batch.segments[rows.place].request.params.prompt_logprobs or 0)
-                   for i, token in enumerate(rows.token_ids)]  # fmt: skip
-        result.prompt_logprobs[rows.place] = entries
-    requests = [segment.request for segment in batch.segments if segment.wants_sample]
-    if requests:
-        result.token_ids, result.logprobs = sampler.sample(requests, logits_RV[: len(requests)])
+        num_top = batch.segments[rows.place].request.params.prompt_logprobs or 0
+        result.prompt_logprobs[rows.place] = [
+            score(logits_RV[rows.first_row + i], token, num_top) for i, token in enumerate(rows.token_ids)
+        ]
     return result

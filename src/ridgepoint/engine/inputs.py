@@ -1,4 +1,5 @@
-"""From a batch to the arrays of a step. Keeps one row of block numbers per running sequence and appends to it.
+"""From a batch to the arrays of a step, written where the step reads them. Keeps one row of block numbers per running
+sequence and appends to it.
 
 Knows where tokens go, not what is done with them. Invariant: row r holds the blocks of the sequence that sits there, as
 far as any step has needed them; a sequence that left and came back is written anew.
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ridgepoint.models.staging import HostInputs
+from ridgepoint.models.host_inputs import HostInputs, StepSizes
 from ridgepoint.sched.request import UNKNOWN, Request
-from ridgepoint.sched.step import Batch
+from ridgepoint.sched.step import Batch, Segment
 
 
 @dataclass(slots=True)
@@ -24,71 +25,69 @@ class _Seat:
     num_blocks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScoredRows:
     """Logit rows wanted for the log-probabilities of prompt tokens: those of one segment, for `token_ids`."""
 
     place: int  # the segment's place in the batch
-    first_row: int  # among the step's logit rows
+    first_token: int  # of the step, whose logits score the first of them
     token_ids: list[int]
+    first_row: int = -1  # among the step's logit rows: after those that are sampled
 
 
 class InputBuilder:
-    def __init__(self, max_num_seqs: int, max_blocks_per_seq: int, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
-        self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
-        self._seats = [_Seat() for _ in range(max_num_seqs)]
+    """Writes steps into `room`, in place. `tables` has a row for each running sequence; the room has them in the order of the
+    batch, and is written anew when that order or a row has changed."""
 
-    def build(self, batch: Batch) -> tuple[HostInputs, list[ScoredRows]]:
+    def __init__(self, room: HostInputs, block_tokens: int) -> None:
+        self.room = room
+        self._block_tokens = block_tokens
+        self._tables = np.zeros_like(room.block_tables_BN)
+        self._seats = [_Seat() for _ in range(room.max_seqs)]
+        self._rows: list[int] = []  # of the latest step
+        self._stale = True  # the tables have changed since the room's were written
+
+    def build(self, batch: Batch) -> tuple[StepSizes, list[ScoredRows]]:
         """Logit rows are those of the segments that want a sample, in order, then those of scored prompt tokens.
 
         A token that is `UNKNOWN` is `-1 - row`: the last one sampled in the sequence's row, which the device knows."""
-        size = self._block_tokens
-        token_ids: list[int] = []
-        starts: list[int] = []
-        counts: list[int] = []
+        room, size = self.room, self._block_tokens
         rows: list[int] = []
-        logit_rows: list[int] = []
-        scoring: list[int] = []
-        end = 0
+        scored: list[ScoredRows] = []
+        longest = end = num_logits = 0
         for place, segment in enumerate(batch.segments):
             request, start, count = segment.request, segment.start, segment.num_tokens
-            self._write_blocks(request, -(-(start + count) // size))
+            stop, row, first = start + count, request.row, end
+            self._write_blocks(request, -(-stop // size))
+            end += count
             if count == 1:
                 token = request.tokens[start]
-                token_ids.append(token if token != UNKNOWN else -1 - request.row)
+                room.token_ids_T[first] = token if token != UNKNOWN else -1 - row
+                room.positions_T[first] = start
+                room.slots_T[first] = request.blocks[start // size] * size + start % size
             else:
-                token_ids += request.tokens[start : start + count]
-            starts.append(start)
-            counts.append(count)
-            rows.append(request.row)
-            end += count
+                position_T = np.arange(start, stop)
+                room.token_ids_T[first:end] = request.tokens[start:stop]
+                room.positions_T[first:end] = position_T
+                room.slots_T[first:end] = self._tables[row, position_T // size] * size + position_T % size
+            rows.append(row)
+            room.query_starts_B1[place + 1] = end
+            room.context_lens_B[place] = stop
+            longest = max(longest, stop)
             if segment.wants_sample:
-                logit_rows.append(end - 1)
+                room.logit_rows_R[num_logits] = end - 1
+                num_logits += 1
             if request.num_scored < request.num_prompt:
-                scoring.append(place)
-        start_B, count_B = np.array(starts), np.array(counts)
-        ends_B = count_B.cumsum()
-        query_starts_B1 = np.concatenate(([0], ends_B))
-        if end == len(rows):  # one token each
-            positions_T, row_T = start_B, np.array(rows)
-        else:
-            positions_T = np.arange(end) + np.repeat(start_B - query_starts_B1[:-1], count_B)
-            row_T = np.repeat(np.array(rows), count_B)
-        slots_T = self._tables[row_T, positions_T // size] * size + positions_T % size
-        context_B = start_B + count_B
-        num_columns = -(-int(context_B.max()) // size)
-        scored = self._score(batch, scoring, query_starts_B1, logit_rows)
-        inputs = HostInputs(
-            token_ids_T=np.array(token_ids),
-            positions_T=positions_T,
-            slots_T=slots_T,
-            query_starts_B1=query_starts_B1,
-            context_lens_B=context_B,
-            block_tables_BN=self._tables[rows, :num_columns],
-            logit_rows_R=np.array(logit_rows, dtype=np.int64),
-        )
-        return inputs, scored
+                scored += _scored(place, segment, first)
+        num_columns = -(-longest // size)
+        if self._stale or rows != self._rows:
+            room.block_tables_BN[: len(rows), :num_columns] = self._tables[rows, :num_columns]
+            self._rows, self._stale = rows, False
+        for wanted in scored:
+            wanted.first_row, count = num_logits, len(wanted.token_ids)
+            num_logits += count
+            room.logit_rows_R[wanted.first_row : num_logits] = range(wanted.first_token, wanted.first_token + count)
+        return StepSizes(end, len(rows), num_logits, num_columns), scored
 
     def _write_blocks(self, request: Request, num_blocks: int) -> None:
         seat = self._seats[request.row]
@@ -97,17 +96,13 @@ class InputBuilder:
         if seat.num_blocks < num_blocks:
             self._tables[request.row, seat.num_blocks : num_blocks] = request.blocks[seat.num_blocks : num_blocks]
             seat.num_blocks = num_blocks
+            self._stale = True
 
-    def _score(self, batch: Batch, places: list[int], starts: np.ndarray, logit_rows: list[int]) -> list[ScoredRows]:
-        """The logits of position p - 1 score prompt token p; token 0 has none."""
-        scored = []
-        for place in places:
-            segment = batch.segments[place]
-            request = segment.request
-            stop = min(segment.start + segment.num_tokens + 1, request.num_prompt)
-            token_ids = request.tokens[request.num_scored : stop]
-            if token_ids:
-                scored.append(ScoredRows(place, len(logit_rows), token_ids))
-                first = int(starts[place]) + request.num_scored - 1 - segment.start
-                logit_rows += range(first, first + len(token_ids))
-        return scored
+
+def _scored(place: int, segment: Segment, first: int) -> list[ScoredRows]:
+    """Of a segment whose tokens are the step's from `first` on. Logits of position p - 1 score prompt token p; token 0 has
+    none."""
+    request = segment.request
+    stop = min(segment.start + segment.num_tokens + 1, request.num_prompt)
+    token_ids = request.tokens[request.num_scored : stop]
+    return [ScoredRows(place, first + request.num_scored - 1 - segment.start, token_ids)] if token_ids else []

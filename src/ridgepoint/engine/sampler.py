@@ -1,8 +1,10 @@
 """From the logits of a step to its tokens, each by its own request's rules.
 
-Collects what the `sample` op wants: shaping values and uniform numbers per row, the edits of a row's logits (bias, ban,
-penalties), log-probabilities for those who asked. Holds per-request token counts while a request that has penalties
-runs; everything else is read from the request, so a request that was preempted continues as if it had not been.
+Writes what the `sample` op wants before the step runs (`prepare`), is what the step ends with (`leave`, which a recorded
+step replays), and reads the tokens afterwards (`found`). From step to step only what changes is written: the uniform
+number of each row, the edits of those that have any, and everything when other requests are sampled. Holds token counts
+while a request that has penalties runs; everything else is read from the request, so a request that was preempted
+continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import torch
 
 from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.kernels import sample
-from ridgepoint.kernels.sample import Edits, Shaping
-from ridgepoint.kernels.sample.random import uniforms
+from ridgepoint.kernels.sample import Edits, SampledRows, Shaping
+from ridgepoint.kernels.sample.random import stream_key, uniform
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.request import Request
 
@@ -50,18 +52,59 @@ class _TokenCounts:
 
 
 class Sampler:
-    def __init__(self) -> None:
+    """The ends of a step on the host (`models.captured.Ends`): ids enter as they are."""
+
+    def __init__(self, max_rows: int, vocab_size: int) -> None:
+        self._rows = SampledRows(max_rows, vocab_size)
+        self._requests: Sequence[Request] = ()  # whose rules lie in the rows
+        self._streams: list[int] | None = None  # of random numbers; None where all are greedy
+        self._edited: list[int] = []  # rows
+        self._scores = False
         self._counts: dict[Request, _TokenCounts] = {}  # of requests with penalties that have not finished
 
-    def sample(
-        self, requests: Sequence[Request], logits_RV: torch.Tensor
-    ) -> tuple[list[int], Sequence[TokenLogprobs | None]]:
-        """A token for each request from its row of logits, which are used up. Log-probabilities are of the logits as
-        the model gave them."""
-        num_top_R = [request.params.logprobs for request in requests]
-        edits_R = [self._edits_of(request) if _edits(request) else None for request in requests]
-        token_ids, scores = sample.draw(logits_RV, _shaping(requests), edits_R, num_top_R)
-        if all(num_top is None for num_top in num_top_R):
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """The next step's first rows of logits belong to `requests`."""
+        if requests != self._requests:
+            self._seat(requests)
+        if self._streams is not None:
+            numbers = [uniform(key, r.num_output) for key, r in zip(self._streams, requests, strict=True)]
+            self._rows.draw_by(numbers)
+        for row in self._edited:
+            self._rows.edit(row, self._edits_of(requests[row]))
+
+    def _seat(self, requests: Sequence[Request]) -> None:
+        """Write all rules anew."""
+        self._requests = requests
+        self._rows.clear()
+        params = [request.params for request in requests]
+        self._streams = None
+        if any(p.temperature != 0.0 for p in params):
+            self._streams = [stream_key(request.seed) for request in requests]
+            self._rows.shape(
+                Shaping(
+                    temperature_R=np.array([p.temperature for p in params]), top_k_R=np.array([p.top_k for p in params]),
+                    top_p_R=np.array([p.top_p for p in params]), min_p_R=np.array([p.min_p for p in params]),
+                    uniform_R=np.zeros(len(params)),
+                )
+            )  # fmt: skip
+        self._edited = [row for row, p in enumerate(params) if _edits(p)]
+        self._scores = False
+        for row, p in enumerate(params):
+            if p.logprobs is not None:
+                self._rows.score(row, p.logprobs)
+                self._scores = True
+
+    def enter(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        return token_ids_T
+
+    def leave(self, logits_RV: torch.Tensor) -> None:
+        """Choose a token for each of the first rows. Rows beyond the requests' are scored, not sampled."""
+        self._rows.draw(logits_RV)
+
+    def found(self) -> tuple[list[int], Sequence[TokenLogprobs | None]]:
+        """The tokens of the requests. Log-probabilities are of the logits as the model gave them."""
+        token_ids, scores = self._rows.found(len(self._requests))
+        if not self._scores:
             return token_ids, ()
         return token_ids, [
             None if found is None else _logprobs(token, *found) for token, found in zip(token_ids, scores, strict=True)
@@ -104,20 +147,5 @@ def _penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _edits(request: Request) -> bool:
-    params = request.params
-    return bool(params.logit_bias) or request.num_output < params.min_tokens or _penalises(params)
-
-
-def _shaping(requests: Sequence[Request]) -> Shaping | None:
-    """None when every request is greedy."""
-    if all(request.params.temperature == 0.0 for request in requests):
-        return None
-    params = [request.params for request in requests]
-    return Shaping(
-        temperature_R=np.array([p.temperature for p in params]),
-        top_k_R=np.array([p.top_k for p in params]),
-        top_p_R=np.array([p.top_p for p in params]),
-        min_p_R=np.array([p.min_p for p in params]),
-        uniform_R=uniforms([request.seed for request in requests], [request.num_output for request in requests]),
-    )
+def _edits(params: SamplingParams) -> bool:
+    return bool(params.logit_bias) or params.min_tokens > 0 or _penalises(params)

@@ -13,29 +13,27 @@ import torch
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
-from ridgepoint.engine.executor import TorchExecutor
+from ridgepoint.engine.executor import HostExecutor
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.nvml import joule_counter
 from ridgepoint.engine.options import DTYPES, EngineOptions
 from ridgepoint.engine.prediction import choose_timer
+from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
+from ridgepoint.engine.step_size import usual_step_tokens
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
-from ridgepoint.models.step import RecordedOrEager, load_for_serving, make_step
+from ridgepoint.models.step import load_for_serving, make_step
 from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
 from ridgepoint.units import si
 
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
-STEP_TOKENS = {
-    "cpu": 512,
-    "cuda": 8192,
-}  # a prompt's chunk that keeps matrix products efficient and readers waiting little
 
 
 def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) -> EngineCore:
@@ -93,20 +91,24 @@ def engine_around(
         f"kv_dtype {str(kv_dtype).removeprefix('torch.')}: " + ("as asked" if options.kv_dtype else "the activations'")
     )
     scheduler = make_scheduler(resolved, timer)
-    executor: TorchExecutor | DeviceExecutor
+    executor: HostExecutor | DeviceExecutor
     if device.type == "cpu":
         cache = KVCache(decoder.spec, resolved.num_blocks, resolved.block_tokens, kv_dtype, device)
+        sampler = Sampler(resolved.max_num_seqs, decoder.spec.vocab_size)
         step, why = make_step(
             decoder,
             cache,
+            sampler,
             max_tokens=resolved.max_step_tokens,
             max_seqs=resolved.max_num_seqs,
             max_context=resolved.max_context,
         )
         announce(why)
-        if isinstance(step, RecordedOrEager):
-            torch.set_num_threads(1)  # torch only samples now, and its threads must not spin on the cores of the pool
-        executor = TorchExecutor(step, cache, max_num_seqs=resolved.max_num_seqs, max_context=resolved.max_context)
+        if step.recorded is not None:
+            torch.set_num_threads(
+                1
+            )  # it has nothing left to do, and its threads must not spin on the cores of the pool
+        executor = HostExecutor(step, cache, sampler)
         pace: Pace = InTurn(executor)
     else:
         executor = device_executor(
@@ -164,8 +166,8 @@ def resolve_memory(
         announce(f"max_context {max_context}: the model's")
     max_step_tokens = options.max_step_tokens
     if max_step_tokens is None:
-        max_step_tokens = max(STEP_TOKENS.get(device.type, STEP_TOKENS["cpu"]), options.max_num_seqs)
-        announce(f"max_step_tokens {max_step_tokens}: usual for {device.type}")
+        max_step_tokens, why = usual_step_tokens(decoder, options.max_num_seqs)
+        announce(f"max_step_tokens {max_step_tokens}: {why}")
     return replace(
         options, num_blocks=num_blocks, kv_bytes=None, max_context=max_context, max_step_tokens=max_step_tokens
     )

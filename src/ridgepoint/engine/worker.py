@@ -7,6 +7,7 @@ service managers send it to the whole group.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -114,6 +115,8 @@ def main(address: str, quiet: bool) -> int:
         from ridgepoint.engine.build import build_engine  # imports torch: after the parent watch is up
 
         core = build_engine(options, announce=announcer(quiet))
+        gc.collect()
+        gc.freeze()  # what the start made stays: walking over it would stop a step for tenths of a second
         link.send([core.ready(time.monotonic() - started_s)])
         run(core, link)
         return 0

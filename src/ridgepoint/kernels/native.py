@@ -22,7 +22,7 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
 F32, BF16, CODE = 0, 1, 2
@@ -273,6 +273,11 @@ def _threads_wanted() -> int:
 
 def num_threads() -> int:
     return int(library().rp_threads())
+
+
+def num_threads_now() -> int:
+    """How many of them the next operators run on: fewer while other processes keep taking their cores."""
+    return int(library().rp_threads_now())
 
 
 def set_num_threads(threads: int, spin_us: int = SPIN_US) -> None:

@@ -74,7 +74,11 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 def call(kind: type[ctypes.Structure], num_rows: int, keep: tuple[Any, ...] = (), **fields: Any) -> None:
     """Run an operator on `num_rows` rows, or record it."""
-    operator = native.op(kind, num_rows, **fields)
+    submit(native.op(kind, num_rows, **fields), keep)
+
+
+def submit(operator: ctypes.Structure, keep: tuple[Any, ...] = ()) -> None:
+    """Run an operator, or record it: what is changed in it later, replays see."""
     if _recording is None:
         native.run(operator)
     else:
@@ -133,10 +137,9 @@ class Recording:
             raise ValueError(f"recorded for {self.capacity}, asked for {tokens} tokens and {logit_rows} logit rows")
         native.run_list(self._pointer_list(), len(self._ops), tokens, logit_rows)
 
-    def profile(self, tokens: int, logit_rows: int) -> list[tuple[str, float]]:
-        """`replay`, with the seconds of each operator."""
-        seconds = native.profile_list(self._pointer_list(), len(self._ops), tokens, logit_rows)
-        return [(type(o).__name__.removesuffix("Op"), s) for o, s in zip(self._ops, seconds, strict=True)]
+    def profile(self, tokens: int, logit_rows: int) -> list[float]:
+        """`replay`, with the seconds of each of `operators`."""
+        return native.profile_list(self._pointer_list(), len(self._ops), tokens, logit_rows)
 
     def _pointer_list(self) -> Any:
         if self._pointers is None:

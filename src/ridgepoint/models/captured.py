@@ -17,20 +17,16 @@ import numpy as np
 import torch
 
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
-from ridgepoint.models.staging import ORDER, HostInputs, Staging, pad_decode
+from ridgepoint.models.staging import ORDER, Staging, pad_decode
 
 PADDING_FRAC = 1 / 8  # of a step, at most, above SMALL sequences
 SMALL = 8
 
 
 class Ends(Protocol):
-    """What a step does on the device around its layers. `mode` is one of `modes`, each captured by itself."""
-
-    mode: str
-
-    @property
-    def modes(self) -> tuple[str, ...]: ...
+    """What a step does around its layers."""
 
     def enter(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """The ids to embed."""
@@ -39,6 +35,15 @@ class Ends(Protocol):
     def leave(self, logits_RV: torch.Tensor) -> None:
         """Use the wanted rows' logits."""
         ...
+
+
+class CapturableEnds(Ends, Protocol):
+    """`mode` is one of `modes`, each captured by itself."""
+
+    mode: str
+
+    @property
+    def modes(self) -> tuple[str, ...]: ...
 
 
 Body = Callable[[], None]
@@ -86,7 +91,7 @@ class CapturedStep:
         decoder: Decoder,
         cache: KVCache,
         staging: Staging,
-        ends: Ends,
+        ends: CapturableEnds,
         *,
         sizes: Iterable[int],
         max_blocks_per_seq: int,

@@ -8,39 +8,18 @@ one step's pointers fits them all. Knows shapes, not what the numbers mean.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import StepInputs
 
 ALIGN = 16  # elements of 8 bytes: 128 bytes
 NUM_HOSTS = 2  # one is being copied while the other is filled
 MAX_LAYOUTS = 512  # remembered; decode steps need one for each size and width of tables
 Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HostInputs:
-    """`StepInputs` before they leave the host; int64."""
-
-    token_ids_T: np.ndarray
-    positions_T: np.ndarray
-    slots_T: np.ndarray
-    query_starts_B1: np.ndarray
-    context_lens_B: np.ndarray
-    block_tables_BN: np.ndarray
-    logit_rows_R: np.ndarray
-
-    def tensors(self) -> StepInputs:
-        """The same memory as tensors on the CPU."""
-        return StepInputs(**{field.name: torch.from_numpy(getattr(self, field.name)) for field in fields(self)})
-
-    @property
-    def is_decode(self) -> bool:
-        """One token and one row of logits for each sequence."""
-        return len(self.token_ids_T) == len(self.context_lens_B) == len(self.logit_rows_R)
 
 
 # Tables go last: their width changes from step to step, and everything before them stays in its place.

@@ -14,27 +14,26 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import dispatch, native
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
-from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
+from ridgepoint.models.captured import CapturableEnds, Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.host_inputs import HostInputs, StepSizes
 from ridgepoint.models.load_packed import load_planned, plan, summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
 from ridgepoint.models.rooms import DeviceRooms
-from ridgepoint.models.staging import HostInputs, Staging
+from ridgepoint.models.staging import Staging
 from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
 from ridgepoint.models.weight_cache import load_cached
 from ridgepoint.nn.attention import MlaAttention
 
 
-class Step(Protocol):
+class DeviceStep(Protocol):
+    """A step on an accelerator, which embeds and samples by itself."""
+
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """`logits_RV` float32 of the wanted rows, valid until the next call."""
         ...
-
-
-class DeviceStep(Step, Protocol):
-    """A step on an accelerator, which embeds and samples by itself."""
 
     def pad(self, inputs: HostInputs) -> HostInputs:
         """The inputs at a size that the step runs best."""
@@ -42,7 +41,7 @@ class DeviceStep(Step, Protocol):
 
 
 class EagerStep:
-    """Layer by layer, between `ends` where the device samples."""
+    """Layer by layer, between `ends` where they sample."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, ends: Ends | None = None) -> None:
         self._decoder, self._cache, self._ends = decoder, cache, ends
@@ -61,14 +60,19 @@ class EagerStep:
         return inputs
 
 
-class RecordedOrEager:
-    """The recording for every step that fits it, layers for the rest (a prompt scored token by token, say)."""
+class HostStep:
+    """A step on the host, which finds its inputs in `room`: the recording for every step that fits it, layers for the rest (a
+    prompt scored token by token, say) and where nothing is recorded."""
 
-    def __init__(self, recorded: RecordedStep, eager: EagerStep) -> None:
-        self.recorded, self._eager = recorded, eager
+    def __init__(self, room: HostInputs, eager: EagerStep, recorded: RecordedStep | None = None) -> None:
+        self.room, self.recorded, self._eager = room, recorded, eager
 
-    def run(self, inputs: StepInputs) -> torch.Tensor:
-        return self.recorded.run(inputs) if self.recorded.fits(inputs) else self._eager.run(inputs)
+    def run(self, sizes: StepSizes) -> torch.Tensor:
+        """`logits_RV` float32, valid until the next call; the first `sizes.num_logit_rows` rows are this step's."""
+        if self.recorded is not None and self.recorded.fits(sizes):
+            return self.recorded.run(sizes)
+        with torch.inference_mode():
+            return self._eager.run(self.room.first(sizes).tensors())
 
 
 class CapturedOrEager:
@@ -158,24 +162,25 @@ def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
 
 
 def make_step(
-    decoder: Decoder, cache: KVCache, *, max_tokens: int, max_seqs: int, max_context: int
-) -> tuple[Step, str]:
-    """The fastest way `decoder` can run steps over `cache`, and one line that says which and why."""
-    eager = EagerStep(decoder, cache)
-    if cache.layers[0].device.type != "cpu" or not native.available():
-        return eager, "step eager: recording needs the native kernels"
+    decoder: Decoder, cache: KVCache, ends: Ends, *, max_tokens: int, max_seqs: int, max_context: int
+) -> tuple[HostStep, str]:
+    """The fastest way `decoder` can run steps over `cache`, sampled by `ends`, and one line that says which and why."""
+    room = HostInputs.room(max_tokens, max_seqs, -(-max_context // cache.block_tokens))
+    eager = EagerStep(decoder, cache, ends)
+    if not native.available():
+        return HostStep(room, eager), "step eager: recording needs the native kernels"
     try:
-        recorded = RecordedStep(decoder, cache, max_tokens, max_seqs, -(-max_context // cache.block_tokens))
+        recorded = RecordedStep(decoder, cache, room, ends)
     except NotRecordableError as error:
-        return eager, f"step eager: {error.message}"
-    return RecordedOrEager(recorded, eager), f"step recorded: {len(recorded.recording)} operators in one native call"
+        return HostStep(room, eager), f"step eager: {error.message}"
+    return HostStep(room, eager, recorded), f"step recorded: {len(recorded.recording)} operators in one native call"
 
 
 def make_device_step(
     decoder: Decoder,
     cache: KVCache,
     staging: Staging,
-    ends: Ends,
+    ends: CapturableEnds,
     *,
     max_seqs: int,
     max_context: int,

@@ -164,8 +164,9 @@ class Scheduler:
         if self.preemptions_total == preemptions_before:
             self._admit(now, budget, in_flight, oldest_behind)
         segments = budget.segments()
-        ending = any(request.has_all_tokens for request in (*self.running, *self.waiting))
-        assert segments or self.idle or ending, "requests are in flight but none can run"
+        assert segments or self.idle or any(request.has_all_tokens for request in (*self.running, *self.waiting)), (
+            "requests are in flight but none can run"
+        )
         return Batch(segments, predict(self._timer, segments)) if segments else None
 
     def _board_chunk(

@@ -61,6 +61,11 @@ class Batch:
         return sum(segment.num_tokens for segment in self.segments)
 
     @property
+    def sampled(self) -> list[Request]:
+        """Those that get a token, in order."""
+        return [segment.request for segment in self.segments if segment.wants_sample]
+
+    @property
     def shape(self) -> StepShape:
         return shape_of(self.segments)
 

@@ -3,7 +3,8 @@
 `choose` shapes and draws: temperature; top-k; top-p of the mass of the k best; min-p of the best. Each of the three is
 a threshold on the probability, so equals are kept or dropped together. Then the inverse of the cumulative distribution, in
 order of token ids, at a given uniform number. `penalise` edits one row's logits before that. `log_probabilities` reads a row as the model gave it.
-`draw` is all of it for a whole step: natively one call, elsewhere those three for one row after the other.
+`draw` is all of it for a whole step: natively one call, elsewhere those three for one row after the other. `SampledRows` is
+`draw` at fixed places, which a recorded step can end with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ridgepoint.kernels.dispatch import implementation
+from ridgepoint.kernels.sample.rows import SampledRows as SampledRows
 
 NOT_FINITE = -1  # the token of a row whose logits are not numbers
 
