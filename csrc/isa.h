@@ -44,17 +44,28 @@ struct AttendTile {
     const uint8_t* const* values;
     const uint8_t* const* prefetch;  // per sub-block, lines that are wanted next; or null
     float* scores;                   // rows x score_stride
+    uint32_t* weights;               // rows x score_stride / 2 pairs of bf16, for kernels that keep weights so
     float* out;                      // rows x v_dim, accumulated
+    float* max;                      // per row: the largest score so far,
+    float* sums;                     // and the sum of its weights so far, in 16 lanes
+    const int64_t *begin, *end;      // per row: the keys that it sees, of [0, valid); none if begin >= end
+    const float* key_scales;         // of coded keys, per token, or null
+    const float* value_scales;       // of coded values
+    const float* rotary;             // second scores, with scales of their own, of a coded latent; or null
+    const float* rotary_scales;
     int64_t score_stride, sub_blocks, key_dim, v_dim, valid;  // valid tokens of the span: [0, valid) may be read
+    float scale;
     int32_t rows;
 };
 
-// Attention over keys and values of one element type.
+// Attention over keys and values of one element type, in three passes over a tile.
 struct AttendKernels {
     int rows;         // of the tallest tile
     int32_t q_dtype;  // of prepared query rows
     void (*scores)(const AttendTile&);  // scores = q . k
-    void (*values)(const AttendTile&);  // out += p . v, p being scores after exp, rounded to bf16 where v is and q_dtype is
+    // Scores become weights, exp((score - max) scale), 0 for keys a row does not see. A row whose max moves is scaled to it.
+    void (*weigh)(const AttendTile&);
+    void (*values)(const AttendTile&);  // out += weights . v
     void (*turn)(const uint8_t* keys, int64_t v_dim, uint8_t* values);  // one sub-block's first v_dim key channels as values
 };
 

@@ -43,7 +43,8 @@ void fold(State& into, const State& from, int64_t n, const KernelTable& t) {
 
 struct Scratch {
     uint8_t *q, *expanded, *turned;
-    float *total, *total_max, *total_sum, *part, *part_max, *part_sum, *scores, *rotary, *key_scales, *value_scales;
+    float *total, *total_max, *total_sum, *part, *part_max, *part_sums, *scores, *rotary, *key_scales, *value_scales;
+    uint32_t* weights;
 };
 
 Scratch scratch(const AttentionOp& op, const Shape& shape, uint8_t* base, int64_t* used) {
@@ -51,9 +52,9 @@ Scratch scratch(const AttentionOp& op, const Shape& shape, uint8_t* base, int64_
     Carver carve(base);
     Scratch s{carve.take<uint8_t>(rows * op.key_dim * 4), carve.take<uint8_t>(subs * shape.expanded_bytes),
               carve.take<uint8_t>(subs * shape.turned_bytes), carve.take<float>(rows * v_pad), carve.take<float>(rows),
-              carve.take<float>(rows), carve.take<float>(rows * v_pad), carve.take<float>(rows), carve.take<float>(rows),
+              carve.take<float>(rows), carve.take<float>(rows * v_pad), carve.take<float>(rows), carve.take<float>(rows * kSub),
               carve.take<float>(kMaxTile * shape.span), carve.take<float>(kMaxTile * shape.span),
-              carve.take<float>(shape.span), carve.take<float>(shape.span)};
+              carve.take<float>(shape.span), carve.take<float>(shape.span), carve.take<uint32_t>(kMaxTile * shape.span / 2)};
     if (used) *used = carve.used;
     return s;
 }
@@ -129,53 +130,47 @@ void prepare_queries(const AttentionOp& op, const Shape& shape, const Unit& unit
 
 struct TileBounds { int64_t row, rows, from, to; };  // rows of the chunk, keys of the sequence
 
-// Scores become weights relative to the row's running maximum, hidden keys weigh nothing.
-void weigh_row(const AttentionOp& op, const Shape& shape, const Scratch& s, const KernelTable& t, const TileBounds& b,
-               int64_t r, int64_t position, int64_t sub) {
-    const int64_t width = round_up(b.to - b.from, kSub), oldest = oldest_key(op, position), v_pad = shape.layout.v_pad;
-    const int64_t begin = oldest > b.from ? oldest - b.from : 0, end = position + 1 < b.to ? position + 1 - b.from : b.to - b.from;
-    float* scores = s.scores + r * shape.span;
-    if (begin >= end) { memset(scores, 0, static_cast<size_t>(width) * 4); return; }
-    if (shape.layout.coded) {
-        t.multiply(scores, s.key_scales + sub * kSub, width);
-        if (shape.layout.latent) {
-            float* rotary = s.rotary + r * shape.span;
-            t.multiply(rotary, s.value_scales + sub * kSub, width);
-            t.blend(scores, 1.0f, rotary, 1.0f, width);
-        }
-    }
-    for (int64_t i = 0; i < begin; i++) scores[i] = kHidden;
-    for (int64_t i = end; i < width; i++) scores[i] = kHidden;
-    float &max = s.part_max[b.row + r], &sum = s.part_sum[b.row + r];
-    const float highest = t.max_of(scores, width);
-    if (highest > max) {
-        const float shrink = std::exp((max - highest) * op.scale);
-        sum *= shrink;
-        t.scale(s.part + (b.row + r) * v_pad, shrink, v_pad);
-        max = highest;
-    }
-    sum += t.exp_sum(scores, width, max, op.scale);
-    // A latent's values are its keys, so their scales are too.
-    if (shape.layout.coded)
-        t.multiply(scores, (shape.layout.latent ? s.key_scales : s.value_scales) + sub * kSub, b.to - b.from);
-}
-
 void attend_tile(const AttentionOp& op, const Shape& shape, const Unit& unit, const Span& span, const Operands& o,
-                 const Span* next, const Scratch& s, const KernelTable& t, const TileBounds& b) {
+                 const Span* next, const Scratch& s, const TileBounds& b) {
     const KvLayout& layout = shape.layout;
     const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2, sub = (b.from - span.first) / kSub;
     const uint8_t *q[kMaxTile], *rotary[kMaxTile];
+    int64_t begin[kMaxTile], end[kMaxTile];
     for (int64_t r = 0; r < b.rows; r++) {
+        const int64_t position = unit.chunk->position + (unit.chunk->first + b.row + r) / shape.group, oldest = oldest_key(op, position);
         q[r] = s.q + (b.row + r) * op.key_dim * size;
         rotary[r] = q[r] + op.v_dim * size;
+        begin[r] = oldest > b.from ? oldest - b.from : 0;
+        end[r] = (position + 1 < b.to ? position + 1 : b.to) - b.from;
     }
     const bool in_place = !layout.coded && b.row == 0;  // codes were fetched ahead as they were expanded
     const uint8_t* const* wanted = next ? next->subs + sub : nullptr;
-    AttendTile tile{q, o.keys + sub, o.values + sub, nullptr, s.scores, s.part + b.row * layout.v_pad, shape.span,
-                    ceil_div(b.to - b.from, kSub), op.key_dim, layout.v_pad, b.to - b.from, static_cast<int32_t>(b.rows)};
-    if (in_place) tile.prefetch = layout.latent ? wanted : tile.values;
+    AttendTile tile{};
+    tile.q = q;
+    tile.keys = o.keys + sub;
+    tile.values = o.values + sub;
+    tile.scores = s.scores;
+    tile.weights = s.weights;
+    tile.out = s.part + b.row * layout.v_pad;
+    tile.max = s.part_max + b.row;
+    tile.sums = s.part_sums + b.row * kSub;
+    tile.begin = begin;
+    tile.end = end;
+    tile.score_stride = shape.span;
+    tile.sub_blocks = ceil_div(b.to - b.from, kSub);
+    tile.key_dim = op.key_dim;
+    tile.v_dim = layout.v_pad;
+    tile.valid = b.to - b.from;
+    tile.scale = op.scale;
+    tile.rows = static_cast<int32_t>(b.rows);
+    if (layout.coded) {  // a latent's values are its keys, so their scales are too
+        tile.key_scales = s.key_scales + sub * kSub;
+        tile.value_scales = (layout.latent ? s.key_scales : s.value_scales) + sub * kSub;
+    }
     if (layout.coded && layout.latent) {  // two scales a token, so two sums
         tile.key_dim = op.v_dim;
+        tile.rotary = s.rotary;
+        tile.rotary_scales = s.value_scales + sub * kSub;
         AttendTile rest = tile;
         rest.q = rotary;
         rest.keys = o.rotary + sub;
@@ -183,9 +178,9 @@ void attend_tile(const AttentionOp& op, const Shape& shape, const Unit& unit, co
         rest.scores = s.rotary;
         shape.kernels.scores(rest);
     }
+    if (in_place) tile.prefetch = layout.latent ? wanted : tile.values;
     shape.kernels.scores(tile);
-    for (int64_t r = 0; r < b.rows; r++)
-        weigh_row(op, shape, s, t, b, r, unit.chunk->position + (unit.chunk->first + b.row + r) / shape.group, sub);
+    shape.kernels.weigh(tile);
     tile.prefetch = in_place && !layout.latent ? wanted : nullptr;
     shape.kernels.values(tile);
 }
@@ -200,19 +195,19 @@ void attend_span(const AttentionOp& op, const Shape& shape, const Unit& unit, co
         const int64_t bottom = unit.chunk->position + (first + count - 1) / shape.group;
         const int64_t oldest = oldest_key(op, top) / kSub * kSub;
         const TileBounds b{row, count, oldest > span.first ? oldest : span.first, bottom + 1 < span.last ? bottom + 1 : span.last};
-        if (b.from < b.to) attend_tile(op, shape, unit, span, o, next, s, t, b);
+        if (b.from < b.to) attend_tile(op, shape, unit, span, o, next, s, b);
         row += count;
     }
 }
 
 void clear_part(const Shape& shape, int64_t rows, const Scratch& s) {
     memset(s.part, 0, static_cast<size_t>(rows * shape.layout.v_pad) * 4);
-    memset(s.part_sum, 0, static_cast<size_t>(rows) * 4);
+    memset(s.part_sums, 0, static_cast<size_t>(rows * kSub) * 4);
     for (int64_t r = 0; r < rows; r++) s.part_max[r] = kHidden;
 }
 
-State part_of(const AttentionOp& op, const Shape& shape, const Scratch& s, int64_t r) {
-    return {s.part_max[r] * op.scale, s.part_sum[r], s.part + r * shape.layout.v_pad};
+State part_of(const AttentionOp& op, const Shape& shape, const Scratch& s, const KernelTable& t, int64_t r) {
+    return {s.part_max[r] * op.scale, t.sum_of(s.part_sums + r * kSub, RP_DTYPE_F32, kSub), s.part + r * shape.layout.v_pad};
 }
 
 // A sink is a key with this logit and no value.
@@ -251,7 +246,7 @@ void attend_unit(const AttentionOp& op, const Shape& shape, const AttendPlan& pl
         if (!plan.split && (last || span.last % kPart == 0)) {
             for (int64_t r = 0; r < rows; r++) {
                 State total{s.total_max[r], s.total_sum[r], s.total + r * v_pad};
-                fold(total, part_of(op, shape, s, r), v_pad, t);
+                fold(total, part_of(op, shape, s, t, r), v_pad, t);
                 s.total_max[r] = total.max;
                 s.total_sum[r] = total.sum;
             }
@@ -262,7 +257,7 @@ void attend_unit(const AttentionOp& op, const Shape& shape, const AttendPlan& pl
     }
     for (int64_t r = 0; r < rows; r++) {
         if (!plan.split) { finish(op, shape, unit, r, {s.total_max[r], s.total_sum[r], s.total + r * v_pad}, t); continue; }
-        const State part = part_of(op, shape, s, r);
+        const State part = part_of(op, shape, s, t, r);
         float* to = partials + (unit.partial + r) * state_floats(shape);
         to[0] = part.max;
         to[1] = part.sum;
