@@ -103,7 +103,11 @@ struct KernelTable {
     void (*map)(const void* x, int32_t dtype, float scale, float limit, int64_t n, void* y);  // scaled, then clipped
     void (*scale)(float* x, float factor, int64_t n);
     void (*multiply)(float* x, const float* y, int64_t n);                            // x *= y
-    void (*blend)(float* y, float keep, const float* x, float take, int64_t n);       // y = keep * y + take * x
+    // Two softmax sums over disjoint keys become one, in place: n accumulated channels and 16 lanes of weights each,
+    // relative to exp(max * scale).
+    void (*merge)(float* acc, float* lanes, float* max, const float* from, const float* from_lanes, float from_max,
+                  float scale, int64_t n);
+    void (*divide)(const float* x, const float* lanes, int64_t n, int32_t dtype, void* y);  // y = x / sum of 16 lanes
     // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
     void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
 

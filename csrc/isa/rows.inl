@@ -276,11 +276,26 @@ void row_multiply(float* x, const float* y, int64_t n) {
     for (; i + 16 <= n; i += 16) store(x + i, mul(load(x + i), load(y + i)));
     for (; i < n; i++) x[i] *= y[i];
 }
-void row_blend(float* y, float keep, const float* x, float take, int64_t n) {
-    const Lanes k = set1(keep), t = set1(take);
+void row_merge(float* acc, float* lanes, float* max, const float* from, const float* from_lanes, float from_max, float scale,
+               int64_t n) {
+    const float highest = *max > from_max ? *max : from_max;
+    const Lanes keep = exp_lanes(mul(set1(*max - highest), set1(scale))), take = exp_lanes(mul(set1(from_max - highest), set1(scale)));
+    for (int64_t i = 0; i < n; i += 16) store(acc + i, add(mul(load(acc + i), keep), mul(load(from + i), take)));
+    store(lanes, add(mul(load(lanes), keep), mul(load(from_lanes), take)));
+    *max = highest;
+}
+void row_divide(const float* x, const float* lanes, int64_t n, int32_t dtype, void* y) {
+    const Lanes factor = set1(1.0f / fold_sum(load(lanes)));
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store(y + i, add(mul(load(y + i), k), mul(load(x + i), t)));
-    for (; i < n; i++) y[i] = y[i] * keep + x[i] * take;
+    for (; i + 16 <= n; i += 16) {
+        const Lanes v = mul(load(x + i), factor);
+        if (dtype == RP_DTYPE_F32) store_as<RP_DTYPE_F32>(y, i, v);
+        else store_as<RP_DTYPE_BF16>(y, i, v);
+    }
+    if (i == n) return;
+    const Lanes v = mul(load_tail<RP_DTYPE_F32>(x, i, n - i, 0.0f), factor);
+    if (dtype == RP_DTYPE_F32) store_tail<RP_DTYPE_F32>(y, i, n - i, v);
+    else store_tail<RP_DTYPE_BF16>(y, i, n - i, v);
 }
 inline float scalar_at(const void* p, int32_t dtype, int64_t i) {
     if (dtype == RP_DTYPE_F32) return static_cast<const float*>(p)[i];
