@@ -94,7 +94,8 @@ struct KernelTable {
     void (*normalise)(const void* x, int32_t dtype, const void* w, int32_t w_dtype, float w_offset, const void* bias,
                       float centre, float scale, int64_t n, void* y);
     void (*add_scaled)(const void* a, const void* b, float scale, int32_t dtype, int64_t n, void* y);
-    void (*glu)(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, float* y);
+    // Its exponential and quotient are as exact as the type of y shows.
+    void (*glu)(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, int32_t dtype, void* y);
     void (*glu_typed)(const void* gate, const void* up, int32_t dtype, int64_t n, int32_t activation, float alpha,
                       float limit, void* y);
     void (*widen)(const void* x, int32_t dtype, int64_t n, float* y);
