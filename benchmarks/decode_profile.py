@@ -1,11 +1,12 @@
-"""Where do the seconds of a decode step go, operator by operator, against this machine's roof?
+"""Where do the seconds of a decode step, or of a prompt's step, go, operator by operator, against this machine's roof?
 
-Sequences decode through the engine (scheduler, pages, recorded step, sampler), every step with a clock around each of its
-operators; what is left of the step is what the engine adds. Medians over steps. An operator's roof is the larger of the time its bytes
-need at the measured read bandwidth and its products at the measured peak of its format. Experts that a step touches are
-counted as uniform routing expects: E (1 - (1 - K/E)^T).
+Sequences decode through the engine (scheduler, pages, recorded step, sampler), or one prompt is computed in one step, every
+step with a clock around each of its operators; what is left of the step is what the engine adds. Medians over steps. An operator's
+roof is the larger of the time its bytes need at the measured read bandwidth and its products at the measured peak of its format.
+Experts that a step touches are counted as uniform routing expects: E (1 - (1 - K/E)^T).
 
     python benchmarks/decode_profile.py /tmp/moe-1.3b --formats bf16 int8 int4-32 --batches 1 64
+    python benchmarks/decode_profile.py /tmp/moe-1.3b --formats bf16 int8-a8 --batches --prefill 512 2048
     python benchmarks/decode_profile.py --smoke
 """
 
@@ -19,9 +20,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,34 @@ from ridgepoint.kernels.roofs import Roofs, measure_roofs, weight_at, weight_byt
 from ridgepoint.kernels.tensor_call import Recording
 from ridgepoint.sched.params import SamplingParams
 
+PROMPTS = 5  # of each length
 STEP_TOKENS = 512
 
 
-def amounts(operator: ctypes.Structure, rows: int, contexts: int, roofs: Roofs) -> tuple[str, float, float, float]:
-    """Name, bytes from memory, FLOPs and peak FLOP/s of one operator over `rows` rows with `contexts` cached tokens."""
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a step computes: its tokens, the rows whose logits are wanted, cached tokens read, and pairs of query and key."""
+
+    tokens: int
+    logit_rows: int
+    keys: int
+    pairs: int
+
+    def rows(self, operator: ctypes.Structure) -> int:
+        return self.logit_rows if operator.rows_from == native.LOGIT_ROWS else self.tokens
+
+
+def decoding(batch: int, context: int) -> Load:
+    return Load(tokens=batch, logit_rows=batch, keys=batch * context, pairs=batch * context)
+
+
+def prompting(tokens: int) -> Load:
+    return Load(tokens=tokens, logit_rows=1, keys=tokens, pairs=tokens * (tokens + 1) // 2)
+
+
+def amounts(operator: ctypes.Structure, load: Load, roofs: Roofs) -> tuple[str, float, float, float]:
+    """Name, bytes from memory, FLOPs and peak FLOP/s of one operator."""
+    rows = load.rows(operator)
     if isinstance(operator, native.LinearOp):
         w = weight_at(operator.weight)
         name = f"linear {w.inputs} to {w.outputs}"
@@ -56,18 +81,18 @@ def amounts(operator: ctypes.Structure, rows: int, contexts: int, roofs: Roofs) 
         return "experts", hit_frac * (weight_bytes(gate_up) + weight_bytes(down)), flops, roofs.flops_per_s(gate_up)
     if isinstance(operator, native.AttentionOp):
         width = operator.key_dim + operator.v_dim
-        flops = 2.0 * contexts * operator.heads * width
-        return "attention", 2.0 * contexts * operator.kv_heads * width, flops, roofs.bf16_flops_per_s
+        flops = 2.0 * load.pairs * operator.heads * width
+        return "attention", 2.0 * load.keys * operator.kv_heads * width, flops, roofs.bf16_flops_per_s
     return type(operator).__name__.removesuffix("Op").lower(), 0.0, 0.0, roofs.f32_flops_per_s
 
 
 def summed(
-    operators: tuple[ctypes.Structure, ...], seconds: list[float], rows: int, contexts: int, roofs: Roofs
+    operators: tuple[ctypes.Structure, ...], seconds: list[float], load: Load, roofs: Roofs
 ) -> list[dict[str, Any]]:
     """One row an operator and shape, summed over layers; `seconds` are those of each operator."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
     for operator, elapsed_s in zip(operators, seconds, strict=True):
-        name, read, flops, peak = amounts(operator, rows, contexts, roofs)
+        name, read, flops, peak = amounts(operator, load, roofs)
         roof_s = max(read / roofs.read_bytes_per_s, flops / peak)
         for place, amount in enumerate((1, elapsed_s, read, flops, roof_s)):
             sums[name][place] += amount
@@ -92,8 +117,24 @@ def clocked(recording: Recording) -> Iterator[list[list[float]]]:
         del recording.replay  # type: ignore[method-assign]
 
 
-def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> tuple[list[float], list[list[float]]]:
-    """Seconds of decode steps of `batch` sequences that stand at about `context` tokens, and of each operator in them."""
+Timed = tuple[list[float], list[list[float]]]  # seconds of each step, and of each operator in it
+
+
+def timed_steps(llm: LLM, starts: Iterable[Callable[[], None]]) -> Timed:
+    """One step after each of `starts`."""
+    core, seconds = llm.core, []
+    with clocked(core.executor.step.recorded.recording) as of_operators:  # type: ignore[attr-defined]
+        for start in starts:
+            start()
+            started = time.perf_counter()
+            core.step()
+            core.take_outbox()
+            seconds.append(time.perf_counter() - started)
+    return seconds, of_operators
+
+
+def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> Timed:
+    """Decode steps of `batch` sequences that stand at about `context` tokens."""
     core, rng = llm.core, random.Random(batch)
     # The first sequences decode while the last are still in prefill.
     params = SamplingParams(max_tokens=steps + batch * context // STEP_TOKENS + 4, temperature=0.0, ignore_eos=True)
@@ -105,40 +146,59 @@ def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> tuple[
         core.step()
     if len(core.scheduler.running) != batch:
         raise SystemExit(f"{len(core.scheduler.running)} of {batch} sequences are running")
-    seconds = []
-    with clocked(core.executor.step.recorded.recording) as of_operators:  # type: ignore[attr-defined]
-        for _ in range(steps):
-            started = time.perf_counter()
-            core.step()
-            core.take_outbox()
-            seconds.append(time.perf_counter() - started)
+    timed = timed_steps(llm, [lambda: None] * steps)
     for name in names:
         core.scheduler.cancel(name)
-    return seconds, of_operators
+    return timed
 
 
-def measure(folder: Path, fmt: str, batches: list[int], context: int, steps: int, threads: int) -> list[dict[str, Any]]:
-    room = context + steps + max(batches) * context // STEP_TOKENS + 8
+def prefill(llm: LLM, tokens: int, steps: int, vocab: int) -> Timed:
+    """Steps that compute a fresh prompt of `tokens` each."""
+    core, rng = llm.core, random.Random(tokens)
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+
+    def submit(name: str) -> None:
+        if core.scheduler.waiting or core.scheduler.running:
+            raise SystemExit(f"a prompt of {tokens} tokens took more than one step")
+        prompt = [rng.randrange(2, vocab) for _ in range(tokens)]
+        core.handle(Submit(request_id=name, prompt_ids=prompt, params=params))
+
+    return timed_steps(llm, [partial(submit, f"prefill-{tokens}-{i}") for i in range(steps)])
+
+
+def measure(folder: Path, fmt: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    batches, prompts, context, steps = args.batches, args.prefill, args.context, args.steps
+    seqs = max(batches, default=1)
+    room = max(context + steps + seqs * context // STEP_TOKENS + 8, max(prompts, default=0) + 8)
     llm = LLM(
         EngineOptions(
-            model=str(folder), dtype="bfloat16", weight_format=fmt, threads=threads, max_num_seqs=max(batches),
-            max_step_tokens=STEP_TOKENS, max_context=room, num_blocks=max(batches) * -(-room // 16), prefix_cache=False,
+            model=str(folder), dtype="bfloat16", weight_format=fmt, threads=args.threads, max_num_seqs=seqs,
+            max_step_tokens=max(STEP_TOKENS, *prompts), max_context=room, num_blocks=seqs * -(-room // 16),
+            prefix_cache=False,
         )
     )  # fmt: skip
     operators = llm.core.executor.step.recorded.recording.operators  # type: ignore[attr-defined]
-    points = []
-    for batch in batches:
+    vocab = llm.core.facts.vocab_size
+
+    def point(load: Load, run: Callable[[], Timed]) -> dict[str, Any]:
         roofs = measure_roofs()
-        seconds, of_operators = decode(llm, batch, context, steps, llm.core.facts.vocab_size)
+        seconds, of_operators = run()
         roofs = roofs.best(measure_roofs())
         step_s = statistics.median(seconds)
         medians = [statistics.median(times) for times in zip(*of_operators, strict=True)]
-        rows = summed(operators, medians, batch, batch * (context + steps // 2), roofs)
-        points.append({
-            "format": fmt, "batch": batch, "step_s": step_s, "tokens_per_s": batch / step_s,
-            "operators_s": statistics.median(map(sum, of_operators)),
-            "measure_roofs": asdict(roofs), "operators": rows,
-        })  # fmt: skip
+        return {
+            "format": fmt, "step_s": step_s, "tokens_per_s": load.tokens / step_s,
+            "operators_s": statistics.median(map(sum, of_operators)), "measure_roofs": asdict(roofs),
+            "operators": summed(operators, medians, load, roofs),
+        }  # fmt: skip
+
+    points = []
+    for batch in batches:
+        run = partial(decode, llm, batch, context, steps, vocab)
+        points.append({"batch": batch, **point(decoding(batch, context + steps // 2), run)})
+    for tokens in prompts:
+        run = partial(prefill, llm, tokens, min(steps, PROMPTS), vocab)
+        points.append({"prompt_tokens": tokens, **point(prompting(tokens), run)})
     return points
 
 
@@ -148,8 +208,9 @@ def table(result: dict[str, Any]) -> str:
     for point in result["points"]:
         roof_s = sum(row["roof_s"] for row in point["operators"])
         read = point["measure_roofs"]["read_bytes_per_s"]
+        size = f"batch {point['batch']}" if "batch" in point else f"prompt of {point['prompt_tokens']}"
         lines += [
-            f"{point['format']}, batch {point['batch']}: {point['tokens_per_s']:.0f} tokens/s, step {1e6 * point['step_s']:.0f} us, "
+            f"{point['format']}, {size}: {point['tokens_per_s']:.0f} tokens/s, step {1e6 * point['step_s']:.0f} us, "
             f"{roof_s / point['step_s']:.2f} of the roof (read {read / 1e9:.1f} GB/s)",
             f"  {'operator':<24}{'calls':>6}{'us':>9}{'of step':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of roof':>9}",
         ]
@@ -168,7 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint (default: the benchmark's random one)")
     parser.add_argument("--formats", nargs="+", default=["bf16", "int8", "int8-a8", "int4-32", "int4-32-a8"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 64])
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], metavar="TOKENS", help="prompts of one step each")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=native.usable_cores())
@@ -178,14 +240,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.smoke:
-        args.formats, args.batches, args.context, args.steps = ["int4-32-a8"], [1, 3], 16, 2
+        args.formats, args.batches, args.prefill, args.context, args.steps = ["int4-32-a8"], [1, 3], [24], 16, 2
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or random_checkpoint.write(Path(scratch), random_checkpoint.SMOKE if args.smoke else None)
-        points = [
-            point
-            for fmt in args.formats
-            for point in measure(folder, fmt, args.batches, args.context, args.steps, args.threads)
-        ]
+        points = [point for fmt in args.formats for point in measure(folder, fmt, args)]
     result = {
         "schema": "ridgepoint.benchmark.decode_profile/1",
         **provenance.provenance(__doc__),

@@ -44,17 +44,28 @@ struct AttendTile {
     const uint8_t* const* values;
     const uint8_t* const* prefetch;  // per sub-block, lines that are wanted next; or null
     float* scores;                   // rows x score_stride
+    uint32_t* weights;               // rows x score_stride / 2 pairs of bf16, for kernels that keep weights so
     float* out;                      // rows x v_dim, accumulated
+    float* max;                      // per row: the largest score so far,
+    float* sums;                     // and the sum of its weights so far, in 16 lanes
+    const int64_t *begin, *end;      // per row: the keys that it sees, of [0, valid); none if begin >= end
+    const float* key_scales;         // of coded keys, per token, or null
+    const float* value_scales;       // of coded values
+    const float* rotary;             // second scores, with scales of their own, of a coded latent; or null
+    const float* rotary_scales;
     int64_t score_stride, sub_blocks, key_dim, v_dim, valid;  // valid tokens of the span: [0, valid) may be read
+    float scale;
     int32_t rows;
 };
 
-// Attention over keys and values of one element type.
+// Attention over keys and values of one element type, in three passes over a tile.
 struct AttendKernels {
     int rows;         // of the tallest tile
     int32_t q_dtype;  // of prepared query rows
     void (*scores)(const AttendTile&);  // scores = q . k
-    void (*values)(const AttendTile&);  // out += p . v, p being scores after exp, rounded to bf16 where v is and q_dtype is
+    // Scores become weights, exp((score - max) scale), 0 for keys a row does not see. A row whose max moves is scaled to it.
+    void (*weigh)(const AttendTile&);
+    void (*values)(const AttendTile&);  // out += weights . v
     void (*turn)(const uint8_t* keys, int64_t v_dim, uint8_t* values);  // one sub-block's first v_dim key channels as values
 };
 
@@ -83,7 +94,8 @@ struct KernelTable {
     void (*normalise)(const void* x, int32_t dtype, const void* w, int32_t w_dtype, float w_offset, const void* bias,
                       float centre, float scale, int64_t n, void* y);
     void (*add_scaled)(const void* a, const void* b, float scale, int32_t dtype, int64_t n, void* y);
-    void (*glu)(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, float* y);
+    // Its exponential and quotient are as exact as the type of y shows.
+    void (*glu)(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, int32_t dtype, void* y);
     void (*glu_typed)(const void* gate, const void* up, int32_t dtype, int64_t n, int32_t activation, float alpha,
                       float limit, void* y);
     void (*widen)(const void* x, int32_t dtype, int64_t n, float* y);
@@ -92,7 +104,11 @@ struct KernelTable {
     void (*map)(const void* x, int32_t dtype, float scale, float limit, int64_t n, void* y);  // scaled, then clipped
     void (*scale)(float* x, float factor, int64_t n);
     void (*multiply)(float* x, const float* y, int64_t n);                            // x *= y
-    void (*blend)(float* y, float keep, const float* x, float take, int64_t n);       // y = keep * y + take * x
+    // Two softmax sums over disjoint keys become one, in place: n accumulated channels and 16 lanes of weights each,
+    // relative to exp(max * scale).
+    void (*merge)(float* acc, float* lanes, float* max, const float* from, const float* from_lanes, float from_max,
+                  float scale, int64_t n);
+    void (*divide)(const float* x, const float* lanes, int64_t n, int32_t dtype, void* y);  // y = x / sum of 16 lanes
     // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
     void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
 

@@ -94,6 +94,41 @@ template <bool Wide, int R> void lanes_values(const AttendTile& t) {
     for (; c < t.v_dim; c += 16) Wide ? float_values_tile<R, 1>(t, c) : mixed_values_tile<R, 1>(t, c);
 }
 
+// Hidden keys take part with a score that weighs nothing.
+constexpr float kHiddenScore = -3.0e38f;
+
+void lanes_weigh(const AttendTile& t) {
+    const int64_t width = (t.valid + 15) / 16 * 16;
+    for (int32_t r = 0; r < t.rows; r++) {
+        float *scores = t.scores + r * t.score_stride, *sums = t.sums + 16 * r;
+        const int64_t begin = t.begin[r], end = t.end[r];
+        if (begin >= end) { memset(scores, 0, static_cast<size_t>(width) * 4); continue; }
+        if (t.key_scales) row_multiply(scores, t.key_scales, width);
+        if (t.rotary) {
+            const float* rotary = t.rotary + r * t.score_stride;
+            for (int64_t i = 0; i < width; i += 16) store(scores + i, fma(load(rotary + i), load(t.rotary_scales + i), load(scores + i)));
+        }
+        for (int64_t i = 0; i < begin; i++) scores[i] = kHiddenScore;
+        for (int64_t i = end; i < width; i++) scores[i] = kHiddenScore;
+        const float highest = row_max(scores, width);
+        if (highest > t.max[r]) {
+            const float shrink = fold_max(exp_lanes(set1((t.max[r] - highest) * t.scale)));
+            row_scale(sums, shrink, 16);
+            row_scale(t.out + r * t.v_dim, shrink, t.v_dim);
+            t.max[r] = highest;
+        }
+        const Lanes max = set1(t.max[r]), scale = set1(t.scale);
+        Lanes total = load(sums);
+        for (int64_t i = 0; i < width; i += 16) {
+            const Lanes weight = exp_lanes(mul(sub(load(scores + i), max), scale));
+            total = add(total, weight);
+            store(scores + i, weight);
+        }
+        store(sums, total);
+        if (t.value_scales) row_multiply(scores, t.value_scales, t.valid);
+    }
+}
+
 void plain_turn_pairs(const uint8_t* raw, int64_t v_dim, uint8_t* out) {
     const uint16_t* keys = reinterpret_cast<const uint16_t*>(raw);
     uint16_t* values = reinterpret_cast<uint16_t*>(out);
@@ -115,7 +150,7 @@ void plain_turn_floats(const uint8_t* raw, int64_t v_dim, uint8_t* out) {
     }
 }
 
-constexpr AttendKernels kMixedLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<false, kAttendLaneRows>,
+constexpr AttendKernels kMixedLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<false, kAttendLaneRows>, lanes_weigh,
                                     lanes_values<false, kAttendLaneRows>, plain_turn_pairs};
-constexpr AttendKernels kFloatLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<true, kAttendLaneRows>,
+constexpr AttendKernels kFloatLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<true, kAttendLaneRows>, lanes_weigh,
                                     lanes_values<true, kAttendLaneRows>, plain_turn_floats};

@@ -16,6 +16,7 @@ inline Lanes add(Lanes x, Lanes y) { return _mm512_add_ps(x, y); }
 inline Lanes sub(Lanes x, Lanes y) { return _mm512_sub_ps(x, y); }
 inline Lanes mul(Lanes x, Lanes y) { return _mm512_mul_ps(x, y); }
 inline Lanes div(Lanes x, Lanes y) { return _mm512_div_ps(x, y); }
+inline Lanes rough_inverse(Lanes x) { return _mm512_rcp14_ps(x); }  // to 2^-14
 inline Lanes fma(Lanes x, Lanes y, Lanes z) { return _mm512_fmadd_ps(x, y, z); }
 inline Lanes vmax(Lanes x, Lanes y) { return _mm512_max_ps(x, y); }
 inline Lanes vmin(Lanes x, Lanes y) { return _mm512_min_ps(x, y); }

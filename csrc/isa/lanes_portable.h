@@ -20,6 +20,7 @@ inline Lanes add(Lanes a, Lanes b) { EACH a.v[i] += b.v[i]; return a; }
 inline Lanes sub(Lanes a, Lanes b) { EACH a.v[i] -= b.v[i]; return a; }
 inline Lanes mul(Lanes a, Lanes b) { EACH a.v[i] *= b.v[i]; return a; }
 inline Lanes div(Lanes a, Lanes b) { EACH a.v[i] /= b.v[i]; return a; }
+inline Lanes rough_inverse(Lanes x) { return div(set1(1.0f), x); }  // exact
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
 inline Lanes vmax(Lanes a, Lanes b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 inline Lanes vmin(Lanes a, Lanes b) { EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }

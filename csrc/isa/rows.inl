@@ -59,12 +59,25 @@ inline Lanes exp_lanes(Lanes x) {
     return zero_below(x, -87.0f, times_pow2(p, n));
 }
 
-inline Lanes glu_lanes(Lanes gate, Lanes up, int32_t activation, float alpha, float limit) {
+// 2^x to 8e-5, a twentieth of what rounding to bf16 costs, between 2^-126 and 2^126.
+inline Lanes rough_power_of_two(Lanes x) {
+    const Lanes clipped = vmin(vmax(x, set1(-126.0f)), set1(126.0f)), n = nearest(clipped), r = sub(clipped, n);
+    Lanes p = fma(set1(0.0551716685f), r, set1(0.242611125f));
+    p = fma(p, r, set1(0.693260968f));
+    return times_pow2(fma(p, r, set1(0.999928057f)), n);
+}
+
+// Rough: for results that are rounded to bf16.
+template <bool Rough> inline Lanes glu_lanes(Lanes gate, Lanes up, int32_t activation, float alpha, float limit) {
     if (activation == 1) {
         gate = vmin(gate, set1(limit));
         up = add(vmin(vmax(up, set1(-limit)), set1(limit)), set1(1.0f));
     } else {
         alpha = 1.0f;
+    }
+    if (Rough) {
+        const Lanes e = rough_power_of_two(mul(gate, set1(alpha * -1.44269504088896341f)));
+        return mul(mul(gate, rough_inverse(add(set1(1.0f), e))), up);
     }
     const Lanes e = exp_lanes(mul(gate, set1(-alpha)));
     return mul(div(gate, add(set1(1.0f), e)), up);
@@ -212,21 +225,24 @@ void row_add_scaled(const void* a, const void* b, float scale, int32_t dtype, in
     else add_scaled_as<RP_DTYPE_BF16>(a, b, scale, n, y);
 }
 
-template <int D>
+template <int In, int Out>
 void glu_as(const void* gate, const void* up, int64_t n, int32_t activation, float alpha, float limit, void* y) {
+    constexpr bool kRough = Out == RP_DTYPE_BF16;
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store_as<D>(y, i, glu_lanes(load_as<D>(gate, i), load_as<D>(up, i), activation, alpha, limit));
+    for (; i + 16 <= n; i += 16)
+        store_as<Out>(y, i, glu_lanes<kRough>(load_as<In>(gate, i), load_as<In>(up, i), activation, alpha, limit));
     if (i < n)
-        store_tail<D>(y, i, n - i,
-                      glu_lanes(load_tail<D>(gate, i, n - i, 0.0f), load_tail<D>(up, i, n - i, 0.0f), activation, alpha, limit));
+        store_tail<Out>(y, i, n - i,
+                        glu_lanes<kRough>(load_tail<In>(gate, i, n - i, 0.0f), load_tail<In>(up, i, n - i, 0.0f), activation, alpha, limit));
 }
 void row_glu_typed(const void* gate, const void* up, int32_t dtype, int64_t n, int32_t activation, float alpha, float limit,
                    void* y) {
-    if (dtype == RP_DTYPE_F32) glu_as<RP_DTYPE_F32>(gate, up, n, activation, alpha, limit, y);
-    else glu_as<RP_DTYPE_BF16>(gate, up, n, activation, alpha, limit, y);
+    if (dtype == RP_DTYPE_F32) glu_as<RP_DTYPE_F32, RP_DTYPE_F32>(gate, up, n, activation, alpha, limit, y);
+    else glu_as<RP_DTYPE_BF16, RP_DTYPE_BF16>(gate, up, n, activation, alpha, limit, y);
 }
-void row_glu(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, float* y) {
-    glu_as<RP_DTYPE_F32>(gate, up, n, activation, alpha, limit, y);
+void row_glu(const float* gate, const float* up, int64_t n, int32_t activation, float alpha, float limit, int32_t dtype, void* y) {
+    if (dtype == RP_DTYPE_F32) glu_as<RP_DTYPE_F32, RP_DTYPE_F32>(gate, up, n, activation, alpha, limit, y);
+    else glu_as<RP_DTYPE_F32, RP_DTYPE_BF16>(gate, up, n, activation, alpha, limit, y);
 }
 
 void row_widen(const void* x, int32_t dtype, int64_t n, float* y) {
@@ -276,11 +292,26 @@ void row_multiply(float* x, const float* y, int64_t n) {
     for (; i + 16 <= n; i += 16) store(x + i, mul(load(x + i), load(y + i)));
     for (; i < n; i++) x[i] *= y[i];
 }
-void row_blend(float* y, float keep, const float* x, float take, int64_t n) {
-    const Lanes k = set1(keep), t = set1(take);
+void row_merge(float* acc, float* lanes, float* max, const float* from, const float* from_lanes, float from_max, float scale,
+               int64_t n) {
+    const float highest = *max > from_max ? *max : from_max;
+    const Lanes keep = exp_lanes(mul(set1(*max - highest), set1(scale))), take = exp_lanes(mul(set1(from_max - highest), set1(scale)));
+    for (int64_t i = 0; i < n; i += 16) store(acc + i, add(mul(load(acc + i), keep), mul(load(from + i), take)));
+    store(lanes, add(mul(load(lanes), keep), mul(load(from_lanes), take)));
+    *max = highest;
+}
+void row_divide(const float* x, const float* lanes, int64_t n, int32_t dtype, void* y) {
+    const Lanes factor = set1(1.0f / fold_sum(load(lanes)));
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store(y + i, add(mul(load(y + i), k), mul(load(x + i), t)));
-    for (; i < n; i++) y[i] = y[i] * keep + x[i] * take;
+    for (; i + 16 <= n; i += 16) {
+        const Lanes v = mul(load(x + i), factor);
+        if (dtype == RP_DTYPE_F32) store_as<RP_DTYPE_F32>(y, i, v);
+        else store_as<RP_DTYPE_BF16>(y, i, v);
+    }
+    if (i == n) return;
+    const Lanes v = mul(load_tail<RP_DTYPE_F32>(x, i, n - i, 0.0f), factor);
+    if (dtype == RP_DTYPE_F32) store_tail<RP_DTYPE_F32>(y, i, n - i, v);
+    else store_tail<RP_DTYPE_BF16>(y, i, n - i, v);
 }
 inline float scalar_at(const void* p, int32_t dtype, int64_t i) {
     if (dtype == RP_DTYPE_F32) return static_cast<const float*>(p)[i];

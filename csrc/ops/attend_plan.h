@@ -58,7 +58,7 @@ inline AttendPlan plan_attention(const AttentionOp& op, int64_t tokens, int thre
             count++;
         }
     }
-    const int64_t share = work / (kUnitsPerThread * threads), bytes = states * (round_up(op.v_dim, kSub) + kSub) * 4;
+    const int64_t share = work / (kUnitsPerThread * threads), bytes = states * (round_up(op.v_dim, kSub) + 2 * kSub) * 4;
     const bool split = threads > 1 && longest > 1 && longest > share && bytes <= kMostPartialBytes;
     if (chunks && !split)
         for (int64_t i = 0; i < count; i++) chunks[i].first_unit = i * op.kv_heads;

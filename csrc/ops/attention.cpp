@@ -3,7 +3,7 @@
 // All query heads of a KV head are rows of one tile, so keys and values are read once for them. Keys are visited in spans
 // and summed in parts counted from position 0, with one running maximum per row inside a part: a row's arithmetic depends
 // on its own position and keys alone, not on the rows that share its tile, on the batch, or on who computes which part.
-#include <cmath>
+#include <utility>
 
 #include "attend_plan.h"
 
@@ -24,36 +24,46 @@ struct Shape {
           group(op.heads / op.kv_heads), span(layout.key_dim <= 128 ? 256 : 128), element(layout.wide ? 4 : 2),
           expanded_bytes(layout.coded ? 2 * (layout.sub_bytes - layout.scale_bytes) : 0),
           turned_bytes(layout.latent ? layout.v_pad * kSub * element : 0) {}
+
+    // Floats of one row's sums.
+    int64_t row_floats() const { return layout.v_pad + 2 * kSub; }
 };
 
-// Sums of one row over some keys: `sum` and `acc` are relative to exp(max).
-struct State {
-    float max, sum;
-    float* acc;
-};
+// Sums of rows over some keys, relative to exp(max scale): of weights in 16 lanes, of weighted values in v_pad channels.
+struct Sums {
+    float *acc, *lanes, *max;
 
-void fold(State& into, const State& from, int64_t n, const KernelTable& t) {
-    if (from.sum == 0.0f) return;  // it saw no key
-    const float max = into.max > from.max ? into.max : from.max;
-    const float keep = std::exp(into.max - max), take = std::exp(from.max - max);
-    t.blend(into.acc, keep, from.acc, take, n);
-    into.sum = into.sum * keep + from.sum * take;
-    into.max = max;
-}
+    static Sums at(const Shape& shape, int64_t rows, float* base) {
+        return {base, base + rows * shape.layout.v_pad, base + rows * (shape.layout.v_pad + kSub)};
+    }
+    void clear(const Shape& shape, int64_t rows) const {
+        memset(acc, 0, static_cast<size_t>(rows * (shape.layout.v_pad + kSub)) * 4);
+        for (int64_t r = 0; r < rows; r++) max[r] = kHidden;
+    }
+    void merge(const Shape& shape, const Sums& from, int64_t rows, float scale, const KernelTable& t) const {
+        const int64_t n = shape.layout.v_pad;
+        for (int64_t r = 0; r < rows; r++)
+            t.merge(acc + r * n, lanes + r * kSub, max + r, from.acc + r * n, from.lanes + r * kSub, from.max[r], scale, n);
+    }
+};
 
 struct Scratch {
-    uint8_t *q, *expanded, *turned;
-    float *total, *total_max, *total_sum, *part, *part_max, *part_sum, *scores, *rotary, *key_scales, *value_scales;
+    const uint8_t **q, **rotary;  // rows of the unit: queries in the type of the tiles, a latent's rotary part,
+    int64_t* position;            // and their places in the sequence
+    uint8_t *widened, *expanded, *turned;
+    float *part, *total, *scores, *rotary_scores, *key_scales, *value_scales;
+    uint32_t* weights;
 };
 
 Scratch scratch(const AttentionOp& op, const Shape& shape, uint8_t* base, int64_t* used) {
-    const int64_t rows = rows_per_chunk(op), v_pad = shape.layout.v_pad, subs = shape.span / kSub;
+    const int64_t rows = rows_per_chunk(op), subs = shape.span / kSub;
     Carver carve(base);
-    Scratch s{carve.take<uint8_t>(rows * op.key_dim * 4), carve.take<uint8_t>(subs * shape.expanded_bytes),
-              carve.take<uint8_t>(subs * shape.turned_bytes), carve.take<float>(rows * v_pad), carve.take<float>(rows),
-              carve.take<float>(rows), carve.take<float>(rows * v_pad), carve.take<float>(rows), carve.take<float>(rows),
-              carve.take<float>(kMaxTile * shape.span), carve.take<float>(kMaxTile * shape.span),
-              carve.take<float>(shape.span), carve.take<float>(shape.span)};
+    Scratch s{carve.take<const uint8_t*>(rows), carve.take<const uint8_t*>(rows), carve.take<int64_t>(rows),
+              carve.take<uint8_t>(rows * op.key_dim * 4), carve.take<uint8_t>(subs * shape.expanded_bytes),
+              carve.take<uint8_t>(subs * shape.turned_bytes), carve.take<float>(rows * shape.row_floats()),
+              carve.take<float>(rows * shape.row_floats()), carve.take<float>(kMaxTile * shape.span),
+              carve.take<float>(kMaxTile * shape.span), carve.take<float>(shape.span), carve.take<float>(shape.span),
+              carve.take<uint32_t>(kMaxTile * shape.span / 2)};
     if (used) *used = carve.used;
     return s;
 }
@@ -110,178 +120,164 @@ Operands operands_of(const Shape& shape, const Span& span, const Span* next, con
     return o;
 }
 
-// Queries of the unit's rows in the type of the tiles, a latent's rotary part behind the rest.
-void prepare_queries(const AttentionOp& op, const Shape& shape, const Unit& unit, const Scratch& s, const KernelTable& t) {
+// The unit's rows: where they stand, and their queries in the type of the tiles.
+void prepare_rows(const AttentionOp& op, const Shape& shape, const Unit& unit, const Scratch& s, const KernelTable& t) {
     const int64_t width = op.latent ? op.v_dim : op.key_dim, rest = op.key_dim - width;
-    const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2;
-    auto copy = [&](const void* from, int64_t n, uint8_t* to) {
-        if (op.dtype == shape.kernels.q_dtype) memcpy(to, from, static_cast<size_t>(n * size));
-        else t.widen(from, op.dtype, n, reinterpret_cast<float*>(to));
-    };
+    const bool in_place = op.dtype == shape.kernels.q_dtype;
+    int64_t token = unit.chunk->first / shape.group, head = unit.chunk->first % shape.group;
     for (int64_t r = 0; r < unit.chunk->rows; r++) {
-        const int64_t row = unit.chunk->first + r, token = unit.chunk->token + row / shape.group;
-        const int64_t head = unit.head * shape.group + row % shape.group;
-        uint8_t* to = s.q + r * op.key_dim * size;
-        copy(offset(op.q, token * op.q_stride + head * width, op.dtype), width, to);
-        if (rest) copy(offset(op.q_rope, token * op.q_rope_stride + head * rest, op.dtype), rest, to + width * size);
+        const int64_t row = unit.chunk->token + token, of = unit.head * shape.group + head;
+        s.position[r] = unit.chunk->position + token;
+        s.q[r] = offset(op.q, row * op.q_stride + of * width, op.dtype);
+        s.rotary[r] = rest ? offset(op.q_rope, row * op.q_rope_stride + of * rest, op.dtype) : nullptr;
+        if (!in_place || (rest && !shape.layout.coded)) {  // one row of keys, one row of the query
+            uint8_t* to = s.widened + r * op.key_dim * 4;
+            const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2;
+            const auto copy = [&](const void* from, int64_t n, uint8_t* into) {
+                if (in_place) memcpy(into, from, static_cast<size_t>(n * size));
+                else t.widen(from, op.dtype, n, reinterpret_cast<float*>(into));
+            };
+            copy(s.q[r], width, to);
+            if (rest) copy(s.rotary[r], rest, to + width * size);
+            s.q[r] = to;
+            s.rotary[r] = to + width * size;
+        }
+        if (++head == shape.group) { head = 0; token++; }
     }
+}
+
+// What all tiles of a span share.
+AttendTile tile_of(const AttentionOp& op, const Shape& shape, const Scratch& s) {
+    AttendTile tile{};
+    tile.scores = s.scores;
+    tile.weights = s.weights;
+    tile.score_stride = shape.span;
+    tile.v_dim = shape.layout.v_pad;
+    tile.key_dim = op.key_dim;
+    tile.scale = op.scale;
+    if (shape.layout.coded && shape.layout.latent) {  // two scales a token, so two sums
+        tile.key_dim = op.v_dim;
+        tile.rotary = s.rotary_scores;
+    }
+    return tile;
 }
 
 struct TileBounds { int64_t row, rows, from, to; };  // rows of the chunk, keys of the sequence
 
-// Scores become weights relative to the row's running maximum, hidden keys weigh nothing.
-void weigh_row(const AttentionOp& op, const Shape& shape, const Scratch& s, const KernelTable& t, const TileBounds& b,
-               int64_t r, int64_t position, int64_t sub) {
-    const int64_t width = round_up(b.to - b.from, kSub), oldest = oldest_key(op, position), v_pad = shape.layout.v_pad;
-    const int64_t begin = oldest > b.from ? oldest - b.from : 0, end = position + 1 < b.to ? position + 1 - b.from : b.to - b.from;
-    float* scores = s.scores + r * shape.span;
-    if (begin >= end) { memset(scores, 0, static_cast<size_t>(width) * 4); return; }
-    if (shape.layout.coded) {
-        t.multiply(scores, s.key_scales + sub * kSub, width);
-        if (shape.layout.latent) {
-            float* rotary = s.rotary + r * shape.span;
-            t.multiply(rotary, s.value_scales + sub * kSub, width);
-            t.blend(scores, 1.0f, rotary, 1.0f, width);
-        }
-    }
-    for (int64_t i = 0; i < begin; i++) scores[i] = kHidden;
-    for (int64_t i = end; i < width; i++) scores[i] = kHidden;
-    float &max = s.part_max[b.row + r], &sum = s.part_sum[b.row + r];
-    const float highest = t.max_of(scores, width);
-    if (highest > max) {
-        const float shrink = std::exp((max - highest) * op.scale);
-        sum *= shrink;
-        t.scale(s.part + (b.row + r) * v_pad, shrink, v_pad);
-        max = highest;
-    }
-    sum += t.exp_sum(scores, width, max, op.scale);
-    // A latent's values are its keys, so their scales are too.
-    if (shape.layout.coded)
-        t.multiply(scores, (shape.layout.latent ? s.key_scales : s.value_scales) + sub * kSub, b.to - b.from);
-}
-
-void attend_tile(const AttentionOp& op, const Shape& shape, const Unit& unit, const Span& span, const Operands& o,
-                 const Span* next, const Scratch& s, const KernelTable& t, const TileBounds& b) {
+void attend_tile(const AttentionOp& op, const Shape& shape, AttendTile tile, const Span& span, const Operands& o,
+                 const Span* next, const Scratch& s, const Sums& sums, const TileBounds& b) {
     const KvLayout& layout = shape.layout;
-    const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2, sub = (b.from - span.first) / kSub;
-    const uint8_t *q[kMaxTile], *rotary[kMaxTile];
+    const int64_t sub = (b.from - span.first) / kSub;
+    int64_t begin[kMaxTile], end[kMaxTile];
     for (int64_t r = 0; r < b.rows; r++) {
-        q[r] = s.q + (b.row + r) * op.key_dim * size;
-        rotary[r] = q[r] + op.v_dim * size;
+        const int64_t position = s.position[b.row + r], oldest = oldest_key(op, position);
+        begin[r] = oldest > b.from ? oldest - b.from : 0;
+        end[r] = (position + 1 < b.to ? position + 1 : b.to) - b.from;
+    }
+    tile.begin = begin;
+    tile.end = end;
+    tile.rows = static_cast<int32_t>(b.rows);
+    tile.valid = b.to - b.from;
+    tile.sub_blocks = ceil_div(tile.valid, kSub);
+    tile.q = s.q + b.row;
+    tile.keys = o.keys + sub;
+    tile.values = o.values + sub;
+    tile.out = sums.acc + b.row * layout.v_pad;
+    tile.sums = sums.lanes + b.row * kSub;
+    tile.max = sums.max + b.row;
+    if (layout.coded) {  // a latent's values are its keys, so their scales are too
+        tile.key_scales = s.key_scales + sub * kSub;
+        tile.value_scales = (layout.latent ? s.key_scales : s.value_scales) + sub * kSub;
+    }
+    if (tile.rotary) {
+        tile.rotary_scales = s.value_scales + sub * kSub;
+        AttendTile rest = tile;
+        rest.q = s.rotary + b.row;
+        rest.keys = o.rotary + sub;
+        rest.key_dim = op.key_dim - op.v_dim;
+        rest.scores = s.rotary_scores;
+        shape.kernels.scores(rest);
     }
     const bool in_place = !layout.coded && b.row == 0;  // codes were fetched ahead as they were expanded
     const uint8_t* const* wanted = next ? next->subs + sub : nullptr;
-    AttendTile tile{q, o.keys + sub, o.values + sub, nullptr, s.scores, s.part + b.row * layout.v_pad, shape.span,
-                    ceil_div(b.to - b.from, kSub), op.key_dim, layout.v_pad, b.to - b.from, static_cast<int32_t>(b.rows)};
     if (in_place) tile.prefetch = layout.latent ? wanted : tile.values;
-    if (layout.coded && layout.latent) {  // two scales a token, so two sums
-        tile.key_dim = op.v_dim;
-        AttendTile rest = tile;
-        rest.q = rotary;
-        rest.keys = o.rotary + sub;
-        rest.key_dim = op.key_dim - op.v_dim;
-        rest.scores = s.rotary;
-        shape.kernels.scores(rest);
-    }
     shape.kernels.scores(tile);
-    for (int64_t r = 0; r < b.rows; r++)
-        weigh_row(op, shape, s, t, b, r, unit.chunk->position + (unit.chunk->first + b.row + r) / shape.group, sub);
+    shape.kernels.weigh(tile);
     tile.prefetch = in_place && !layout.latent ? wanted : nullptr;
     shape.kernels.values(tile);
 }
 
 void attend_span(const AttentionOp& op, const Shape& shape, const Unit& unit, const Span& span, const Span* next,
-                 const Scratch& s, const KernelTable& t) {
+                 const Scratch& s, const Sums& sums, const KernelTable& t) {
     const Operands o = operands_of(shape, span, next, s, t, op.format);
+    const AttendTile tile = tile_of(op, shape, s);
     const int64_t rows = unit.chunk->rows, tiles = ceil_div(rows, shape.kernels.rows);
     for (int64_t i = 0, row = 0; i < tiles; i++) {
-        const int64_t count = (rows - row) / (tiles - i), first = unit.chunk->first + row;
-        const int64_t top = unit.chunk->position + first / shape.group;
-        const int64_t bottom = unit.chunk->position + (first + count - 1) / shape.group;
-        const int64_t oldest = oldest_key(op, top) / kSub * kSub;
-        const TileBounds b{row, count, oldest > span.first ? oldest : span.first, bottom + 1 < span.last ? bottom + 1 : span.last};
-        if (b.from < b.to) attend_tile(op, shape, unit, span, o, next, s, t, b);
+        const int64_t count = (rows - row) / (tiles - i), newest = s.position[row + count - 1];
+        const int64_t oldest = oldest_key(op, s.position[row]) / kSub * kSub;
+        const TileBounds b{row, count, oldest > span.first ? oldest : span.first, newest + 1 < span.last ? newest + 1 : span.last};
+        if (b.from < b.to) attend_tile(op, shape, tile, span, o, next, s, sums, b);
         row += count;
     }
 }
 
-void clear_part(const Shape& shape, int64_t rows, const Scratch& s) {
-    memset(s.part, 0, static_cast<size_t>(rows * shape.layout.v_pad) * 4);
-    memset(s.part_sum, 0, static_cast<size_t>(rows) * 4);
-    for (int64_t r = 0; r < rows; r++) s.part_max[r] = kHidden;
-}
-
-State part_of(const AttentionOp& op, const Shape& shape, const Scratch& s, int64_t r) {
-    return {s.part_max[r] * op.scale, s.part_sum[r], s.part + r * shape.layout.v_pad};
-}
-
 // A sink is a key with this logit and no value.
-State start(const AttentionOp& op, const Shape& shape, const Unit& unit, int64_t r, float* acc) {
-    memset(acc, 0, static_cast<size_t>(shape.layout.v_pad) * 4);
-    if (!op.sinks) return {kHidden, 0.0f, acc};
-    return {op.sinks[unit.head * shape.group + (unit.chunk->first + r) % shape.group], 1.0f, acc};
+void start_with_sinks(const AttentionOp& op, const Shape& shape, const Unit& unit, const Sums& sums) {
+    sums.clear(shape, unit.chunk->rows);
+    for (int64_t r = 0; r < unit.chunk->rows; r++) {
+        sums.max[r] = op.sinks[unit.head * shape.group + (unit.chunk->first + r) % shape.group] / op.scale;
+        sums.lanes[r * kSub] = 1.0f;
+    }
 }
 
-void finish(const AttentionOp& op, const Shape& shape, const Unit& unit, int64_t r, const State& state, const KernelTable& t) {
-    const int64_t row = unit.chunk->first + r, token = unit.chunk->token + row / shape.group;
-    const int64_t head = unit.head * shape.group + row % shape.group;
-    t.scale(state.acc, 1.0f / state.sum, shape.layout.v_pad);
-    t.narrow(state.acc, op.dtype, op.v_dim, offset(op.y, token * op.y_stride + head * op.v_dim, op.dtype));
+void finish(const AttentionOp& op, const Shape& shape, const Unit& unit, const Sums& sums, const KernelTable& t) {
+    int64_t token = unit.chunk->token + unit.chunk->first / shape.group, head = unit.chunk->first % shape.group;
+    for (int64_t r = 0; r < unit.chunk->rows; r++) {
+        uint8_t* y = offset(op.y, token * op.y_stride + (unit.head * shape.group + head) * op.v_dim, op.dtype);
+        t.divide(sums.acc + r * shape.layout.v_pad, sums.lanes + r * kSub, op.v_dim, op.dtype, y);
+        if (++head == shape.group) { head = 0; token++; }
+    }
 }
 
-// A stored state: maximum and sum in the first line, then the accumulator.
-int64_t state_floats(const Shape& shape) { return shape.layout.v_pad + kSub; }
-
+// Parts are summed from scratch and merged in order, here or, when they are shared out, by `merge_parts`.
 void attend_unit(const AttentionOp& op, const Shape& shape, const AttendPlan& plan, const Unit& unit, const Unit* after,
                  const Scratch& s, const KernelTable& t, float* partials) {
-    const int64_t rows = unit.chunk->rows, v_pad = shape.layout.v_pad;
-    prepare_queries(op, shape, unit, s, t);
-    for (int64_t r = 0; r < rows && !plan.split; r++) {
-        const State total = start(op, shape, unit, r, s.total + r * v_pad);
-        s.total_max[r] = total.max;
-        s.total_sum[r] = total.sum;
-    }
-    clear_part(shape, rows, s);
+    const int64_t rows = unit.chunk->rows;
+    Sums part = Sums::at(shape, rows, plan.split ? partials + unit.partial * shape.row_floats() : s.part);
+    Sums total = Sums::at(shape, rows, s.total);
+    bool begun = !plan.split && op.sinks;
+    if (begun) start_with_sinks(op, shape, unit, total);
+    prepare_rows(op, shape, unit, s, t);
+    part.clear(shape, rows);
     Span span = span_at(op, shape, unit, unit.begin), next;
     for (;;) {
         const bool last = span.last == unit.end;
         if (!last) next = span_at(op, shape, unit, span.last);
         else if (after) next = span_at(op, shape, *after, after->begin);
-        attend_span(op, shape, unit, span, last && !after ? nullptr : &next, s, t);
+        attend_span(op, shape, unit, span, last && !after ? nullptr : &next, s, part, t);
         if (!plan.split && (last || span.last % kPart == 0)) {
-            for (int64_t r = 0; r < rows; r++) {
-                State total{s.total_max[r], s.total_sum[r], s.total + r * v_pad};
-                fold(total, part_of(op, shape, s, r), v_pad, t);
-                s.total_max[r] = total.max;
-                s.total_sum[r] = total.sum;
-            }
-            if (!last) clear_part(shape, rows, s);
+            if (begun) total.merge(shape, part, rows, op.scale, t);
+            else std::swap(total, part);
+            begun = true;
+            if (!last) part.clear(shape, rows);
         }
         if (last) break;
         span = next;
     }
-    for (int64_t r = 0; r < rows; r++) {
-        if (!plan.split) { finish(op, shape, unit, r, {s.total_max[r], s.total_sum[r], s.total + r * v_pad}, t); continue; }
-        const State part = part_of(op, shape, s, r);
-        float* to = partials + (unit.partial + r) * state_floats(shape);
-        to[0] = part.max;
-        to[1] = part.sum;
-        memcpy(to + kSub, part.acc, static_cast<size_t>(v_pad) * 4);
-    }
+    if (!plan.split) finish(op, shape, unit, total, t);
 }
 
-// All rows of one KV head of a chunk: their parts in order.
-void fold_parts(const AttentionOp& op, const Shape& shape, const Chunk& chunk, int64_t head, const Scratch& s,
-                const KernelTable& t, float* partials) {
+// All rows of one KV head of a chunk.
+void merge_parts(const AttentionOp& op, const Shape& shape, const Chunk& chunk, int64_t head, const Scratch& s,
+                 const KernelTable& t, float* partials) {
     const Unit unit{&chunk, head, chunk.begin, chunk.end, 0};
-    for (int64_t r = 0; r < chunk.rows; r++) {
-        State total = start(op, shape, unit, r, s.total);
-        for (int64_t p = 0; p < chunk.parts(); p++) {
-            float* from = partials + (chunk.partials + (p * op.kv_heads + head) * chunk.rows + r) * state_floats(shape);
-            fold(total, {from[0], from[1], from + kSub}, shape.layout.v_pad, t);
-        }
-        finish(op, shape, unit, r, total, t);
-    }
+    const auto part = [&](int64_t p) {
+        return Sums::at(shape, chunk.rows, partials + (chunk.partials + (p * op.kv_heads + head) * chunk.rows) * shape.row_floats());
+    };
+    const Sums total = op.sinks ? Sums::at(shape, chunk.rows, s.total) : part(0);
+    if (op.sinks) start_with_sinks(op, shape, unit, total);
+    for (int64_t p = op.sinks ? 0 : 1; p < chunk.parts(); p++) total.merge(shape, part(p), chunk.rows, op.scale, t);
+    finish(op, shape, unit, total, t);
 }
 
 // ---------------------------------------------------------------- the call
@@ -293,7 +289,7 @@ Workspace workspace(const void* raw, int64_t rows, int threads) {
     int64_t local = 0;
     scratch(op, shape, nullptr, &local);
     const int64_t chunks = round_up((plan.num_chunks + 1) * static_cast<int64_t>(sizeof(Chunk)), 64);
-    return {64 + chunks + plan.partials * state_floats(shape) * 4, local};
+    return {64 + chunks + plan.partials * shape.row_floats() * 4, local};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {
@@ -315,7 +311,7 @@ void body(const void* raw, int64_t rows, Region& region) {
     if (!plan.split) return;
     region.team.barrier();
     region.team.each(plan.num_chunks * op.kv_heads, [&](int64_t index, int64_t) {
-        fold_parts(op, shape, chunks[index / op.kv_heads], index % op.kv_heads, s, region.table, partials);
+        merge_parts(op, shape, chunks[index / op.kv_heads], index % op.kv_heads, s, region.table, partials);
     });
 }
 

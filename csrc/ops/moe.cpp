@@ -105,9 +105,8 @@ void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, const uint8_t* d
                     region.table.add_scaled(gate, bias, 1.0f, RP_DTYPE_F32, valid, gate);
                     region.table.add_scaled(up, bias + width, 1.0f, RP_DTYPE_F32, valid, up);
                 }
-                region.table.glu(gate, up, kPanel / 2, op.activation, op.alpha, op.limit, gate);
                 void* h = offset(p.h, (begin + done + r) * p.h_stride + column, op.x_dtype);
-                region.table.narrow(gate, op.x_dtype, kPanel / 2, h);
+                region.table.glu(gate, up, kPanel / 2, op.activation, op.alpha, op.limit, op.x_dtype, h);
             }
         });
     });

@@ -24,15 +24,17 @@ Workspace workspace(const void* raw, int64_t, int) {
 }
 
 // Index of the largest value; the first of equals. NaN never wins.
-int64_t best(const float* values, int64_t n) {
-    int64_t at = 0;
+int64_t best(const float* values, int64_t n, const KernelTable& t) {
+    int64_t at = t.best(values, n);
+    if (at >= 0) return at;
+    at = 0;  // there is one
     for (int64_t i = 1; i < n; i++)
         if (values[i] > values[at]) at = i;
     return at;
 }
 
 // Only the best `topk_groups` groups keep their choice scores.
-void mask_groups(const RouteOp& op, const Scratch& s) {
+void mask_groups(const RouteOp& op, const KernelTable& t, const Scratch& s) {
     const int64_t size = op.num_experts / op.num_groups;
     for (int64_t g = 0; g < op.num_groups; g++) {
         float first = kNever, second = kNever;
@@ -43,7 +45,7 @@ void mask_groups(const RouteOp& op, const Scratch& s) {
         }
         s.group[g] = op.group_top2 && size > 1 ? first + second : first;
     }
-    for (int64_t kept = 0; kept < op.topk_groups; kept++) s.group[best(s.group, op.num_groups)] = kNever;
+    for (int64_t kept = 0; kept < op.topk_groups; kept++) s.group[best(s.group, op.num_groups, t)] = kNever;
     // What is left above -inf was not among the best.
     for (int64_t g = 0; g < op.num_groups; g++)
         if (s.group[g] != kNever)
@@ -56,7 +58,7 @@ void sparsemix_row(const RouteOp& op, const KernelTable& t, const Scratch& s, co
     const int64_t n = op.num_experts;
     memcpy(s.choice, logits, static_cast<size_t>(n) * 4);
     for (int64_t k = 0; k < op.top_k; k++) {
-        const int64_t id = best(s.choice, n);
+        const int64_t id = best(s.choice, n, t);
         const float top = s.choice[id];
         for (int64_t i = 0; i < n; i++) {
             const float size = std::fabs(logits[i]) > top ? std::fabs(logits[i]) : top;
@@ -76,9 +78,9 @@ void route_row(const RouteOp& op, const KernelTable& t, const Scratch& s, const 
     if (op.scores == 1)
         for (int64_t i = 0; i < n; i++) s.scores[i] = 1.0f / (1.0f + std::exp(-s.scores[i]));
     for (int64_t i = 0; i < n; i++) s.choice[i] = s.scores[i] + (op.correction ? op.correction[i] : 0.0f);
-    if (op.topk_groups < op.num_groups) mask_groups(op, s);
+    if (op.topk_groups < op.num_groups) mask_groups(op, t, s);
     for (int64_t k = 0; k < op.top_k; k++) {
-        ids[k] = best(s.choice, n);
+        ids[k] = best(s.choice, n, t);
         weights[k] = s.scores[ids[k]];
         s.choice[ids[k]] = kNever;
     }
