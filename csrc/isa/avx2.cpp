@@ -12,7 +12,8 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kLaneVectors = 1;
+constexpr int kLaneRows = 6, kAttendLaneRows = 6;
+constexpr int lane_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
 constexpr int code_vectors(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 constexpr int kInt16Rows = 6;
@@ -24,6 +25,7 @@ constexpr int int16_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1
 #include "tiles_codes.inl"
 #include "tiles_int16.inl"
 #include "attend_lanes.inl"
+#include "expand_avx2.inl"
 }  // namespace
 
 extern const KernelTable kAvx2Kernels = {
@@ -43,7 +45,7 @@ extern const KernelTable kAvx2Kernels = {
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 8>, int16_rows<RP_MXFP4, kInt16Rows>},
         {},
     },
-    kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
+    kMixedLanes, kMixedLanes, kFloatLanes, shuffle_expand,
     RP_ROW_FUNCTIONS, lanes_peak,
 };
 

@@ -12,7 +12,8 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kLaneVectors = 4;
+constexpr int kLaneRows = 6, kAttendLaneRows = 4;
+constexpr int lane_vectors(int) { return 4; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
 constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }
 constexpr int kInt16Rows = 6;

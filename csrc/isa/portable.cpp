@@ -12,7 +12,8 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 2, kLaneVectors = 1;
+constexpr int kLaneRows = 2, kAttendLaneRows = 4;
+constexpr int lane_vectors(int) { return 1; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
 constexpr int code_vectors(int rows) { return rows == 1 ? 2 : 1; }
 constexpr int kInt16Rows = 2;

@@ -1,5 +1,5 @@
 // Tiles for ISAs that multiply in float32: weights widened in registers, rows prepared as float32.
-// kLaneRows and kLaneVectors (16 outputs each) are chosen by the including unit so that the tile fits its registers.
+// kLaneRows and lane_vectors(rows) (16 outputs each) are chosen by the including unit so that the tile fits its registers.
 
 int64_t f32_row_bytes(const PackedWeight& w, int32_t dtype) {
     return dtype == RP_DTYPE_F32 && w.inputs == padded_inputs(w) ? 0 : padded_inputs(w) * 4;
@@ -10,7 +10,7 @@ inline void f32_prepare(const PackedWeight& w, const void* x, int32_t dtype, voi
     for (int64_t i = w.inputs; i < padded_inputs(w); i++) y[i] = 0.0f;
 }
 
-template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t column, bool ask) {
+template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int column) {
     Lanes acc[R][V];
     const float* x[R];
     for (int r = 0; r < R; r++) {
@@ -18,9 +18,9 @@ template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t colum
         for (int v = 0; v < V; v++) acc[r][v] = zero();
     }
     const uint8_t* w = t.panel + column * 4;
-    const uint8_t* ahead = t.prefetch;
+    Ahead ahead(t, column / (16 * V), 4 / V);
     for (int64_t k = 0; k < t.steps; k++, w += 256) {
-        if (ask) for (int64_t i = 0; i < t.prefetch_lines; i++, ahead += 64) prefetch(ahead);
+        ahead.ask();
         Lanes even[V], odd[V];
         for (int v = 0; v < V; v++) load_pairs(w + 64 * v, even[v], odd[v]);
         for (int r = 0; r < R; r++) {
@@ -36,7 +36,7 @@ template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t colum
         for (int v = 0; v < V; v++) store(t.out + r * kPanel + column + 16 * v, acc[r][v]);
 }
 
-template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column, bool ask) {
+template <int R, int V> inline void f32_lanes_tile(const Tile& t, int column) {
     Lanes acc[R][V];
     const float* x[R];
     for (int r = 0; r < R; r++) {
@@ -44,9 +44,9 @@ template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column
         for (int v = 0; v < V; v++) acc[r][v] = zero();
     }
     const float* w = reinterpret_cast<const float*>(t.panel) + column;
-    const uint8_t* ahead = t.prefetch;
+    Ahead ahead(t, column / (16 * V), 4 / V);
     for (int64_t k = 0; k < t.steps; k++, w += kPanel) {
-        if (ask) for (int64_t i = 0; i < t.prefetch_lines; i++, ahead += 64) prefetch(ahead);
+        ahead.ask();
         Lanes wide[V];
         for (int v = 0; v < V; v++) wide[v] = load(w + 16 * v);
         for (int r = 0; r < R; r++) {
@@ -60,15 +60,17 @@ template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column
 
 template <int R> void bf16_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_lanes_rows<R - 1>(t); return; }
-    for (int c = 0; c < kPanel; c += 16 * kLaneVectors) bf16_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+    constexpr int V = lane_vectors(R);
+    for (int c = 0; c < kPanel; c += 16 * V) bf16_lanes_tile<R, V>(t, c);
 }
 template <int R> void f32_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
     if (t.columns == kPanel) {
-        for (int c = 0; c < kPanel; c += 16 * kLaneVectors) f32_lanes_tile<R, kLaneVectors>(t, c, c == 0);
+        constexpr int V = lane_vectors(R);
+        for (int c = 0; c < kPanel; c += 16 * V) f32_lanes_tile<R, V>(t, c);
     } else {
-        constexpr int V = kLaneVectors < 2 ? 1 : 2;
-        for (int c = t.first_column; c < t.first_column + t.columns; c += 16 * V) f32_lanes_tile<R, V>(t, c, false);
+        constexpr int V = lane_vectors(R) < 2 ? 1 : 2;
+        for (int c = t.first_column; c < t.first_column + t.columns; c += 16 * V) f32_lanes_tile<R, V>(t, c);
     }
 }
 
