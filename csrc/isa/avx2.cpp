@@ -46,7 +46,7 @@ extern const KernelTable kAvx2Kernels = {
         {},
     },
     kMixedLanes, kMixedLanes, kFloatLanes, shuffle_expand,
-    RP_ROW_FUNCTIONS, lanes_peak,
+    RP_ROW_FUNCTIONS, pairs_peak,
 };
 
 }  // namespace rp

@@ -45,7 +45,7 @@ extern const KernelTable kAvx512Kernels = {
         {},
     },
     kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
-    RP_ROW_FUNCTIONS, lanes_peak,
+    RP_ROW_FUNCTIONS, pairs_peak,
 };
 
 }  // namespace rp

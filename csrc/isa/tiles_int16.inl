@@ -129,3 +129,22 @@ template <int F, int R> void int16_rows(const Tile& t) {
         else int16_tile<F, R, V, false>(t, column);
     }
 }
+
+// Products of pairs in registers, with the sums of the tallest tile; each product waits for its sum, or one would do for all.
+double pairs_peak(int32_t format, int64_t iterations) {
+    if (format != RP_INT8 && format != RP_INT4 && format != RP_MXFP4) return lanes_peak(format, iterations);
+    constexpr int kSums = kInt16Rows * int16_vectors(kInt16Rows);
+    alignas(64) const uint8_t bytes[4] = {1, 0, 0, 0};
+    const Words one = repeat_word(bytes);
+    Words acc[kSums];
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; i++) acc[i] = one;
+    for (int64_t i = 0; i < iterations; i++) {
+#pragma GCC unroll 32
+        for (int j = 0; j < kSums; j++) dot_pairs(acc[j], acc[j], one);
+    }
+    Lanes sum = zero();
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; i++) sum = add(sum, to_floats(acc[i]));
+    return fold_sum(sum) == 0.5f ? -1.0 : static_cast<double>(iterations) * kSums * 64;
+}
