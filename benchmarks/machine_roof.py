@@ -46,15 +46,17 @@ def read_bytes_per_s(threads: int, quick: bool = False) -> float:
     return num_bytes / best_s(values.sum, 3)
 
 
-def measure(threads: int, quick: bool = False) -> dict[str, float]:
-    """`read_bytes_per_s`, `bf16_flops_per_s` and `int8_flops_per_s`."""
+def _torch_rates(threads: int, n: int, repeats: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    n, repeats = (512, 3) if quick else (3072, 8)
     a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
-    matmul_s = best_s(lambda: a @ b, repeats)
     a8, b8 = (torch.randint(-128, 127, (n, n), dtype=torch.int8) for _ in range(2))
-    int8_s = best_s(lambda: torch._int_mm(a8, b8), repeats)
-    rates = {"bf16": 2 * n**3 / matmul_s, "int8": 2 * n**3 / int8_s}
+    bf16_s, int8_s = best_s(lambda: a @ b, repeats), best_s(lambda: torch._int_mm(a8, b8), repeats)
+    return {"bf16": 2 * n**3 / bf16_s, "int8": 2 * n**3 / int8_s}
+
+
+def measure(threads: int, quick: bool = False, native_only: bool = False) -> dict[str, float]:
+    """`read_bytes_per_s`, `bf16_flops_per_s` and `int8_flops_per_s`; `native_only`: those of the native kernels' ISA alone."""
+    rates = {"bf16": 0.0, "int8": 0.0} if native_only else _torch_rates(threads, *((512, 3) if quick else (3072, 8)))
     if native.available():
         native.set_num_threads(threads)
         for kind in rates:

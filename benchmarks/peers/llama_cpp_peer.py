@@ -78,6 +78,9 @@ class LlamaCpp:
             seconds.append(time.perf_counter() - start)
         return seconds
 
+    def features(self) -> str:
+        return llama_cpp.llama_print_system_info().decode()
+
     def greedy(self, prompt: list[int], steps: int) -> list[int]:
         self._open(1, 4096)
         out = [self._prompt(prompt, 0)]

@@ -5,6 +5,7 @@ Every engine gets the same model, the same token ids and the same number of thre
     prefill(prompts)               seconds to the first token of one prompt
     decode(prompts, steps)         seconds of each of `steps` steps, all sequences together, after their prefill
     greedy(prompt, steps)          the greedy tokens, to see that it computes the same model
+    features()                     the instruction set in use, in its own words (asked only where that is restricted)
 
 A child waits on its standard input between questions, so two engines can take turns without disturbing each other.
 """

@@ -13,6 +13,7 @@ from peer import answer
 from ridgepoint.engine.llm import LLM
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.protocol import Submit
+from ridgepoint.kernels import native
 from ridgepoint.sched.params import SamplingParams
 
 
@@ -48,6 +49,9 @@ class Ridgepoint:
         for number in range(len(prompts)):
             core.scheduler.cancel(f"decode-{number}")
         return seconds
+
+    def features(self) -> str:
+        return native.isa()
 
     def greedy(self, prompt: list[int], steps: int) -> list[int]:
         params = SamplingParams(max_tokens=steps, temperature=0.0, ignore_eos=True)

@@ -1,8 +1,6 @@
 // Attention tiles in float32: over bf16 pairs widened in registers (bf16, int8 and fp8 caches), and over float32.
 // Rows of a tile share the loads of keys and values; a row's own sums do not depend on how many there are.
 
-constexpr int kAttendLaneRows = 4;
-
 template <int R, int S> inline void mixed_scores_tile(const AttendTile& t, int64_t first) {
     Lanes acc[R][S];
     for (int r = 0; r < R; r++)
@@ -81,14 +79,14 @@ template <int R, int C> inline void float_values_tile(const AttendTile& t, int64
 
 template <bool Wide, int R> void lanes_scores(const AttendTile& t) {
     if (t.rows != R) { if constexpr (R > 1) lanes_scores<Wide, R - 1>(t); return; }
-    constexpr int S = kLaneVectors;
+    constexpr int S = lane_vectors(R);
     int64_t s = 0;
     for (; s + S <= t.sub_blocks; s += S) Wide ? float_scores_tile<R, S>(t, s) : mixed_scores_tile<R, S>(t, s);
     for (; s < t.sub_blocks; s++) Wide ? float_scores_tile<R, 1>(t, s) : mixed_scores_tile<R, 1>(t, s);
 }
 template <bool Wide, int R> void lanes_values(const AttendTile& t) {
     if (t.rows != R) { if constexpr (R > 1) lanes_values<Wide, R - 1>(t); return; }
-    constexpr int C = kLaneVectors;
+    constexpr int C = lane_vectors(R);
     int64_t c = 0;
     for (; c + 16 * C <= t.v_dim; c += 16 * C) Wide ? float_values_tile<R, C>(t, c) : mixed_values_tile<R, C>(t, c);
     for (; c < t.v_dim; c += 16) Wide ? float_values_tile<R, 1>(t, c) : mixed_values_tile<R, 1>(t, c);
@@ -144,10 +142,7 @@ void plain_turn_floats(const uint8_t* raw, int64_t v_dim, uint8_t* out) {
         for (int64_t t = 0; t < 16; t++) values[t * pad + c] = keys[c * 16 + t];
 }
 [[maybe_unused]] void plain_expand(const uint8_t* codes, int64_t n, const CodeTable& table, const uint8_t*, uint16_t* out) {
-    for (int64_t i = 0; i < n; i++) {
-        const int magnitude = codes[i] & 127;
-        out[i] = static_cast<uint16_t>((codes[i] & 128) << 8 | table.high[magnitude] << 8 | table.low[magnitude]);
-    }
+    for (int64_t i = 0; i < n; i++) out[i] = table.values[codes[i]];
 }
 
 constexpr AttendKernels kMixedLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<false, kAttendLaneRows>, lanes_weigh,

@@ -3,6 +3,7 @@
 #include "../ops/kv.h"
 #include "../pack.h"
 
+#include <cstddef>
 #include <cstring>
 
 #include "lanes_avx512.h"
@@ -11,14 +12,18 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kLaneVectors = 4;
+constexpr int kLaneRows = 6, kAttendLaneRows = 4;
+constexpr int lane_vectors(int) { return 4; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
 constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }
+constexpr int kInt16Rows = 6;
+constexpr int int16_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"
 #include "ahead.inl"
 #include "tiles_lanes.inl"
 #include "tiles_codes.inl"
+#include "tiles_int16.inl"
 #include "attend_lanes.inl"
 }  // namespace
 
@@ -27,20 +32,20 @@ extern const KernelTable kAvx512Kernels = {
     {
         {kLaneRows, true, f32_row_bytes, f32_prepare, f32_lanes_rows<kLaneRows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT8, kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_INT4, kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT8, 16>, int16_rows<RP_INT8, kInt16Rows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 16>, int16_rows<RP_INT4, kInt16Rows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 16>, int16_rows<RP_MXFP4, kInt16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
     },
     {
         {}, {},
-        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT8, kLaneRows>},
-        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_INT4, kLaneRows>},
-        {kLaneRows, false, a8_row_bytes_f32, a8_prepare_f32, codes_lanes_rows<RP_MXFP4, kLaneRows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT8, 8>, int16_rows<RP_INT8, kInt16Rows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 8>, int16_rows<RP_INT4, kInt16Rows>},
+        {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 8>, int16_rows<RP_MXFP4, kInt16Rows>},
         {},
     },
     kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
-    RP_ROW_FUNCTIONS, lanes_peak,
+    RP_ROW_FUNCTIONS, pairs_peak,
 };
 
 }  // namespace rp

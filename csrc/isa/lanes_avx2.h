@@ -77,6 +77,30 @@ inline __m256 e2m1_of(__m256i w) {
     return _mm256_or_ps(size, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(w, 3), 31)));
 }
 inline Lanes e2m1(Words w) { return {e2m1_of(w.a), e2m1_of(w.b)}; }
+// Products of 16-bit integers: sum += a.low * b.low + a.high * b.high in each word. The addition is in assembly because GCC
+// otherwise gathers all products of a step before it adds them, which spills most of a tile.
+inline void dot_pairs(Words& sum, Words a, Words b) {
+    const __m256i low = _mm256_madd_epi16(a.a, b.a), high = _mm256_madd_epi16(a.b, b.b);
+    asm("vpaddd %1, %0, %0" : "+x"(sum.a) : "x"(low));
+    asm("vpaddd %1, %0, %0" : "+x"(sum.b) : "x"(high));
+}
+inline Words repeat_word(const uint8_t* p) {
+    int32_t bits;
+    memcpy(&bits, p, 4);
+    const __m256i v = _mm256_set1_epi32(bits);
+    return {v, v};
+}
+inline Words load_bytes(const uint8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepu8_epi32(raw), _mm256_cvtepu8_epi32(_mm_bsrli_si128(raw, 8))};
+}
+inline Words round_words(Lanes x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+// kFp4Zero + twice the e2m1 in each half of a word (its upper bits zero). The lookup gives zero for the bytes between.
+inline __m256i fp4_codes_of(__m256i w) {
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm256_shuffle_epi8(table, _mm256_or_si256(w, _mm256_set1_epi32(static_cast<int>(0x80008000u))));
+}
+inline Words fp4_codes(Words w) { return {fp4_codes_of(w.a), fp4_codes_of(w.b)}; }
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     const __m256 l = _mm256_set1_ps(limit);
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};

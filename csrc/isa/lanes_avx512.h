@@ -58,6 +58,24 @@ inline Lanes e2m1(Words w) {
     const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
     return _mm512_permutexvar_ps(w, values);
 }
+// Products of 16-bit integers: sum += a.low * b.low + a.high * b.high in each word. The addition is in assembly because GCC
+// otherwise gathers all products of a step before it adds them, which spills most of a tile.
+inline void dot_pairs(Words& sum, Words a, Words b) {
+    const __m512i product = _mm512_madd_epi16(a, b);
+    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(product));
+}
+inline Words repeat_word(const uint8_t* p) {
+    int32_t bits;
+    memcpy(&bits, p, 4);
+    return _mm512_set1_epi32(bits);
+}
+inline Words load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Words round_words(Lanes x) { return _mm512_cvtps_epi32(x); }
+// kFp4Zero + twice the e2m1 in each half of a word (its upper bits zero). The lookup gives zero for the bytes between.
+inline Words fp4_codes(Words w) {
+    const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm512_shuffle_epi8(table, _mm512_or_si512(w, _mm512_set1_epi32(static_cast<int>(0x80008000u))));
+}
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
 }

@@ -1,7 +1,13 @@
-// Sixteen float lanes without any extension: four 4-wide vectors, which every compiler maps to what the target has.
+// Sixteen float lanes without any extension: four 4-wide vectors, which every compiler maps to what the target has. Only the
+// multiply-add of 16-bit pairs is named: SSE2 and NEON, which compilers may assume, have it, and none finds it here.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 namespace {
 
@@ -100,6 +106,40 @@ inline Lanes e2m1(Words w) {
         r.v[i] = (large & has_exponent) | (small & ~has_exponent) | sign.v[i];
     }
     return as_floats(r);
+}
+// Products of 16-bit integers: sum += a.low * b.low + a.high * b.high in each word.
+inline void dot_pairs(u4& sum, u4 a, u4 b) {
+#if defined(__SSE2__)
+    const u4 product = (u4)_mm_madd_epi16((__m128i)a, (__m128i)b);
+    asm("paddd %1, %0" : "+x"(sum) : "x"(product));  // GCC otherwise gathers all products of a step, which spills most of a tile
+#elif defined(__ARM_NEON)
+    const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+    sum += (u4)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#else
+    const i4 low = ((i4)(a << 16) >> 16) * ((i4)(b << 16) >> 16), high = ((i4)a >> 16) * ((i4)b >> 16);
+    sum += (u4)low + (u4)high;
+#endif
+}
+inline void dot_pairs(Words& sum, Words a, Words b) { EACH dot_pairs(sum.v[i], a.v[i], b.v[i]); }
+inline Words repeat_word(const uint8_t* p) {
+    uint32_t bits;
+    memcpy(&bits, p, 4);
+    Words r;
+    EACH r.v[i] = u4{bits, bits, bits, bits};
+    return r;
+}
+inline Words load_bytes(const uint8_t* p) { Words r; EACH r.v[i] = u4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]}; return r; }
+inline Words round_words(Lanes x) { x = nearest(x); Words r; EACH r.v[i] = (u4)__builtin_convertvector(x.v[i], i4); return r; }
+// kFp4Zero + twice the e2m1 in each half of a word (its upper bits zero): of sizes 0 to 7 it is
+// size + max(size - 4, 0) + 2 max(size - 6, 0).
+inline Words fp4_codes(Words w) {
+    typedef int16_t s8 __attribute__((vector_size(16)));
+    EACH {
+        const s8 nibble = (s8)w.v[i], size = nibble & 7, minus = nibble > 7;
+        const s8 twice = size + ((size - 4) & (size > 4)) + ((size > 6) & 2);
+        w.v[i] = (u4)((twice ^ minus) - minus + 12);
+    }
+    return w;
 }
 // value where x >= limit, else zero (also for NaN x).
 inline Lanes zero_below(Lanes x, float limit, Lanes value) {

@@ -1,5 +1,5 @@
 // Tiles for ISAs that multiply in float32: weights widened in registers, rows prepared as float32.
-// kLaneRows and kLaneVectors (16 outputs each) are chosen by the including unit so that the tile fits its registers.
+// kLaneRows and lane_vectors(rows) (16 outputs each) are chosen by the including unit so that the tile fits its registers.
 
 int64_t f32_row_bytes(const PackedWeight& w, int32_t dtype) {
     return dtype == RP_DTYPE_F32 && w.inputs == padded_inputs(w) ? 0 : padded_inputs(w) * 4;
@@ -58,16 +58,16 @@ template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column
 
 template <int R> void bf16_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_lanes_rows<R - 1>(t); return; }
-    constexpr int kStride = 16 * kLaneVectors;
-    for (int c = 0; c < kPanel; c += kStride) bf16_lanes_tile<R, kLaneVectors>(t, c, Ahead(t, c / kStride, kPanel / kStride));
+    constexpr int V = lane_vectors(R), passes = kPanel / (16 * V);
+    for (int pass = 0; pass < passes; pass++) bf16_lanes_tile<R, V>(t, 16 * V * pass, Ahead(t, pass, passes));
 }
 template <int R> void f32_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
     if (t.columns == kPanel) {
-        constexpr int kStride = 16 * kLaneVectors;
-        for (int c = 0; c < kPanel; c += kStride) f32_lanes_tile<R, kLaneVectors>(t, c, Ahead(t, c / kStride, kPanel / kStride));
+        constexpr int V = lane_vectors(R), passes = kPanel / (16 * V);
+        for (int pass = 0; pass < passes; pass++) f32_lanes_tile<R, V>(t, 16 * V * pass, Ahead(t, pass, passes));
     } else {
-        constexpr int V = kLaneVectors < 2 ? 1 : 2;
+        constexpr int V = lane_vectors(R) < 2 ? 1 : 2;
         const int passes = t.columns / (16 * V);
         for (int pass = 0; pass < passes; pass++)
             f32_lanes_tile<R, V>(t, t.first_column + pass * 16 * V, Ahead(t, pass, passes));

@@ -31,8 +31,9 @@ struct KvLayout {
     }
 };
 
-// The bf16 magnitude of each of a code's 128 magnitudes, as two tables of bytes; bit 7 of a code is its sign.
+// The bf16 of every code; and of its 128 magnitudes (bit 7 is its sign) as two tables of bytes.
 struct CodeTable {
+    uint16_t values[256];
     alignas(64) uint8_t low[128];
     alignas(64) uint8_t high[128];
 };

@@ -103,6 +103,8 @@ CodeTable make_table(int32_t format) {
         const uint32_t bits = bits_of(format == RP_INT8 ? static_cast<float>(code) : fp8_value(static_cast<uint8_t>(code)));
         table.low[code] = static_cast<uint8_t>(bits >> 16);
         table.high[code] = static_cast<uint8_t>(bits >> 24);
+        table.values[code] = static_cast<uint16_t>(bits >> 16);
+        table.values[code | 128] = static_cast<uint16_t>(bits >> 16 | 0x8000);
     }
     return table;
 }

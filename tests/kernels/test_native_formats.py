@@ -162,6 +162,23 @@ def test_what_is_not_finite_shows_in_its_row_alone(isa: str, fmt: str) -> None:
             assert torch.equal(got[[0, 1, 2, 4, 5]], clean[[0, 1, 2, 4, 5]])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("fmt", "extremes"), [("int8", (-128, 127)), ("int8-128", (-128, 127)), ("int4-128", (-8, 7))])
+@pytest.mark.parametrize("bits", ["", A8])
+def test_the_largest_sums_fit(isa: str, fmt: str, extremes: tuple[int, int], bits: str) -> None:
+    """Every activation and every code at its limit: what would overflow or saturate would be far off."""
+    outputs, inputs = 66, 256
+    packed, scales = unfilled(fmt + bits, 1, outputs, inputs), torch.ones(outputs, num_groups(inputs, GROUPS[fmt]))
+    codes = torch.tensor(extremes, dtype=torch.int8).repeat(outputs // 2)[:, None].expand(outputs, inputs)
+    pack_codes(packed, 0, codes.contiguous(), scales)
+    x = torch.full((7, inputs), 3.0).bfloat16()
+    x[1::2] *= -1
+    x[6, ::2] *= -1
+    truth = x.double() @ codes.double().T
+    with native.forced_isa(isa):
+        assert float((linear_f32(x, packed).double() - truth).abs().max()) <= FLOAT32_ERROR * float(truth.abs().max())
+
+
 def test_only_integer_codes_take_8_bit_activations() -> None:
     for fmt in ("bf16-a8", "fp8-a8", "f32-a8"):
         with pytest.raises(ConfigError, match="allowed"):

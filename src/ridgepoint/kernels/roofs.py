@@ -15,6 +15,9 @@ from ridgepoint.kernels import native
 
 _INTEGER = {native.FORMATS[name] for name in ("int8", "int4", "mxfp4")}
 
+# ISAs whose integer products take 16 bits at once; the others take them as two planes of 8: two products for one.
+_WHOLE = {"portable", "avx2", "avx512"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roofs:
@@ -24,6 +27,7 @@ class Roofs:
     f32_flops_per_s: float
     bf16_flops_per_s: float
     int8_flops_per_s: float
+    int16_flops_per_s: float  # integer weights with activations of 16 bits
 
     def flops_per_s(self, weight: ctypes.Structure) -> float:
         """The peak of products with a packed weight."""
@@ -31,8 +35,7 @@ class Roofs:
             return self.f32_flops_per_s
         if weight.format not in _INTEGER:
             return self.bf16_flops_per_s
-        # 16-bit activations are two planes of 8 bits: two products for one.
-        return self.int8_flops_per_s if weight.activation_bits == 8 else self.int8_flops_per_s / 2
+        return self.int8_flops_per_s if weight.activation_bits == 8 else self.int16_flops_per_s
 
     def best(self, other: Roofs) -> Roofs:
         """The better of each: on shared machines rates change by the minute, and a roof is what the machine can do."""
@@ -43,11 +46,13 @@ class Roofs:
 def measure_roofs(probe_bytes: int = 1 << 28, milliseconds: int = 100) -> Roofs:
     """Rates of all threads of the pool in the ISA in use. Of the memory the usual rate, not the best: it comes in bursts."""
     reads = [native.measure_read_bytes_per_s(probe_bytes, 2) for _ in range(3)]
+    integer = native.measure_peak_flops_per_s("int8", milliseconds)
     return Roofs(
         read_bytes_per_s=statistics.median(reads),
         f32_flops_per_s=native.measure_peak_flops_per_s("f32", milliseconds),
         bf16_flops_per_s=native.measure_peak_flops_per_s("bf16", milliseconds),
-        int8_flops_per_s=native.measure_peak_flops_per_s("int8", milliseconds),
+        int8_flops_per_s=integer,
+        int16_flops_per_s=integer if native.isa() in _WHOLE else integer / 2,
     )
 
 
