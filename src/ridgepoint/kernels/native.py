@@ -22,7 +22,7 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
 F32, BF16, CODE = 0, 1, 2
@@ -160,6 +160,9 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         ("rp_pack", i32, [ptr, ptr, i64, ptr, i64, i32, ptr, i64]),
         ("rp_unpack", i32, [ptr, i64, ptr, i64]),
         ("rp_checksum", ctypes.c_uint64, [ptr, i64]),
+        ("rp_map_file", ptr, [i32, i64]),
+        ("rp_unmap_file", None, [ptr, i64]),
+        ("rp_take_chunks", i64, [i32, ptr, ptr, i64, ptr]),
         ("rp_run", i32, [ptr, i64, i64, i64]),
         ("rp_profile", i32, [ptr, i64, i64, i64, ptr]),
         ("rp_probe_read", ctypes.c_double, [i64, i32]),

@@ -12,7 +12,7 @@ function, about twice as fast where products bind; without it activations keep 1
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,14 @@ class Packed:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / (self.num_matrices * self.outputs * self.inputs)
+
+    def over(self, data: np.ndarray) -> Packed:
+        """The same matrices in other memory, which holds their bytes (and may be read-only)."""
+        if data.nbytes != self.nbytes or data.ctypes.data % 64:
+            raise ConfigError(f"{data.nbytes} bytes at {data.ctypes.data:#x} do not hold {self.nbytes} aligned ones")
+        struct = type(self.struct).from_buffer_copy(self.struct)
+        struct.data = data.ctypes.data
+        return replace(self, data=data, struct=struct)
 
     def dense(self) -> torch.Tensor:
         """The weights this holds, as float32 [matrices, outputs, inputs]: what the slow twin multiplies with."""

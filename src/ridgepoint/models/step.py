@@ -108,11 +108,12 @@ def load_for_serving(
     if not plain:
         raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype}")
     native.library()
-    source, config = checkpoint.open_checked(folder, max_context)
     place = weight_cache_folder(weight_cache)
-    decoder, targets = load_cached(source, config, dtype, fmt, place, announce, progress=True)
-    announce(f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(targets)}")
-    return decoder
+    loaded = load_cached(folder, dtype, fmt, place, announce, max_context=max_context, progress=True)
+    announce(
+        f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(loaded.targets)}"
+    )
+    return loaded.decoder
 
 
 def load_on_device(
