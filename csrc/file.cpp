@@ -13,6 +13,10 @@
 #include "pack.h"
 #include "team.h"
 
+#if defined(__linux__) && !defined(MADV_POPULATE_READ)
+#define MADV_POPULATE_READ 22  // since Linux 5.14; an older one refuses it, and the file is read
+#endif
+
 namespace rp {
 namespace {
 

@@ -163,12 +163,12 @@ def choose_scales(w_OI: torch.Tensor, fmt: str) -> torch.Tensor:
     """Round-to-nearest scales [outputs, groups], float32, in the precision the format stores them in."""
     outputs, inputs = w_OI.shape
     group = GROUPS[fmt] or inputs
-    w = torch.nn.functional.pad(w_OI.float(), (0, -inputs % group)).view(outputs, -1, group)
-    largest = w.abs().amax(-1)
+    w = torch.nn.functional.pad(w_OI, (0, -inputs % group)) if inputs % group else w_OI.contiguous()
+    low, high = (bound.float() for bound in torch.aminmax(w.view(outputs, -1, group), dim=-1))
+    largest = torch.maximum(high, -low).abs()
     if fmt.startswith("int8"):
         return largest / 127
     if fmt.startswith("int4"):  # the larger side gets -8: sixteen codes are not symmetric
-        high, low = w.amax(-1), w.amin(-1)
         return (torch.where(high > -low, -high, -low) / 8).to(torch.bfloat16).float()
     if fmt.startswith("mxfp4"):  # OCP microscaling: the largest value's power of two, less that of the largest code
         return torch.exp2((torch.log2(largest.clamp(min=2.0**-120)).floor() - 2).clamp(min=-125))
