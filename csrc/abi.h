@@ -10,7 +10,11 @@ extern "C" {
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
 enum { RP_ABI_VERSION = 3, RP_LAYOUT_VERSION = 1 };
 
-enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
+enum RpIsa {
+    RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
+    RP_AMX_EMULATED = 5,  // RP_AMX without its instructions: for tests, never chosen by itself
+    RP_NUM_ISAS = 6
+};
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
 // CODE is only what rp_pack takes: a byte per weight, already quantised (two's complement, e2m1 or e4m3 by format).
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };

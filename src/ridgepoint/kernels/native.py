@@ -23,7 +23,8 @@ import numpy as np
 from ridgepoint.errors import ConfigError, RidgepointError
 
 ABI_VERSION = 3
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
+EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
 F32, BF16, CODE = 0, 1, 2
 FIXED_ROWS, TOKEN_ROWS, LOGIT_ROWS = 0, 1, 2
@@ -205,7 +206,12 @@ def isa() -> str:
 
 def supported_isas() -> list[str]:
     """ISAs this processor runs, the plainest first; the last is the default."""
-    return [name for i, name in enumerate(ISAS) if library().rp_isa_supported(i)]
+    return [name for i, name in enumerate(ISAS) if name != EMULATED and library().rp_isa_supported(i)]
+
+
+def can_emulate_tiles() -> bool:
+    """Whether `EMULATED` can be forced: this processor has all of AMX's ISA but the tiles."""
+    return bool(library().rp_isa_supported(ISAS.index(EMULATED)))
 
 
 def _force(loaded: ctypes.CDLL, name: str) -> None:

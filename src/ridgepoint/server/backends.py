@@ -44,6 +44,9 @@ class Backend(Protocol):
     def stream(self, request: Request) -> AsyncIterator[str]: ...
 
 
+KEEP_GRACE_S = 120.0  # to write a large model's packed weights
+
+
 class LocalBackend:
     """An engine of its own, for as long as the `async with` lasts. `verbose`: it tells what it chose and why."""
 
@@ -66,7 +69,8 @@ class LocalBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._engine.close()
+        # A short command's first start of a model has its weights still to keep; nobody waits after a failure or Ctrl-C.
+        await self._engine.close(**({"grace_s": KEEP_GRACE_S} if kind is None else {}))
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         self.ending = None
