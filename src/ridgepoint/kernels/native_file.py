@@ -18,7 +18,8 @@ from ridgepoint.kernels import native
 
 CHUNK = np.dtype([("offset", "<i8"), ("bytes", "<i8"), ("checksum", "<u8")])
 SMALLEST_MAPPED_BYTES = 64 << 20  # below, a copy takes no time
-TRIED_BYTES = 8 << 20  # of a mapping: enough to see whether huge pages come
+TRIED_BYTES = 16 << 20  # of a mapping: enough to see whether huge pages come
+TRIED_HUGE_FRAC = 0.5  # of those: where a header was read before, pages are small
 LEAST_HUGE_FRAC = 0.9  # of a mapping: a page walk for every 4 KiB of the rest costs more than a copy once
 
 
@@ -35,7 +36,7 @@ def take(fd: int, num_bytes: int, chunks: np.ndarray) -> tuple[np.ndarray, bool]
     if num_bytes >= SMALLEST_MAPPED_BYTES and (mapped := _map(fd, num_bytes)) is not None:
         first = chunks[chunks["offset"] < TRIED_BYTES]
         _take(-1, mapped, first)
-        if huge_frac(mapped) >= LEAST_HUGE_FRAC:
+        if huge_frac(mapped) >= TRIED_HUGE_FRAC:
             _take(-1, mapped, chunks[len(first) :])
             if huge_frac(mapped) >= LEAST_HUGE_FRAC:
                 return mapped, True

@@ -70,7 +70,7 @@ class LocalBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A short command's first start of a model has its weights still to keep; nobody waits after a failure or Ctrl-C.
-        await self._engine.close(**({"grace_s": KEEP_GRACE_S} if kind is None else {}))
+        await self._engine.close(KEEP_GRACE_S if kind is None else EXIT_GRACE_S)
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         self.ending = None
