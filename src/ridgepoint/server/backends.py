@@ -44,7 +44,7 @@ class Backend(Protocol):
     def stream(self, request: Request) -> AsyncIterator[str]: ...
 
 
-KEEP_GRACE_S = 120.0  # to write a large model's packed weights
+KEEP_GRACE_S = 120.0  # a short command's first start of a model may still have its packed weights to write
 
 
 class LocalBackend:
@@ -69,8 +69,10 @@ class LocalBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A short command's first start of a model has its weights still to keep; nobody waits after a failure or Ctrl-C.
-        await self._engine.close(KEEP_GRACE_S if kind is None else EXIT_GRACE_S)
+        if kind is None:
+            await self._engine.close(KEEP_GRACE_S)
+        else:
+            await self._engine.close()
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         self.ending = None
