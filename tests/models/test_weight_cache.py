@@ -20,12 +20,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ridgepoint.kernels import native
+from ridgepoint.kernels import native, native_file
 from ridgepoint.models import packed_file, weight_cache
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.load_packed import load_packed
 from ridgepoint.models.packed_file import PackedFile, PackedFileError
 from ridgepoint.models.weight_cache import buffers_of, cache_folder, load_cached
+from ridgepoint.nn.context import CausalContext
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no native library")
 SRC = Path(__file__).parents[2] / "src"
@@ -58,13 +59,23 @@ def same_bytes(a: Decoder, b: Decoder) -> bool:
 
 @pytest.mark.parametrize("family", ["glm4_moe", "granitemoe", "gpt_oss", "deepseek_v3"])
 @pytest.mark.parametrize("fmt", [None, "int4-32"])
-def test_the_second_start_is_the_first(tmp_path: Path, family: str, fmt: str | None) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_second_start_is_the_first(
+    tmp_path: Path, family: str, fmt: str | None, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mapped:  # small files are read, and whether pages are huge depends on the file system
+        monkeypatch.setattr(native_file, "SMALLEST_MAPPED_BYTES", 0)
+        monkeypatch.setattr(native_file, "huge_frac", lambda memory: 1.0)
+        monkeypatch.setattr(weight_cache, "SMALLEST_SHARED_BYTES", 0)
     folder = checkpoints.write(tmp_path / "model", family)
     first, told = start(folder, tmp_path / "cache", fmt)
     assert "weight cache made" in told and "(there is none yet)" in told
     second, told = start(folder, tmp_path / "cache", fmt)
     assert "weight cache used" in told
     assert same_bytes(first, second) and same_bytes(first, load_packed(folder, torch.bfloat16, fmt))
+    ids = torch.arange(1, 9)
+    with torch.no_grad():
+        assert torch.equal(second(ids, CausalContext(1, 8)), first(ids, CausalContext(1, 8)))
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".packed", ".seen"]
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import weakref
 from pathlib import Path
 
@@ -48,12 +47,17 @@ def take(fd: int, num_bytes: int, chunks: np.ndarray) -> tuple[np.ndarray, bool]
 
 def huge_frac(memory: np.ndarray) -> float:
     """The share of a mapped file's resident pages that the system maps in huge ones."""
-    entry = re.search(
-        rf"^{memory.ctypes.data:x}-.*?^Rss:\s+(\d+).*?^FilePmdMapped:\s+(\d+)",
-        Path("/proc/self/smaps").read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-    return int(entry[2]) / max(1, int(entry[1])) if entry else 0.0
+    resident, mine = 0, False
+    with Path("/proc/self/smaps").open(encoding="ascii", errors="replace") as areas:  # long, and costly to the end
+        for line in areas:
+            name, _, value = line.partition(" ")
+            if not name.endswith(":"):  # the line that opens an area
+                mine = name.startswith(f"{memory.ctypes.data:x}-")
+            elif mine and name == "Rss:":
+                resident = int(value.split()[0])
+            elif mine and name == "FilePmdMapped:":
+                return int(value.split()[0]) / max(1, resident)
+    return 0.0
 
 
 def _take(fd: int, memory: np.ndarray, chunks: np.ndarray) -> None:

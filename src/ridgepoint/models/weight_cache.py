@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -38,6 +39,7 @@ from ridgepoint.units import si
 OFF = "off"
 VARIABLE = "RIDGEPOINT_WEIGHT_CACHE"
 SMALLEST_BYTES = 128 << 20  # below, packing takes less time than it takes to notice
+SMALLEST_SHARED_BYTES = 1 << 20  # of a parameter that is not packed: below, a copy is as good
 SPARE_BYTES = 1 << 30  # of the disk that is never taken for a cache
 LOADER = ("checkpoint", "codes", "load_packed", "pack", "source", "stored")  # modules that decide what is packed
 Announce = Callable[[str], None]
@@ -174,14 +176,21 @@ def _find(wanted: _Wanted, announce: Announce) -> tuple[Path, str]:
 
 
 def _adopt(decoder: Decoder, buffers: Buffers) -> None:
-    """Make kept bytes the decoder's: packed weights where they lie, other parameters as copies that may be written."""
+    """Make kept bytes the decoder's: weights where they lie, which may be read-only; small parameters as copies."""
     names = {id(module): name for name, module in decoder.named_modules()}
     for module, leaf, _ in list(matrices_of(decoder)):
         setattr(module, leaf, getattr(module, leaf).over(buffers[f"{names[id(module)]}.{leaf}"]))
     if decoder.packed_head is not None:
         decoder.packed_head = decoder.packed_head.over(buffers["packed head"])
+    parameters = dict(decoder.named_parameters())
     for name, tensor in decoder.state_dict().items():
-        tensor.view(-1).view(torch.uint8).numpy()[:] = buffers[name]
+        if name in parameters and tensor.nbytes >= SMALLEST_SHARED_BYTES:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nobody writes to the weights of a decoder that serves
+                raw = torch.from_numpy(buffers[name])
+            parameters[name].data = raw.view(tensor.dtype).view(tensor.shape)
+        else:
+            tensor.view(-1).view(torch.uint8).numpy()[:] = buffers[name]
 
 
 def _keep(wanted: _Wanted, targets: dict[str, Target], buffers: Buffers, announce: Announce) -> None:
