@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from ridgepoint.kernels import native, native_file
 from ridgepoint.models import packed_file, weight_cache
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.kept import cache_folder
 from ridgepoint.models.load_packed import load_packed
 from ridgepoint.models.packed_file import PackedFile, PackedFileError
-from ridgepoint.models.weight_cache import buffers_of, cache_folder, load_cached
+from ridgepoint.models.weight_cache import buffers_of, load_cached
 from ridgepoint.nn.context import CausalContext
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no native library")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def take(fd: int, num_bytes: int, chunks: np.ndarray) -> tuple[np.ndarray, bool]
     memory = native.allocate(num_bytes)
     _take(fd, memory, chunks)
     return memory, False
+
+
+def fetch(fd: int, num_bytes: int, chunks: np.ndarray) -> None:
+    """Bring a file into the page cache, in the pages that `take` likes; what is wrong with it, `take` says."""
+    mapped = _map(fd, num_bytes) if num_bytes >= SMALLEST_MAPPED_BYTES else None
+    if mapped is not None:
+        with suppress(ChunkError):
+            _take(-1, mapped, chunks)
+    elif hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, num_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def huge_frac(memory: np.ndarray) -> float:

@@ -84,17 +84,24 @@ class PackedFile:
         """The buffers, every byte of them checked, and whether they are mapped (and then read-only)."""
         if self.num_bytes != self._total:
             raise PackedFileError(f"it is cut short: {self.num_bytes} bytes of {self._total}")
-        chunks = np.array(
-            [(entry["start"] + index * CHUNK, min(CHUNK, entry["bytes"] - index * CHUNK), int(expected, 16))
-             for entry in self._entries.values() for index, expected in enumerate(entry["checksums"])],
-            native_file.CHUNK,
-        )  # fmt: skip
         try:
-            memory, mapped = native_file.take(self._fd, self.num_bytes, chunks)
+            memory, mapped = native_file.take(self._fd, self.num_bytes, self._chunks())
         except native_file.ChunkError as error:
             raise PackedFileError(f"it {'cannot be read' if error.errno else 'is damaged'}: {error}") from None
         found = {name: memory[entry["start"] :][: entry["bytes"]] for name, entry in self._entries.items()}
         return found, mapped
+
+    def fetch(self) -> None:
+        """Have the system read the file ahead of `take`, as far as it will."""
+        if self.num_bytes == self._total:
+            native_file.fetch(self._fd, self.num_bytes, self._chunks())
+
+    def _chunks(self) -> np.ndarray:
+        return np.array(
+            [(entry["start"] + index * CHUNK, min(CHUNK, entry["bytes"] - index * CHUNK), int(expected, 16))
+             for entry in self._entries.values() for index, expected in enumerate(entry["checksums"])],
+            native_file.CHUNK,
+        )  # fmt: skip
 
 
 def write(path: Path, key: dict[str, Any], notes: dict[str, Any], buffers: Buffers, threads: int) -> int:

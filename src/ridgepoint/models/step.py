@@ -16,13 +16,13 @@ from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
 from ridgepoint.models.captured import Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.kept import cache_folder
 from ridgepoint.models.load_packed import load_planned, plan, summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
 from ridgepoint.models.rooms import DeviceRooms
 from ridgepoint.models.staging import HostInputs, Staging
-from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
 from ridgepoint.models.weight_cache import load_cached
 from ridgepoint.nn.attention import MlaAttention
 
@@ -108,7 +108,7 @@ def load_for_serving(
     if not plain:
         raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype}")
     native.library()
-    place = weight_cache_folder(weight_cache)
+    place = cache_folder(weight_cache)
     loaded = load_cached(folder, dtype, fmt, place, announce, max_context=max_context, progress=True)
     announce(
         f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(loaded.targets)}"

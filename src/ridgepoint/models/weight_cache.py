@@ -1,4 +1,4 @@
-"""Packed weights kept between starts: where, under which key, and what is said about it.
+"""Packed weights kept between starts: under which key, and what is said about it (kept.py knows where).
 
 A file answers for the bytes of one checkpoint, a format, a kernel layout and the code that reads checkpoints. The layout's part
 of the key is a fingerprint of packed bytes, so it changes whenever packing does, whatever any version number says. Anything wrong
@@ -8,10 +8,7 @@ with the file means it is made anew; it is written while the model serves alread
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shutil
-import sys
 import threading
 import time
 import warnings
@@ -29,31 +26,19 @@ from ridgepoint.kernels.packed import pack
 from ridgepoint.models import identity
 from ridgepoint.models.checkpoint import checked_config, open_checked
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.identity import Folder, look_at
+from ridgepoint.models.identity import look_at
+from ridgepoint.models.kept import Wanted
 from ridgepoint.models.load_packed import Target, empty_packed, fill_packed, plan
 from ridgepoint.models.pack import matrices_of, pack_latents
 from ridgepoint.models.packed_file import Buffers, PackedFile, PackedFileError, write
 from ridgepoint.models.source import read_config
 from ridgepoint.units import si
 
-OFF = "off"
-VARIABLE = "RIDGEPOINT_WEIGHT_CACHE"
 SMALLEST_BYTES = 128 << 20  # below, packing takes less time than it takes to notice
 SMALLEST_SHARED_BYTES = 1 << 20  # of a parameter that is not packed: below, a copy is as good
 SPARE_BYTES = 1 << 30  # of the disk that is never taken for a cache
 LOADER = ("checkpoint", "codes", "load_packed", "pack", "source", "stored")  # modules that decide what is packed
 Announce = Callable[[str], None]
-
-
-def cache_folder(option: str | None) -> Path | None:
-    """The folder named by the option or else by RIDGEPOINT_WEIGHT_CACHE; None for `off`; by default the user's cache."""
-    named = option or os.environ.get(VARIABLE)
-    if named == OFF:
-        return None
-    if named:
-        return Path(named).expanduser()
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "ridgepoint" / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +48,6 @@ class Loaded:
     decoder: Decoder
     targets: dict[str, Target]
     keeping: threading.Thread | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wanted:
-    """What a file in `cache` must hold."""
-
-    cache: Path
-    folder: Folder
-    dtype: torch.dtype
-    fmt: str | None
-
-    def path(self, content: str) -> Path:
-        readable = re.sub(r"[^A-Za-z0-9.-]+", "-", self.folder.path.name)[:60]
-        return self.cache / f"{readable}-{self._format}-{self.folder.outline}-{content[:16]}.packed"
-
-    def kept(self, content: str = "*") -> Path | None:
-        """A file with this content (or any that folders like this one may have), whatever its folder was called."""
-        return next(self.cache.glob(f"*-{self._format}-{self.folder.outline}-{content[:16]}.packed"), None)
-
-    def key(self, content: str, formats: set[str]) -> dict[str, Any]:
-        """What must be equal for a file to serve: each part is named in the reason when it is not."""
-        return {
-            "the checkpoint": content,
-            "the format": self._format,
-            "the kernels' layout": {fmt: layout_fingerprint(fmt) for fmt in sorted(formats)},
-            "the loader": loader_fingerprint(),
-        }
-
-    @property
-    def _format(self) -> str:
-        return self.fmt or str(self.dtype).removeprefix("torch.")
 
 
 def load_cached(
@@ -109,11 +63,12 @@ def load_cached(
 ) -> Loaded:
     """`load_packed`, from the cache where it holds these very weights; packs, and keeps them there, where it does not."""
     began = time.perf_counter()
-    wanted = None if cache is None else _Wanted(cache=cache, folder=look_at(path), dtype=dtype, fmt=fmt)
+    form = fmt or str(dtype).removeprefix("torch.")
+    wanted = None if cache is None else Wanted(cache=cache, folder=look_at(path), format=form)
     why = ""
     if wanted is not None:
         try:
-            return _from_cache(wanted, announce, began, max_context)
+            return _from_cache(wanted, dtype, fmt, announce, began, max_context)
         except PackedFileError as miss:
             why = miss.message
     source, config = open_checked(path, max_context)
@@ -133,26 +88,28 @@ def load_cached(
     return Loaded(decoder=decoder, targets=targets, keeping=keeping)
 
 
-def _from_cache(wanted: _Wanted, announce: Announce, began: float, max_context: int | None) -> Loaded:
+def _from_cache(
+    wanted: Wanted, dtype: torch.dtype, fmt: str | None, announce: Announce, began: float, max_context: int | None
+) -> Loaded:
     """Raises `PackedFileError` saying why nothing there serves."""
     path, content = _find(wanted, announce)
     with PackedFile(path) as file:
         targets = {each["param"]: Target(**each) for each in file.notes.get("targets", [])}
-        file.require(wanted.key(content, {target.format for target in targets.values()}))
+        file.require(key_of(wanted, content, targets))
         config = checked_config(read_config(wanted.folder.path), max_context)
-        decoder = empty_packed(config, wanted.dtype, targets)
+        decoder = empty_packed(config, dtype, targets)
         if file.sizes != {name: data.nbytes for name, data in buffers_of(decoder).items()}:
             raise PackedFileError("its weights are others")
         buffers, mapped = file.take()
         _adopt(decoder, buffers)
-    pack_latents(decoder, wanted.fmt)
+    pack_latents(decoder, fmt)
     rate = file.num_bytes / (time.perf_counter() - began)
     how = "mapped" if mapped else "read"
     announce(f"weight cache used: {si(file.num_bytes, 'B')} {how} at {si(rate, 'B/s')} from {path}")
     return Loaded(decoder=decoder, targets=targets)
 
 
-def _find(wanted: _Wanted, announce: Announce) -> tuple[Path, str]:
+def _find(wanted: Wanted, announce: Announce) -> tuple[Path, str]:
     """The file made from the bytes in the folder, and what names those. Bytes are compared only where one may fit."""
     content = identity.recall(wanted.folder, wanted.cache)
     if content is None:
@@ -193,7 +150,7 @@ def _adopt(decoder: Decoder, buffers: Buffers) -> None:
             tensor.view(-1).view(torch.uint8).numpy()[:] = buffers[name]
 
 
-def _keep(wanted: _Wanted, targets: dict[str, Target], buffers: Buffers, announce: Announce) -> None:
+def _keep(wanted: Wanted, targets: dict[str, Target], buffers: Buffers, announce: Announce) -> None:
     """Write the file, and say what came of it. A cache is never worth failing for."""
     num_bytes = sum(data.nbytes for data in buffers.values())
     began = time.perf_counter()
@@ -208,7 +165,7 @@ def _keep(wanted: _Wanted, targets: dict[str, Target], buffers: Buffers, announc
             announce(f"weight cache not kept: {wanted.folder.path} changed while it was read")
             return
         before = identity.last_content(wanted.folder, wanted.cache)
-        key = wanted.key(content, {target.format for target in targets.values()})
+        key = key_of(wanted, content, targets)
         size = write(
             wanted.path(content), key, {"targets": [asdict(target) for target in targets.values()]}, buffers, 1
         )
@@ -218,6 +175,17 @@ def _keep(wanted: _Wanted, targets: dict[str, Target], buffers: Buffers, announc
         announce(f"weight cache not kept: {wanted.cache} cannot be written: {error.strerror or error}")
     else:
         announce(f"weight cache kept: {si(size, 'B')} in {time.perf_counter() - began:.1f} s at {wanted.path(content)}")
+
+
+def key_of(wanted: Wanted, content: str, targets: dict[str, Target]) -> dict[str, Any]:
+    """What must be equal for a file to serve: each part is named in the reason when it is not."""
+    formats = sorted({target.format for target in targets.values()})
+    return {
+        "the checkpoint": content,
+        "the format": wanted.format,
+        "the kernels' layout": {fmt: layout_fingerprint(fmt) for fmt in formats},
+        "the loader": loader_fingerprint(),
+    }
 
 
 def _remove_unused(cache: Path, content: str | None) -> None:
