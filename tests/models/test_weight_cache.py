@@ -239,33 +239,33 @@ from pathlib import Path
 from ridgepoint.models import packed_file
 def die(*arguments): os.kill(os.getpid(), 9)
 packed_file.os.fsync = die
-packed_file.write(Path(sys.argv[1]), {"a": 1}, {}, {"w": np.ones(100_000, np.uint8)}, 1)
+packed_file.write(Path(sys.argv[1]), {"a": 1}, {}, {"w": np.ones(100_000, np.uint8)})
 """
 
 
 def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_removed(tmp_path: Path) -> None:
     path, old = tmp_path / "x.packed", {"w": np.zeros(100_000, np.uint8)}
-    packed_file.write(path, {"a": 0}, {}, old, 1)
+    packed_file.write(path, {"a": 0}, {}, old)
     environment = os.environ | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], env=environment)
     assert done.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 2
     with PackedFile(path) as file:
         file.require({"a": 0})
         assert not file.take()[0]["w"].any()
-    packed_file.write(path, {"a": 2}, {}, old, 1)
+    packed_file.write(path, {"a": 2}, {}, old)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_readers_beside_writers(tmp_path: Path) -> None:
     """Whoever reads meets one writer's whole file."""
     path, failures = tmp_path / "x.packed", []
-    packed_file.write(path, {"a": 1}, {}, {"w": np.full(9_000_000, 1, np.uint8)}, 1)
+    packed_file.write(path, {"a": 1}, {}, {"w": np.full(9_000_000, 1, np.uint8)})
 
     def work(value: int) -> None:
         for _ in range(4):
             try:
                 if value:
-                    packed_file.write(path, {"a": 1}, {}, {"w": np.full(9_000_000, value, np.uint8)}, 1)
+                    packed_file.write(path, {"a": 1}, {}, {"w": np.full(9_000_000, value, np.uint8)})
                 else:
                     with PackedFile(path) as file:
                         read = file.take()[0]["w"]
@@ -304,6 +304,31 @@ def test_two_processes_start_at_once(original: Path, tmp_path: Path) -> None:
     decoder, told = start(original, tmp_path / "cache")
     assert "weight cache used" in told and same_bytes(decoder, load_packed(original)) and kept(tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2, "nothing is left aside"
+
+
+SHORT_COMMAND = """
+import sys, torch
+from pathlib import Path
+from ridgepoint.models import weight_cache
+from ridgepoint.models.weight_cache import load_cached
+last = weight_cache.look_at
+def late(folder):  # the writer comes this far only when the interpreter is ending
+    import threading
+    if threading.current_thread() is not threading.main_thread():
+        threading.main_thread().join()
+    return last(folder)
+weight_cache.look_at = late
+load_cached(Path(sys.argv[1]), torch.bfloat16, None, Path(sys.argv[2]), print, smallest_bytes=0)
+"""
+
+
+def test_a_process_that_ends_writes_what_it_packed(original: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SHORT_COMMAND, str(original), str(tmp_path)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True, check=True
+    )
+    assert "weight cache kept" in done.stdout and not done.stderr
+    assert "weight cache used" in start(original, tmp_path)[1]
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:

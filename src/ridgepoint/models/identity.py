@@ -50,9 +50,15 @@ def content_of(folder: Folder, threads: int) -> str:
     """SHA-256 over the names and over the hash of every part of every file."""
     parts = [(name, at) for name, size, _ in folder.stamps for at in range(0, size, PART)]
     digest = hashlib.sha256(json.dumps([stamp[:2] for stamp in folder.stamps]).encode())
-    with ThreadPoolExecutor(threads) as pool:
-        for part in pool.map(lambda place: _part_digest(folder.path / place[0], place[1]), parts):
-            digest.update(part)
+
+    def of(place: tuple[str, int]) -> bytes:
+        return _part_digest(folder.path / place[0], place[1])
+
+    if threads == 1:  # no pool: an interpreter that is ending gives none
+        digest.update(b"".join(map(of, parts)))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            digest.update(b"".join(pool.map(of, parts)))
     return digest.hexdigest()
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +103,9 @@ class PackedFile:
         )  # fmt: skip
 
 
-def write(path: Path, key: dict[str, Any], notes: dict[str, Any], buffers: Buffers, threads: int) -> int:
+def write(path: Path, key: dict[str, Any], notes: dict[str, Any], buffers: Buffers) -> int:
     """Write and put in place; returns the file's bytes. Raises `OSError` (a full disk, say) and leaves nothing then."""
-    header, starts, total = _header(key, notes, buffers, threads)
+    header, starts, total = _header(key, notes, buffers)
     _remove_abandoned(path)
     fd, aside = _new_aside(path)
     with os.fdopen(fd, "wb") as file:
@@ -151,15 +150,12 @@ def _read_header(fd: int, size: int) -> dict[str, Any]:
     return header
 
 
-def _header(
-    key: dict[str, Any], notes: dict[str, Any], buffers: Buffers, threads: int
-) -> tuple[bytes, dict[str, int], int]:
+def _header(key: dict[str, Any], notes: dict[str, Any], buffers: Buffers) -> tuple[bytes, dict[str, int], int]:
     """The bytes before the first buffer, where each buffer starts, and the size of all."""
-    with ThreadPoolExecutor(threads) as pool:
-        sums = {
-            name: [f"{one:x}" for one in pool.map(checksum, [data[at : at + CHUNK] for at in range(0, data.nbytes, CHUNK)])]
-            for name, data in buffers.items()
-        }  # fmt: skip
+    sums = {
+        name: [f"{checksum(data[at : at + CHUNK]):x}" for at in range(0, data.nbytes, CHUNK)]
+        for name, data in buffers.items()
+    }
     room, previous = PAGE, 0
     while room != previous:  # the header holds offsets that depend on its own length
         starts, at = {}, room

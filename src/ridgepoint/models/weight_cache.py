@@ -166,9 +166,7 @@ def _keep(wanted: Wanted, targets: dict[str, Target], buffers: Buffers, announce
             return
         before = identity.last_content(wanted.folder, wanted.cache)
         key = key_of(wanted, content, targets)
-        size = write(
-            wanted.path(content), key, {"targets": [asdict(target) for target in targets.values()]}, buffers, 1
-        )
+        size = write(wanted.path(content), key, {"targets": [asdict(target) for target in targets.values()]}, buffers)
         identity.remember(wanted.folder, wanted.cache, content)
         _remove_unused(wanted.cache, before)
     except OSError as error:
