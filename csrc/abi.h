@@ -10,7 +10,11 @@ extern "C" {
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
 enum { RP_ABI_VERSION = 3, RP_LAYOUT_VERSION = 1 };
 
-enum RpIsa { RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_NUM_ISAS = 4 };
+enum RpIsa {
+    RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
+    RP_AMX_EMULATED = 5,  // RP_AMX without its instructions: for tests, never chosen by itself
+    RP_NUM_ISAS = 6
+};
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
 // CODE is only what rp_pack takes: a byte per weight, already quantised (two's complement, e2m1 or e4m3 by format).
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };
@@ -209,6 +213,11 @@ struct SampleOp {
     int64_t vocab, stride, most_top;
 };
 
+struct FileChunk {
+    int64_t offset, bytes;
+    uint64_t checksum;
+};
+
 int32_t rp_abi_version();
 int32_t rp_layout_version();
 const char* rp_last_error();
@@ -227,6 +236,14 @@ int32_t rp_set_threads(int32_t threads, int32_t spin_us);
 // Zeroed memory in huge pages where the system gives them.
 void* rp_alloc(int64_t bytes);
 void rp_free(void* memory, int64_t bytes);
+
+// Maps a file read-only, in huge pages that are held in memory; null where the system does not grant that.
+void* rp_map_file(int32_t fd, int64_t bytes);
+void rp_unmap_file(void* memory, int64_t bytes);
+// Reads chunks of a file to `memory` + offset (fd -1: it is mapped there) and checks them, by all threads. Returns `count`, or a
+// chunk that is not as it should be, with errno in `error` where reading failed.
+int64_t rp_take_chunks(int32_t fd, uint8_t* memory, const FileChunk* chunks, int64_t count, int32_t* error);
+uint64_t rp_checksum(const uint8_t* data, int64_t num_bytes);
 
 // Sizes in bytes of all panels; and packing of matrix `index` (rows `stride` elements apart) into place.
 int64_t rp_packed_bytes(PackedWeight* weight);

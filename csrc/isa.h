@@ -10,7 +10,7 @@
 namespace rp {
 
 constexpr int kPanel = 64;   // outputs side by side in a packed panel
-constexpr int kMaxRows = 8;  // rows of the tallest tile of any ISA
+constexpr int kMaxRows = 32;  // rows of the tallest tile of any ISA
 
 // out[r * 64 + c] = sum over k of x[r][k] * panel[k][c].
 struct Tile {
@@ -127,6 +127,10 @@ extern const KernelTable kPortableKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+extern const KernelTable kAmxEmulatedKernels;
+#if defined(RP_HAS_AMX)
+extern const KernelTable kAmxKernels;
+#endif
 #endif
 
 }  // namespace rp

@@ -49,15 +49,25 @@ void pack_f32(const Job& job, int64_t panel) {
     }
 }
 
+// Pairs of inputs are single words of the source and of the panel, so a block of them is turned like a matrix of words.
+void pack_bf16_pairs(const uint16_t* in, int64_t pairs, uint16_t* out) {
+    for (int64_t i = 0; i < pairs; i++) memcpy(out + i * kPanel * 2, in + i * 2, 4);
+}
+
 void pack_bf16(const Job& job, int64_t panel) {
     uint16_t* out = reinterpret_cast<uint16_t*>(job.matrix + panel * job.w->panel_bytes);
     const int64_t inputs = job.w->inputs, padded = padded_inputs(*job.w);
-    constexpr int64_t kBlock = 32;  // a cache line of source per column, 4 KiB of destination: both stay in L1
-    for (int64_t first = 0; first < padded; first += kBlock) {
-        const int64_t last = first + kBlock < padded ? first + kBlock : padded;
+    constexpr int64_t kLine = 32;  // a cache line of source per column, 4 KiB of destination: both stay in L1
+    for (int64_t first = 0; first < padded; first += kLine) {
+        const int64_t last = first + kLine < padded ? first + kLine : padded;
+        const bool whole = last <= inputs && job.dtype == RP_DTYPE_BF16;
         for (int64_t c = 0; c < kPanel; c++) {
             const int64_t row = source_row(*job.w, panel, c);
             const uint16_t* in = static_cast<const uint16_t*>(job.source) + row * job.stride;
+            if (row >= 0 && whole) {
+                pack_bf16_pairs(in + first, (last - first) / 2, out + (first / 2 * kPanel + c) * 2);
+                continue;
+            }
             for (int64_t i = first; i < last; i++) {
                 uint16_t bits = 0;
                 if (row >= 0 && i < inputs) bits = job.dtype == RP_DTYPE_BF16 ? in[i] : bf16_of(value_at(job, row, i));
@@ -155,30 +165,68 @@ uint8_t kept_code(uint8_t stored) {
     return stored;
 }
 
+constexpr int64_t kBlock = 128;  // inputs whose codes are worked out together: a multiple of every format's step
+
+// code_of for whole numbers, four at a time: adding and taking away 1.5 * 2^23 rounds to nearest even.
+void round_to_codes(const float* w, int64_t n, float scale, float low, float high, int zero, uint8_t* codes) {
+    constexpr float kWhole = 12582912.0f;
+    for (int64_t i = 0; i < n; i++) {
+        const float v = scale != 0.0f ? w[i] / scale : 0.0f;
+        const float within = v > low ? (v < high ? v : high) : low;  // NaN is low, as a conversion makes it
+        codes[i] = static_cast<uint8_t>(static_cast<int>((within + kWhole) - kWhole) + zero);
+    }
+}
+
+// Codes of inputs [first, first + n) of a row.
+template <int32_t kFormat>
+void codes_of_row(const Job& job, int64_t row, int64_t first, int64_t n, float scale, uint8_t* codes) {
+    if (job.dtype == RP_DTYPE_CODE) {
+        const uint8_t* stored = static_cast<const uint8_t*>(job.source) + row * job.stride + first;
+        for (int64_t i = 0; i < n; i++) codes[i] = kept_code<kFormat>(stored[i]);
+        return;
+    }
+    float values[kBlock];
+    for (int64_t i = 0; i < n; i++) values[i] = value_at(job, row, first + i);
+    if (kFormat == RP_INT8) round_to_codes(values, n, scale, -127.0f, 127.0f, kInt8Zero, codes);
+    else if (kFormat == RP_INT4) round_to_codes(values, n, scale, -8.0f, 7.0f, kInt4Zero, codes);
+    else for (int64_t i = 0; i < n; i++) codes[i] = code_of(kFormat, values[i], scale);
+}
+
+// Codes of output c and n inputs (whole steps) to their places in the panel, whose step of the first one is at `steps`.
+template <int32_t kFormat>
+void place_codes(const uint8_t* codes, int64_t n, int64_t c, uint8_t* steps) {
+    constexpr int64_t kInputs = step_inputs(kFormat);
+    for (int64_t first = 0; first < n; first += kInputs) {
+        uint8_t* line = steps + (first / kInputs * 4 + c / 16) * 64;
+        const int column = static_cast<int>(c % 16);
+        for (int k = 0; k < 4; k++) {
+            uint8_t byte = codes[first + k];
+            if (kInputs == 8) byte = static_cast<uint8_t>(byte | codes[first + 4 + k] << 4);
+            line[kFormat == RP_FP8 ? fp8_byte(column, k) : int8_byte(column, k)] = byte;
+        }
+    }
+}
+
 template <int32_t kFormat>
 void pack_codes(const Job& job, int64_t panel) {
+    static_assert(int4_byte(3, 2) == int8_byte(3, 2) && int4_byte(3, 6) == int8_byte(3, 2), "one place for four or eight inputs");
     const PackedWeight& w = *job.w;
     uint8_t* out = job.matrix + panel * w.panel_bytes;
     memset(out, 0, static_cast<size_t>(w.panel_bytes));
     for (int64_t g = 0; g < groups_of(w); g++) {
         const Group group = group_of(w, g);
         for (int64_t c = 0; c < kPanel; c++) {
-            const int64_t row = source_row(w, panel, c);
+            const int64_t row = source_row(w, panel, c), first = g * group.inputs;
             if (row >= 0) store_scale(w.format, out + group.scales, c, job.scales[row * job.scale_stride + g]);
             const float scale = load_scale(w.format, out + group.scales, c);
-            const int64_t first = g * group.inputs;
-            const auto put = [&](int64_t i, uint8_t code) {
-                const Place place = place_of<kFormat>(i, c);
-                out[group.steps + place.line * 64 + place.byte] |= static_cast<uint8_t>(code << place.shift);
-            };
             const int64_t real = row < 0 ? 0 : std::min(group.inputs, w.inputs - first);
-            if (job.dtype == RP_DTYPE_CODE) {
-                const uint8_t* codes = static_cast<const uint8_t*>(job.source) + row * job.stride + first;
-                for (int64_t i = 0; i < real; i++) put(i, kept_code<kFormat>(codes[i]));
-            } else {
-                for (int64_t i = 0; i < real; i++) put(i, code_of(kFormat, value_at(job, row, first + i), scale));
+            for (int64_t at = 0; at < group.inputs; at += kBlock) {
+                const int64_t n = std::min(kBlock, group.inputs - at), filled = std::clamp<int64_t>(real - at, 0, n);
+                uint8_t codes[kBlock];
+                if (filled > 0) codes_of_row<kFormat>(job, row, first + at, filled, scale, codes);
+                memset(codes + filled, zero_code(kFormat), static_cast<size_t>(n - filled));
+                place_codes<kFormat>(codes, n, c, out + group.steps + at / step_inputs(kFormat) * 256);
             }
-            for (int64_t i = std::max<int64_t>(real, 0); i < group.inputs; i++) put(i, zero_code(kFormat));
         }
     }
 }

@@ -11,6 +11,8 @@ import torch
 from ridgepoint.kernels import native
 
 ISAS = native.supported_isas() if native.available() else []
+if native.available() and native.can_emulate_tiles():
+    ISAS.append(native.EMULATED)
 SLACK = 1.25  # how much worse than an unfused bf16 computation a kernel may be
 FLOAT32_ERROR = 3e-6  # relative rms error of float32 sums of the lengths tested here
 

@@ -199,14 +199,15 @@ class EngineClient:
                 await asyncio.wait_for(self._ended.wait(), timeout_s)
         await self.close()
 
-    async def close(self) -> None:
-        """End the process now. Streams that are still open end with an `EngineError`. Safe to call twice."""
+    async def close(self, grace_s: float = EXIT_GRACE_S) -> None:
+        """End the process now, or when it has written what it keeps, but within `grace_s`. Streams that are still open end
+        with an `EngineError`. Safe to call twice."""
         self._draining = True
         process = self._process
         if process is not None and process.returncode is None:
             self._post(Shutdown())
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), EXIT_GRACE_S)
+                await asyncio.wait_for(self._ended.wait(), grace_s)
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -13,11 +13,12 @@ import torch
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
+from ridgepoint.engine.early import dtype_name
 from ridgepoint.engine.executor import HostExecutor
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.nvml import joule_counter
-from ridgepoint.engine.options import DTYPES, EngineOptions
+from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
@@ -190,14 +191,10 @@ def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> t
 
 
 def _choose_dtype(options: EngineOptions, config: dict, announce: Callable[[str], None]) -> torch.dtype:
-    if options.dtype is not None:
-        return getattr(torch, options.dtype)
-    stored = config.get("dtype", config.get("torch_dtype"))
-    if stored in DTYPES:
-        announce(f"dtype {stored}: the checkpoint's")
-        return getattr(torch, stored)
-    announce("dtype bfloat16: the checkpoint names none")
-    return torch.bfloat16
+    name, why = dtype_name(options, config)
+    if options.dtype is None:
+        announce(f"dtype {name}: {why}")
+    return getattr(torch, name)
 
 
 def eos_ids_of(folder: Path, from_config: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from ridgepoint.engine.core import run
+from ridgepoint.engine.early import fetch_early
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.protocol import Drain, Fatal, FromEngine, ToEngine
 from ridgepoint.errors import RidgepointError
@@ -112,6 +113,7 @@ def main(address: str, quiet: bool) -> int:
     signal.signal(signal.SIGTERM, drain)
     try:
         started_s = time.monotonic()
+        fetch_early(options)
         from ridgepoint.engine.build import build_engine  # imports torch: after the parent watch is up
 
         core = build_engine(options, announce=announcer(quiet))

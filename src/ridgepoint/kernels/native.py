@@ -23,7 +23,8 @@ import numpy as np
 from ridgepoint.errors import ConfigError, RidgepointError
 
 ABI_VERSION = 3
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
+EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
 F32, BF16, CODE = 0, 1, 2
 FIXED_ROWS, TOKEN_ROWS, LOGIT_ROWS = 0, 1, 2
@@ -160,6 +161,9 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         ("rp_pack", i32, [ptr, ptr, i64, ptr, i64, i32, ptr, i64]),
         ("rp_unpack", i32, [ptr, i64, ptr, i64]),
         ("rp_checksum", ctypes.c_uint64, [ptr, i64]),
+        ("rp_map_file", ptr, [i32, i64]),
+        ("rp_unmap_file", None, [ptr, i64]),
+        ("rp_take_chunks", i64, [i32, ptr, ptr, i64, ptr]),
         ("rp_run", i32, [ptr, i64, i64, i64]),
         ("rp_profile", i32, [ptr, i64, i64, i64, ptr]),
         ("rp_probe_read", ctypes.c_double, [i64, i32]),
@@ -202,7 +206,12 @@ def isa() -> str:
 
 def supported_isas() -> list[str]:
     """ISAs this processor runs, the plainest first; the last is the default."""
-    return [name for i, name in enumerate(ISAS) if library().rp_isa_supported(i)]
+    return [name for i, name in enumerate(ISAS) if name != EMULATED and library().rp_isa_supported(i)]
+
+
+def can_emulate_tiles() -> bool:
+    """Whether `EMULATED` can be forced: this processor has all of AMX's ISA but the tiles."""
+    return bool(library().rp_isa_supported(ISAS.index(EMULATED)))
 
 
 def _force(loaded: ctypes.CDLL, name: str) -> None:

@@ -12,7 +12,7 @@ function, about twice as fast where products bind; without it activations keep 1
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,14 @@ class Packed:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / (self.num_matrices * self.outputs * self.inputs)
+
+    def over(self, data: np.ndarray) -> Packed:
+        """The same matrices in other memory, which holds their bytes (and may be read-only)."""
+        if data.nbytes != self.nbytes or data.ctypes.data % 64:
+            raise ConfigError(f"{data.nbytes} bytes at {data.ctypes.data:#x} do not hold {self.nbytes} aligned ones")
+        struct = type(self.struct).from_buffer_copy(self.struct)
+        struct.data = data.ctypes.data
+        return replace(self, data=data, struct=struct)
 
     def dense(self) -> torch.Tensor:
         """The weights this holds, as float32 [matrices, outputs, inputs]: what the slow twin multiplies with."""
@@ -155,12 +163,12 @@ def choose_scales(w_OI: torch.Tensor, fmt: str) -> torch.Tensor:
     """Round-to-nearest scales [outputs, groups], float32, in the precision the format stores them in."""
     outputs, inputs = w_OI.shape
     group = GROUPS[fmt] or inputs
-    w = torch.nn.functional.pad(w_OI.float(), (0, -inputs % group)).view(outputs, -1, group)
-    largest = w.abs().amax(-1)
+    w = torch.nn.functional.pad(w_OI, (0, -inputs % group)) if inputs % group else w_OI.contiguous()
+    low, high = (bound.float() for bound in torch.aminmax(w.view(outputs, -1, group), dim=-1))
+    largest = torch.maximum(high, -low).abs()
     if fmt.startswith("int8"):
         return largest / 127
     if fmt.startswith("int4"):  # the larger side gets -8: sixteen codes are not symmetric
-        high, low = w.amax(-1), w.amin(-1)
         return (torch.where(high > -low, -high, -low) / 8).to(torch.bfloat16).float()
     if fmt.startswith("mxfp4"):  # OCP microscaling: the largest value's power of two, less that of the largest code
         return torch.exp2((torch.log2(largest.clamp(min=2.0**-120)).floor() - 2).clamp(min=-125))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,13 +52,19 @@ def load(
 def open_checked(folder: Path, max_context: int | None = None) -> tuple[Source, CheckpointConfig]:
     """The files of a checkpoint and what its config says, every tensor's name, shape and type checked."""
     source = open_source(folder)
-    config = read_checkpoint_config(source.config)
+    config = checked_config(source.config, max_context)
+    check_tensors(source, config)
+    return source, config
+
+
+def checked_config(config_json: dict[str, Any], max_context: int | None = None) -> CheckpointConfig:
+    """What a config says, for a context no longer than it allows."""
+    config = read_checkpoint_config(config_json)
     if max_context is not None:
         if not 0 < max_context <= config.spec.max_context:
             raise CheckpointError(f"max_context {max_context} is not possible; allowed: 1 to {config.spec.max_context}")
         config = replace(config, spec=replace(config.spec, max_context=max_context))
-    check_tensors(source, config)
-    return source, config
+    return config
 
 
 def materialise(decoder: Decoder, device: torch.device | str) -> Decoder:

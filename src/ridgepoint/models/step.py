@@ -17,13 +17,13 @@ from ridgepoint.models import checkpoint
 from ridgepoint.models.captured import CapturableEnds, Capture, CapturedStep, Ends, GraphCapture, ladder
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.host_inputs import HostInputs, StepSizes
+from ridgepoint.models.kept import cache_folder
 from ridgepoint.models.load_packed import load_planned, plan, summary
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
 from ridgepoint.models.rooms import DeviceRooms
 from ridgepoint.models.staging import Staging
-from ridgepoint.models.weight_cache import cache_folder as weight_cache_folder
 from ridgepoint.models.weight_cache import load_cached
 from ridgepoint.nn.attention import MlaAttention
 
@@ -112,11 +112,12 @@ def load_for_serving(
     if not plain:
         raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype}")
     native.library()
-    source, config = checkpoint.open_checked(folder, max_context)
-    place = weight_cache_folder(weight_cache)
-    decoder, targets = load_cached(source, config, dtype, fmt, place, announce, progress=True)
-    announce(f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(targets)}")
-    return decoder
+    place = cache_folder(weight_cache)
+    loaded = load_cached(folder, dtype, fmt, place, announce, max_context=max_context, progress=True)
+    announce(
+        f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {summary(loaded.targets)}"
+    )
+    return loaded.decoder
 
 
 def load_on_device(

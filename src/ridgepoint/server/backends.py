@@ -44,6 +44,9 @@ class Backend(Protocol):
     def stream(self, request: Request) -> AsyncIterator[str]: ...
 
 
+KEEP_GRACE_S = 120.0  # a short command's first start of a model may still have its packed weights to write
+
+
 class LocalBackend:
     """An engine of its own, for as long as the `async with` lasts. `verbose`: it tells what it chose and why."""
 
@@ -66,7 +69,10 @@ class LocalBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._engine.close()
+        if kind is None:
+            await self._engine.close(KEEP_GRACE_S)
+        else:
+            await self._engine.close()
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         self.ending = None
