@@ -273,7 +273,7 @@ def _price_kernel(
     if kind in NARROW_TYPES:
         compute = compute / calibration.narrow_efficiency
     if unpacks:
-        of_peak *= calibration.unpack_efficiency
+        of_peak = of_peak * calibration.unpack_efficiency
         compute = compute / calibration.unpack_efficiency
     memory = ((kernel.weight_bytes + kernel.other_bytes) / speeds[0] + kernel.kv_bytes / speeds[1]) / of_peak
     seconds = soft_max(compute, memory, calibration.overlap_power)
