@@ -77,4 +77,4 @@ def test_tuned_is_nowhere_slower_than_the_middle() -> None:
         step_cost(spec, chip, Layout(tp=4.0), Precision.named("mxfp4"), batch, calibration(name)).estimate_s
         for name in ("serving", "tuned")
     )
-    assert (tuned < 0.85 * middle).all()
+    assert (tuned < 0.9 * middle).all()
