@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from figures import spread_of
-from held_out import Folds, deployments, drop_unplaceable, leave_one_out
+from held_out import Folds, by_model, deployments, drop_unplaceable, leave_one_out
 from measured_rows import Row, available, data_dir, gated, serving_rows
 from ridgepoint.cost.calibration import BEFORE_FIT, Calibration
 from ridgepoint.cost.closed_loop_fit import fit_closed_loop
@@ -30,7 +30,7 @@ TUNED_NOISE = 0.05  # a quantile needs a loss that is sharp at zero
 
 
 def calibrations(rows: list[Row]) -> list[Calibration]:
-    pooled, _ = leave_one_out(Folds(rows, lambda row: row.model), nested=False)
+    pooled, _ = leave_one_out(Folds(rows, by_model), nested=False)
     spreads = {
         "uncertainty": spread_of(pooled.log_error("tpot")),
         "ttft_uncertainty": spread_of(pooled.log_error("ttft")),

@@ -1,8 +1,9 @@
 """Predictions of measured serving rows by constants that never saw them: leave one model, or one system, out.
 
 Each fold fits the shared constants on the other models (or systems) and predicts the one left out. The width of its
-interval, and with it the margin of a pick, comes from a leave-one-out among the training rows alone. Fits are kept by what
-they left out: the inner folds of two outer folds share half of them.
+interval, and with it the margin of a pick, comes from leaving one more model out among the training rows alone (also where a system is left
+out: without a second of three systems, one would be left to fit, a worse predictor than the one that is judged). Fits are kept by what they left
+out: the inner folds of two outer folds share half of them.
 """
 
 from __future__ import annotations
@@ -18,17 +19,32 @@ import numpy as np
 
 from figures import Vector, error_summary, spread_of
 from measured_rows import Row
+from recipes import ACCEPTANCE
 from ridgepoint.cost.calibration import BEFORE_FIT, Calibration
 from ridgepoint.cost.closed_loop_fit import STEP_CONSTANTS, Deployment, LoopFit, fit_closed_loop, log_tpot
+from ridgepoint.cost.drafting import own_module
 from ridgepoint.cost.fewshot import adjust, choose_points
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.serving import ClosedLoop, price_serving, serving_amounts
+from ridgepoint.cost.speculation import Acceptance
 from ridgepoint.errors import PlanError
 
 TURNOVER = 0.1  # these benchmarks send about ten requests per client and count the first wave
 Z_EIGHTY = 0.8416212335729143  # a time this many deviations above the estimate is kept with 80 % probability
 
 Key = Callable[[Row], str]
+
+
+def by_model(row: Row) -> str:
+    return row.model
+
+
+def by_system(row: Row) -> str:
+    return row.hardware.id
+
+
+def _tokens_per_step(row: Row) -> float:
+    return Acceptance.constant(ACCEPTANCE, row.recipe.draft_tokens or 0).tokens_per_step
 
 
 def deployments(rows: Iterable[Row]) -> list[tuple[list[Row], Deployment]]:
@@ -49,12 +65,16 @@ def _deployment(members: Sequence[Row]) -> Deployment:
         pp=column(lambda r: r.layout.pp),
     )  # fmt: skip
     load = ClosedLoop(
-        input_tokens=column(lambda r: r.input_tokens), output_tokens=column(lambda r: r.output_tokens),
-        concurrency=column(lambda r: r.concurrency), turnover_frac=TURNOVER,
+        input_tokens=column(lambda r: r.input_tokens * r.recipe.mean_length_frac),
+        output_tokens=column(lambda r: r.output_tokens * r.recipe.mean_length_frac),
+        concurrency=column(lambda r: r.concurrency), turnover_frac=TURNOVER, equal_lengths_frac=column(lambda r: r.recipe.equal_lengths),
+        draft_tokens=column(lambda r: r.recipe.draft_tokens or 0), tokens_per_step=column(_tokens_per_step),
     )  # fmt: skip
+    drafts = any(row.recipe.draft_tokens for row in members)
     amounts = serving_amounts(
-        first.spec, first.hardware, layout, first.precision, load, routing_skew=BEFORE_FIT.routing_skew
-    )
+        first.spec, first.hardware, layout, first.precision, load, chunk_tokens=column(lambda r: r.recipe.chunk_tokens),
+        routing_skew=BEFORE_FIT.routing_skew, drafter=own_module(first.model, first.spec) if drafts else None,
+    )  # fmt: skip
     return Deployment(
         first.hardware, amounts, (f"engine:{first.engine}",),
         np.log(column(lambda r: r.measure_tpot_s)), np.log(column(lambda r: r.measure_ttft_s)),
@@ -157,8 +177,11 @@ class Folds:
         )
 
     def inner(self, value: str) -> Predictions:
-        """Leave-one-out among the rows left when `value` is away: what may be learnt about errors without looking at it."""
-        return concat([self.held_out(other, value) for other in self.values if other != value])
+        """Leave-one-model-out among the rows left when `value` is away: what may be learnt about errors without looking at it."""
+        if self.key is by_model:
+            return concat([self.held_out(other, value) for other in self.values if other != value])
+        rest = Folds([row for row in self.rows if self.key(row) != value], by_model)
+        return concat([rest.held_out(other) for other in rest.values])
 
 
 def leave_one_out(folds: Folds, *, nested: bool = True) -> tuple[Predictions, dict[str, Any]]:

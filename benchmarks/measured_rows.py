@@ -1,7 +1,7 @@
 """Measured serving and energy rows as deployments the cost model understands, behind a plausibility and a physics gate.
 
-Decides which rows can be true (by rule, never by name) and how a row's labels map to a layout and a precision. Knows nothing of
-calibration. Data: the folder named by RIDGEPOINT_DATA, or ../shared/data beside the repository; `available()` says if it is there.
+Decides which rows can be true (by rule, never by name) and how a row's labels, with its benchmark's published recipe (`recipes`), map to a
+layout, a precision and a load. Knows nothing of calibration. Data: the folder named by RIDGEPOINT_DATA, or ../shared/data beside the repository; `available()` says if it is there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recipes import AS_STATED, Recipe, Run, recipe
 from ridgepoint.catalog.hardware import Accelerator, accelerator
 from ridgepoint.catalog.models import model_spec
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec, MoeSpec
@@ -63,6 +64,7 @@ class Row:
     measure_tpot_s: float
     measure_ttft_s: float
     refused: str | None
+    recipe: Recipe = AS_STATED
     measure_w: float = 0.0
     measure_j_per_token: float = 0.0
     task: str = ""
@@ -132,12 +134,23 @@ def serving_rows() -> tuple[list[Row], Counter[str]]:
         concurrency = int(found.group(1)) if found else batch * max(dp, 1)
         refused = _implausible(degrees, dp, is_moe, _heads(spec), hardware, batch, concurrency)
         layout = _face_value(degrees, dp, is_moe)
+        run = Run(
+            raw["silicon_data_source"], model, hardware.id, raw["backend"], raw["backend_version"], raw["precision"], degrees["tp_size"], dp,
+            int(raw["isl"]), concurrency,
+        )  # fmt: skip
+        how = recipe(run)
+        if how.expert_parallel:
+            layout = replace(layout, ep=layout.stage_chips)
+        if how.kv:
+            precision = replace(precision, kv=how.kv)
+        if how.draft_tokens is None:
+            refused = refused or "recipes of this image ran both with and without drafting"
         rows.append(
             Row(
                 ident=raw["id"], model=model, spec=spec, hardware=hardware, engine=raw["backend"], version=raw["backend_version"],
                 precision_name=raw["precision"] or "bf16", precision=precision, layout=layout, concurrency=float(concurrency),
                 input_tokens=float(raw["isl"]), output_tokens=float(raw["osl"]), measure_tpot_s=float(raw["silicon_tpot_ms"]) / 1e3,
-                measure_ttft_s=float(raw["silicon_ttft_ms"]) / 1e3, refused=refused,
+                measure_ttft_s=float(raw["silicon_ttft_ms"]) / 1e3, refused=refused, recipe=how,
             )
         )  # fmt: skip
     return rows, left

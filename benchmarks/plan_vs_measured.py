@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import power_vs_measured
 import provenance
 from figures import coverage, error_summary, rank_correlation
-from held_out import Folds, Predictions, drop_unplaceable, five_shot, leave_one_out, predict
+from held_out import Folds, Predictions, by_model, by_system, drop_unplaceable, five_shot, leave_one_out, predict
 from measured_rows import Row, available, data_dir, gated, serving_rows
 from picks import (
     all_limits,
@@ -45,14 +45,6 @@ from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE
 
 LIMITS = {"goals": goals, "all_limits": all_limits, "quartiles": quartiles}
 SMOKE_MODELS = ("gpt-oss-120b", "minimax-m2.5")
-
-
-def by_model(row: Row) -> str:
-    return row.model
-
-
-def by_system(row: Row) -> str:
-    return row.hardware.id
 
 
 def version_noise(rows: Sequence[Row]) -> dict[str, float]:

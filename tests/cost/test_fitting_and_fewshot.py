@@ -11,7 +11,7 @@ from ridgepoint.cost import BEFORE_FIT, Layout, Precision
 from ridgepoint.cost.calibration import Calibration, calibration, calibrations
 from ridgepoint.cost.closed_loop_fit import STEP_CONSTANTS, Deployment, fit_closed_loop, log_tpot
 from ridgepoint.cost.fewshot import adjust, choose_points
-from ridgepoint.cost.fitting import Group, decode, encode, fit
+from ridgepoint.cost.fitting import Group, decode, encode, fit, jacobian
 from ridgepoint.cost.serving import ClosedLoop, price_serving, serving_amounts
 from ridgepoint.errors import ConfigError
 
@@ -109,3 +109,12 @@ def test_shipped_constants_have_provenance_and_uncertainty() -> None:
         BEFORE_FIT.adjusted(memory_efficiency=1.2)
     with pytest.raises(ConfigError, match="nothing to fit"):
         fit([], BEFORE_FIT, STEP_CONSTANTS)
+
+
+def test_all_derivatives_at_once_equal_one_by_one() -> None:
+    item = deployment()
+    at = np.array([encode(name, getattr(BEFORE_FIT, name)) for name in STEP_CONSTANTS])
+    together, apart = (
+        jacobian(Group(log_tpot(item), item.log_tpot, batched=batched), BEFORE_FIT, STEP_CONSTANTS, at) for batched in (True, False)
+    )  # fmt: skip
+    assert np.allclose(together[0], apart[0], rtol=1e-12) and np.allclose(together[1], apart[1], atol=1e-8)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 measured_rows = pytest.importorskip("measured_rows")
 figures = pytest.importorskip("figures")
 held_out = pytest.importorskip("held_out")
+recipes = pytest.importorskip("recipes")
 pytestmark = pytest.mark.skipif(not measured_rows.available(), reason="no shared measured tables here")
 
 
@@ -44,6 +45,30 @@ def test_precision_labels_mean_what_engines_run(rows: list) -> None:  # type: ig
     assert measured_rows.precision_of("gpt-oss-120b", "fp4", "vllm", b200).activations == "fp8"
     with pytest.raises(ValueError, match="unknown precision label 'fp3'"):
         measured_rows.precision_of("qwen3-32b", "fp3", "vllm", h100)
+
+
+def test_recipes_say_how_rows_were_run_and_where_nobody_can_tell() -> None:
+    plain = recipes.Run(
+        "source_file=2026-04-06.csv", "deepseek-v3", "b200-sxm", "trtllm", "1.2.0rc6.post2", "fp8", 8, 1, 1024, 64
+    )
+    assert recipes.recipe(plain).draft_tokens == 0 and recipes.recipe(plain).kv == "fp8"
+    drafting = plain._replace(version="1.2.0rc6.post3")
+    assert (
+        recipes.recipe(drafting).draft_tokens == 3
+        and recipes.recipe(drafting._replace(dp_attention=8)).draft_tokens == 1
+    )
+    shared = plain._replace(engine="sglang", version="0.5.9")
+    assert (
+        recipes.recipe(shared).draft_tokens is None
+        and recipes.recipe(shared._replace(concurrency=128)).draft_tokens == 2
+    )
+    elsewhere = recipes.recipe(plain._replace(source="source_file=/data/h100_sxm"))
+    assert elsewhere == recipes.AS_STATED and elsewhere.equal_lengths and not recipes.recipe(plain).equal_lengths
+
+
+def test_rows_that_may_draft_or_not_are_refused(rows: list) -> None:  # type: ignore[type-arg]
+    unknown = [row for row in rows if row.recipe.draft_tokens is None]
+    assert unknown and all(row.refused for row in unknown)
 
 
 def test_shipped_constants_describe_the_table(rows: list) -> None:  # type: ignore[type-arg]

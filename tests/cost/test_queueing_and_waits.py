@@ -7,10 +7,11 @@ import pytest
 
 from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.catalog.models import model_spec
-from ridgepoint.cost import Layout, Precision
+from ridgepoint.cost import Layout, Precision, StepBatch, step_cost
 from ridgepoint.cost.calibration import calibration
+from ridgepoint.cost.drafting import Drafter, own_module
 from ridgepoint.cost.queueing import mean_wait_s, mg1_wait_s, open_loop, worst_wait_s
-from ridgepoint.cost.serving import ClosedLoop, closed_loop
+from ridgepoint.cost.serving import ClosedLoop, ServingCost, closed_loop, price_serving, serving_amounts
 from ridgepoint.cost.workload import Workload
 from ridgepoint.errors import ConfigError, PlanError
 
@@ -68,24 +69,40 @@ def test_prompts_of_others_slow_decoding() -> None:
     assert cached.estimate_ttft_s < long.estimate_ttft_s
 
 
-def test_prefill_first_moves_the_pause_from_tpot_to_ttft() -> None:
-    mixed = closed_loop(
-        SPEC,
-        CHIP,
-        Layout(),
-        PRECISION,
-        loop(input_tokens=8000.0, concurrency=64.0),
-        SERVING.adjusted(prefill_first_frac=0.0),
+def test_prefill_first_moves_the_pause_from_tpot_to_ttft_where_requests_end_together() -> None:
+    def cost(first: float, equal: float) -> ServingCost:
+        load = loop(input_tokens=8000.0, concurrency=64.0, equal_lengths_frac=equal)
+        policy = SERVING.adjusted(prefill_first_frac=first, bunching_frac=1.0)
+        return closed_loop(SPEC, CHIP, Layout(), PRECISION, load, policy)
+
+    mixed, waves, staggered = cost(0.0, 1.0), cost(1.0, 1.0), cost(1.0, 0.0)
+    assert waves.estimate_tpot_s < mixed.estimate_tpot_s and waves.estimate_ttft_s > mixed.estimate_ttft_s
+    assert (
+        staggered.estimate_tpot_s == mixed.estimate_tpot_s
+    )  # prompts come one by one: every decoder waits for all of each
+
+
+def test_a_boarding_prompt_holds_up_every_decoder_by_its_host_time() -> None:
+    load = loop(output_tokens=128.0, concurrency=65.0)
+    quick, slow = (
+        closed_loop(SPEC, CHIP, Layout(), PRECISION, load, SERVING.adjusted(prompt_overhead_s=seconds)).estimate_tpot_s
+        for seconds in (0.0, 0.004)
     )
-    first = closed_loop(
-        SPEC,
-        CHIP,
-        Layout(),
-        PRECISION,
-        loop(input_tokens=8000.0, concurrency=64.0),
-        SERVING.adjusted(prefill_first_frac=1.0, bunching_frac=1.0),
-    )
-    assert first.estimate_tpot_s < mixed.estimate_tpot_s and first.estimate_ttft_s > mixed.estimate_ttft_s
+    assert slow - quick == pytest.approx(64 / 128 * 0.004)
+
+
+def test_a_module_of_the_models_own_drafts_before_each_verification() -> None:
+    load = loop(draft_tokens=3.0, tokens_per_step=2.4)
+
+    def tpot(drafter: Drafter | None) -> float:
+        amounts = serving_amounts(SPEC, CHIP, Layout(tp=2), PRECISION, load, drafter=drafter)
+        return float(price_serving(amounts, CHIP, SERVING).estimate_tpot_s)
+
+    drafting_s = (tpot(own_module("gpt-oss", SPEC)) - tpot(None)) * 2.4
+    one_pass = step_cost(
+        own_module("gpt-oss", SPEC).spec, CHIP, Layout(tp=2), PRECISION, StepBatch.decode(16.0, 1536.0), SERVING.adjusted(step_overhead_s=0.0)
+    )  # fmt: skip
+    assert drafting_s == pytest.approx(3 * one_pass.estimate_s)
 
 
 def test_clients_beyond_memory_wait_for_a_seat() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ridgepoint.catalog.hardware import accelerator
 from ridgepoint.catalog.models import catalog_models, model_spec
-from ridgepoint.catalog.spec import MoeSpec
+from ridgepoint.catalog.spec import ModelSpec, MoeSpec
 from ridgepoint.cost import (
     ROOFLINE,
     SERVING,
@@ -318,3 +318,31 @@ def test_the_latency_of_an_exchange_grows_with_the_depth_of_its_tree() -> None:
     assert waits_s(1.0) == 0.0
     assert waits_s(2.0) == pytest.approx(2 * 64 * 1e-5)  # two all-reduces in each of 64 layers
     assert waits_s(8.0) == pytest.approx(3 * waits_s(2.0))
+
+
+def test_native_4_bit_operands_need_no_unpacking() -> None:
+    """Blackwell multiplies 4-bit by 8-bit operands as they lie in memory; Hopper widens them first."""
+    spec, batch = model_spec("gpt-oss-120b"), StepBatch.decode(64.0, 2048.0)
+    precision = Precision(experts="mxfp4", activations="fp8")
+    for chip, unpacks in (("b200", False), ("h200", True)):
+        slow, fast = (
+            step_cost(spec, accelerator(chip), Layout(), precision, batch, SERVING.adjusted(unpack_efficiency=share)).estimate_s
+            for share in (0.5, 1.0)
+        )  # fmt: skip
+        assert (slow > fast) is unpacks
+
+
+def test_a_norm_over_all_heads_needs_an_exchange_where_heads_are_split() -> None:
+    spec = model_spec("minimax-m2.5")
+    per_head = replace(
+        spec, layers=tuple(replace(layer, mixer=replace(layer.mixer, qk_norm="per_head")) for layer in spec.layers)
+    )  # type: ignore[arg-type]
+
+    def collectives(shape: ModelSpec, tp: int) -> float:
+        cost = step_cost(
+            shape, accelerator("h200"), Layout(tp=tp), Precision.named("fp8"), StepBatch.decode(8.0, 1024.0), SERVING
+        )
+        return float(next(term.seconds for term in cost.terms if term.name == "collectives"))
+
+    assert collectives(spec, 4) == pytest.approx(1.5 * collectives(per_head, 4))  # three exchanges a layer, not two
+    assert collectives(spec, 1) == collectives(per_head, 1) == 0.0

@@ -1,8 +1,8 @@
 """The planner's throughput at a stated speed against published best submissions that no constant was fitted to.
 
 DeepSeek-R1 in fp8 on B200 and GB200. A submission is one team's best on a public harness with a few nodes, the plan any layout on
-any number of chips: within a factor of two is agreement. The `serving` calibration is the middle of measured engines, so it is held to
-that at 12 ms a token and slower; faster than that overheads decide, and only a `tuned` engine comes near such submissions.
+any number of chips: within a factor of two is agreement. The `serving` calibration is the middle of measured engines and is held to more
+than that at 20 ms a token and slower; faster than that overheads decide, and only a `tuned` engine comes near such submissions.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def throughput_ratio(row: dict[str, str], calibration: str) -> float:
     return chosen["requests_per_s"] * sum(lengths) / chosen["chips"] / float(row["tok_s_per_gpu"])
 
 
-def test_middle_engines_are_within_a_factor_of_two_at_leisure() -> None:
-    leisurely = [row for row in rows() if row["input_len"] == "8192" and float(row["tpot_ms"]) >= 12]
-    assert len(leisurely) >= 4
+def test_middle_engines_reach_submissions_at_leisure() -> None:
+    leisurely = [row for row in rows() if row["input_len"] == "8192" and float(row["tpot_ms"]) >= 20]
+    assert len(leisurely) >= 3
     ratios = {row["id"]: throughput_ratio(row, "serving") for row in leisurely}
-    assert all(1 / FACTOR < ratio < FACTOR for ratio in ratios.values()), ratios
+    assert all(1 / 1.25 < ratio < 1.25 for ratio in ratios.values()), ratios
 
 
-def test_tuned_engines_are_near_submissions_in_a_hurry() -> None:
-    """At 14 ms a token and less. One of them, 8.3 ms on a GB200 rack, is beyond what the constants reach: a third of it."""
+def test_tuned_engines_are_near_submissions_on_nodes_in_a_hurry() -> None:
+    """From 8 to 14 ms a token. Racks at 8 ms and anything at 6 are beyond what the constants reach: a fifth of it."""
     hurried = [row for row in rows() if float(row["tpot_ms"]) < 14.5]
-    assert len(hurried) >= 6
-    tuned = {row["id"]: throughput_ratio(row, "tuned") for row in hurried}
-    within = [1 / 2.2 < ratio < 2.2 for ratio in tuned.values()]
-    assert sum(within) >= len(within) - 1, tuned
-    middle = [throughput_ratio(row, "serving") for row in hurried]
-    assert sorted(middle)[len(middle) // 2] < 0.5 < sorted(tuned.values())[len(tuned) // 2] < 1.5
+    on_nodes = [row for row in hurried if float(row["tpot_ms"]) > 8 and row["hardware"] == "B200"]
+    assert len(on_nodes) >= 4
+    tuned = {row["id"]: throughput_ratio(row, "tuned") for row in on_nodes}
+    assert all(1 / FACTOR < ratio < FACTOR for ratio in tuned.values()), tuned
+    middle = [throughput_ratio(row, "serving") for row in on_nodes]
+    assert sorted(middle)[len(middle) // 2] < sorted(tuned.values())[len(tuned) // 2] < 1.5

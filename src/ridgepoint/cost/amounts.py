@@ -261,6 +261,8 @@ def _exchange(
                 "tp_all_reduce", "all_reduce", (layout.tp > 1) * kind.count * per_layer, rows * d_model * 2.0, layout.tp
             )
         )
+        if kind.gqa and kind.gqa.qk_norm == "full":  # the mean square of a row whose heads lie on all ranks
+            out.append(Collective("tp_all_reduce", "all_reduce", (layout.tp > 1) * kind.count, rows * 8.0, layout.tp))
     if kind.moe and not all_true(layout.dp_attention == 1):
         width = kind.moe.latent_dim or d_model
         per_pair = width * (bytes_per_value(precision.dispatch) + bytes_per_value(precision.combine))

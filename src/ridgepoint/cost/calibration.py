@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 
+from ridgepoint.cost.arrays import Num, all_true
 from ridgepoint.errors import ConfigError
 
 
@@ -21,7 +22,8 @@ class Calibration:
     `matmul_efficiency` and `attention_efficiency` are of dense FLOP/s, `memory_efficiency` (weights) and `kv_efficiency` of
     bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `kernel_overhead_s` is paid per launched
     kernel, `collective_overhead_s` per exchange and doubling of its ranks. `overlap_power` shapes the smooth maximum of compute and
-    memory time of one kernel (high: perfect overlap).
+    memory time of one kernel (high: perfect overlap). `prompt_overhead_s` is host time for which a boarding prompt holds up every decoder, beside
+    its computation. Constants may be arrays of alternatives while a fit tries them.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Calibration:
     sequence_overhead_s: float = 0.0
     eager_kernel_s: float = 0.0
     request_overhead_s: float = 0.0
+    prompt_overhead_s: float = 0.0
     prefill_host_kernel_s: float = 0.0
     boarding_steps: float = 0.5
     prefill_slowdown: float = 1.0
@@ -63,24 +66,24 @@ class Calibration:
             "link_efficiency",
             "narrow_efficiency",
         ):
-            if not 0 < getattr(self, name) <= 1:
+            if not all_true(getattr(self, name) > 0) or not all_true(getattr(self, name) <= 1):
                 raise ConfigError(
-                    f"calibration {name} must be a fraction of peak in (0, 1], got {getattr(self, name):g}"
+                    f"calibration {name} must be a fraction of peak in (0, 1], got {getattr(self, name)!r}"
                 )
         for name in (
             "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
-            "request_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
+            "request_overhead_s", "prompt_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
             "prefill_first_frac", "uncertainty", "ttft_uncertainty",
         ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"calibration {name} must not be negative, got {getattr(self, name):g}")
+            if not all_true(getattr(self, name) >= 0):
+                raise ConfigError(f"calibration {name} must not be negative, got {getattr(self, name)!r}")
 
     @property
     def tiles(self) -> tuple[float, float]:
         return self.small_tile_rows, self.large_tile_rows
 
-    def adjusted(self, **changes: float) -> Calibration:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def adjusted(self, **changes: Num) -> Calibration:
+        return replace(self, **changes)
 
 
 ROOFLINE = Calibration(name="roofline", provenance="spec_ peaks, no overheads: a floor, not a forecast")
@@ -105,6 +108,7 @@ BEFORE_FIT = Calibration(
     sequence_overhead_s=10e-6,
     eager_kernel_s=10e-6,
     request_overhead_s=0.005,
+    prompt_overhead_s=0.003,
     prefill_host_kernel_s=1e-5,
     boarding_steps=1.5,
     prefill_slowdown=1.1,

@@ -22,11 +22,21 @@ Vector = NDArray[np.float64]
 STEP_CONSTANTS = (
     "memory_efficiency", "matmul_efficiency", "attention_efficiency", "kv_efficiency", "unpack_efficiency", "narrow_efficiency",
     "link_efficiency",
-    "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "sequence_overhead_s", "eager_kernel_s", "prefill_first_frac",
+    "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "sequence_overhead_s", "eager_kernel_s", "prompt_overhead_s",
 )  # fmt: skip
 WAIT_CONSTANTS = (
     "request_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
 )  # fmt: skip
+
+
+# Documented, not fitted: whether the scheduler drains waiting prompts before it decodes on (SGLang's default, its
+# `--enable-mixed-chunk` being off), or lets prompts ride on decode steps (vLLM, TensorRT-LLM's in-flight batching).
+PREFILL_FIRST_FRAC = {"engine:sglang": 1.0, "engine:trtllm": 0.0, "engine:vllm": 0.0}
+
+
+def with_policy(calibration: Calibration, labels: Sequence[str]) -> Calibration:
+    known = [PREFILL_FIRST_FRAC[label] for label in labels if label in PREFILL_FIRST_FRAC]
+    return calibration.adjusted(prefill_first_frac=known[-1]) if known else calibration
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,9 @@ class Deployment:
 
 def log_tpot(deployment: Deployment) -> Callable[[Calibration], Vector]:
     def predict(calibration: Calibration) -> Vector:
-        cost = price_serving(deployment.amounts, deployment.hardware, calibration)
-        return np.log(np.broadcast_to(cost.estimate_tpot_s, deployment.log_tpot.shape))
+        known = with_policy(calibration, deployment.labels)
+        cost = price_serving(deployment.amounts, deployment.hardware, known)
+        return np.log(cost.estimate_tpot_s + np.zeros_like(deployment.log_tpot))
 
     return predict
 
@@ -54,7 +65,7 @@ def log_ttft(deployment: Deployment, step: Calibration) -> Callable[[Calibration
     def predict(calibration: Calibration) -> Vector:
         mixed = step.adjusted(**{name: getattr(calibration, name) for name in WAIT_CONSTANTS})
         cost = price_serving(deployment.amounts, deployment.hardware, mixed)
-        return np.log(np.broadcast_to(cost.estimate_ttft_s, deployment.log_ttft.shape))
+        return np.log(cost.estimate_ttft_s + np.zeros_like(deployment.log_ttft))
 
     return predict
 
@@ -66,7 +77,9 @@ class LoopFit:
 
     def calibration(self, labels: Sequence[str] = ()) -> Calibration:
         wait = self.wait.calibration(labels)
-        return self.step.calibration(labels).adjusted(**{name: getattr(wait, name) for name in WAIT_CONSTANTS})
+        return with_policy(self.step.calibration(labels), labels).adjusted(
+            **{name: getattr(wait, name) for name in WAIT_CONSTANTS}
+        )
 
 
 def fit_closed_loop(
@@ -82,13 +95,20 @@ def fit_closed_loop(
     """MAP fit of both stages around `base`, whose values are physically sensible before any fit. A `quantile` below one half fits the
     faster deployments; `noise` replaces the spread beyond which residuals count less (0.15 for TPOT, 0.2 for TTFT)."""
     step_groups = [
-        Group(log_tpot(item), item.log_tpot, item.labels, len(item.log_tpot) ** -0.5) for item in deployments
+        Group(log_tpot(item), item.log_tpot, item.labels, len(item.log_tpot) ** -0.5, batched=True)
+        for item in deployments
     ]
     step = fit(
         step_groups, base, STEP_CONSTANTS, prior_sd=step_sd, offset_sd=label_sd, noise=noise or 0.15, quantile=quantile
     )
     wait_groups = [
-        Group(log_ttft(item, step.calibration(item.labels)), item.log_ttft, item.labels, len(item.log_ttft) ** -0.5)
+        Group(
+            log_ttft(item, with_policy(step.calibration(item.labels), item.labels)),
+            item.log_ttft,
+            item.labels,
+            len(item.log_ttft) ** -0.5,
+            batched=True,
+        )
         for item in deployments
     ]
     wait = fit(

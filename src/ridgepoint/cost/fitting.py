@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ridgepoint.cost.arrays import Num
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.errors import ConfigError
 
@@ -33,24 +34,28 @@ def encode(name: str, value: float) -> float:
     return float(np.log(max(value, 1e-9)))
 
 
-def decode(name: str, coordinate: float) -> float:
-    if name in FRACTIONS:
-        return float(1 / (1 + np.exp(-coordinate)))
-    return float(np.exp(coordinate))
+def decode(name: str, coordinate: Num) -> Num:
+    """Of a coordinate, or of an array of them."""
+    return 1 / (1 + np.exp(-coordinate)) if name in FRACTIONS else np.exp(coordinate)
 
 
 def with_coordinates(calibration: Calibration, names: Sequence[str], coordinates: Vector) -> Calibration:
-    return calibration.adjusted(**{name: decode(name, float(z)) for name, z in zip(names, coordinates, strict=True)})
+    """`coordinates` has one row per constant: a number, or an array of alternatives, which the constants then are."""
+    decoded = (decode(name, z) for name, z in zip(names, coordinates, strict=True))
+    values = (value if np.ndim(value) else float(value) for value in decoded)
+    return calibration.adjusted(**dict(zip(names, values, strict=True)))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Measurements that share labels. `predict(calibration)` gives log seconds, one per measurement."""
+    """Measurements that share labels. `predict(calibration)` gives log seconds, one per measurement; where it is `batched`, constants may be
+    columns of alternatives, and it gives one row for each."""
 
     predict: Callable[[Calibration], Vector]
     log_measured: Vector
     labels: tuple[str, ...] = ()
     weight: float = 1.0
+    batched: bool = False
 
 
 @dataclass
@@ -79,9 +84,13 @@ def jacobian(
     group: Group, base: Calibration, names: Sequence[str], coordinates: Vector
 ) -> tuple[Vector, NDArray[np.float64]]:
     """(log predictions, their derivatives by coordinate) by forward differences."""
+    step = 1e-3
+    if group.batched:
+        moved = coordinates + step * np.concatenate([np.zeros((1, len(names))), np.eye(len(names))])
+        found = group.predict(with_coordinates(base, names, moved.T[:, :, None]))
+        return found[0], (found[1:] - found[0]).T / step
     at = group.predict(with_coordinates(base, names, coordinates))
     columns = []
-    step = 1e-3
     for index in range(len(names)):
         moved = coordinates.copy()
         moved[index] += step
@@ -164,7 +173,7 @@ def fit(
             value = objective(state + move)
             if value < best:
                 improved, damping = True, damping / 4
-                converged = best - value < 1e-4 * max(best, 1.0)
+                converged = best - value < 1e-5 * max(best, 1.0)
                 state, best = state + move, value
                 break
             damping *= 6

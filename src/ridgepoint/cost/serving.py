@@ -3,8 +3,9 @@
 `concurrency` clients each hold one request of `input_tokens` in and `output_tokens` out and start the next when it ends.
 A decode step advances everyone; a prompt's chunk rides on one, and everyone waits for it: per output token that costs
 (clients - 1) / output_tokens chunk increments. Two policies bound what engines do: *mixed* lets chunks ride on decode steps as
-they come (low TTFT, every decoder pays); *prefill first* drains waiting prompts before decoding on (requests bunch: half of the
-pause moves from TPOT to TTFT). `Calibration.prefill_first_frac` is where an engine lies between. More clients than KV memory holds
+they come (low TTFT, every decoder pays); *prefill first* drains waiting prompts before decoding on. `Calibration.prefill_first_frac` says
+which an engine does. Requests of one length then end together, prompts are drained in waves, and half of the pause moves from TPOT to
+TTFT; where lengths differ, prompts come one by one and every decoder waits for all of each. More clients than KV memory holds
 wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; steps with a chunk are launched kernel by kernel.
 """
 
@@ -20,6 +21,7 @@ from ridgepoint.cost.amounts import TILES, StepAmounts, step_amounts
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
+from ridgepoint.cost.drafting import Drafter
 from ridgepoint.cost.energy import DEFAULT_ENERGY, ENERGY_TYPES, EnergyModel, mean_power_w
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
@@ -31,15 +33,17 @@ from ridgepoint.errors import ConfigError, PlanError
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
     """What the clients ask. `prefix_hit_frac` of the input is found cached; `turnover_frac` of requests start together (the
-    cold start of a benchmark: 0.1 when each client sends ten requests; 0 for a long-running service). Speculation: each step
-    verifies `draft_tokens` beside its own and yields `tokens_per_step`. `prompts_per_request` is below 1 where answers share a
-    prompt (parallel rollouts)."""
+        cold start of a benchmark: 0.1 when each client sends ten requests; 0 for a long-running service), `equal_lengths_frac` are all equally
+    long (1 in many benchmarks, 0 in service). Speculation: each step
+        verifies `draft_tokens` beside its own and yields `tokens_per_step`. `prompts_per_request` is below 1 where answers share a
+        prompt (parallel rollouts)."""
 
     input_tokens: Num
     output_tokens: Num
     concurrency: Num
     prefix_hit_frac: Num = 0.0
     turnover_frac: Num = 0.0
+    equal_lengths_frac: Num = 0.0
     draft_tokens: Num = 0.0
     tokens_per_step: Num = 1.0
     prompts_per_request: Num = 1.0
@@ -65,6 +69,7 @@ class ServingAmounts:
     chunk: StepAmounts
     prompts_per_mixed: Num
     prompts_per_chunk: Num
+    draft: StepAmounts | None  # one pass of the drafter that lies on the model's own layout, if there is one
     steps_per_prompt: (
         Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
     )
@@ -147,8 +152,10 @@ def serving_amounts(
     chunk_tokens: Num = 8192.0,
     routing_skew: float = 1.0,
     tiles: tuple[float, float] = TILES,
+    drafter: Drafter | None = None,
 ) -> ServingAmounts:
-    """Unpriced steps of the loop. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
+    """Unpriced steps of the loop. `drafter` is a module of the model's own, which lies on its layout; drafters with a layout of their own are
+    priced by `drafting`. `chunk_tokens` caps the prompt tokens of one step. PlanError when the model does not fit."""
     prompt = workload.input_tokens * (1.0 - workload.prefix_hit_frac)
     cached = workload.input_tokens - prompt
     context = workload.input_tokens + 0.5 * workload.output_tokens
@@ -164,6 +171,7 @@ def serving_amounts(
     decode = StepBatch.decode(running, context, 1.0 + workload.draft_tokens)
     others = StepBatch.decode(largest(running - 1.0, 0.0), context, 1.0 + workload.draft_tokens)
     new = smallest(prompt, chunk_tokens)
+    one_token = StepBatch.decode(running, context)
     together = smallest(layout.dp_attention * 1.0, running)  # data-parallel ranks prefill side by side
     fill = largest(chunk_tokens / new, 1.0)
     many = smallest(fill * layout.dp_attention, running)
@@ -172,6 +180,9 @@ def serving_amounts(
     return ServingAmounts(
         workload=workload,
         running=running,
+        draft=step_amounts(drafter.spec, layout, precision, one_token, routing_skew=routing_skew, tiles=tiles)
+        if drafter
+        else None,
         decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, tiles=tiles),
         mixed=step_amounts(
             spec,
@@ -206,22 +217,36 @@ def price_serving(
     decode = price_step(amounts.decode, hardware, calibration, energy=energy)
     mixed = price_step(amounts.mixed, hardware, calibration, energy=energy, graph=False)
     chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
-    first = calibration.prefill_first_frac
+    in_waves = calibration.prefill_first_frac * load.equal_lengths_frac
     prompt_s = (
         largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed
-    )  # a prompt's cost to the others
-    queued_s = chunk.estimate_s / amounts.prompts_per_chunk  # a prompt's cost in a full chunk
-    pause_s = (1.0 - first) * prompt_s + first * 0.5 * queued_s
+    ) + calibration.prompt_overhead_s  # a prompt's cost to the others
+    queued_s = (
+        chunk.estimate_s / amounts.prompts_per_chunk + calibration.prompt_overhead_s
+    )  # a prompt's cost in a full chunk
+    pause_s = (1.0 - in_waves) * prompt_s + in_waves * 0.5 * queued_s
     prompts_per_token = load.prompts_per_request / load.output_tokens
-    tpot = decode.estimate_s / load.tokens_per_step + (running - 1.0) * prompts_per_token * pause_s
+    tpot = (decode.estimate_s + _drafting_s(amounts, hardware, calibration)) / load.tokens_per_step + (
+        running - 1.0
+    ) * prompts_per_token * pause_s
     own_s = mixed.estimate_s * amounts.steps_per_prompt
-    bunch = largest(first * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale)
+    bunch = largest(
+        calibration.prefill_first_frac * calibration.bunching_frac, load.turnover_frac * calibration.turnover_scale
+    )
     queue_s = bunch * 0.5 * (running - 1.0) * queued_s
     seat_s = (load.concurrency / running - 1.0) * load.output_tokens * tpot
     host_s = amounts.mixed.launches * calibration.prefill_host_kernel_s
     waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
     ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
+
+
+def _drafting_s(amounts: ServingAmounts, hardware: Accelerator, calibration: Calibration) -> Num:
+    """Before each verification: passes one after another, inside the step that verifies."""
+    if amounts.draft is None:
+        return 0.0
+    inside = calibration.adjusted(step_overhead_s=0.0)
+    return amounts.workload.draft_tokens * price_step(amounts.draft, hardware, inside).estimate_s
 
 
 def closed_loop(

@@ -24,7 +24,7 @@ from ridgepoint.cost.arrays import Num, is_scalar, largest, log2, soft_max
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
-from ridgepoint.cost.formats import NARROW_TYPES, Precision, bytes_per_value, matmul_type
+from ridgepoint.cost.formats import NARROW_TYPES, Precision, bytes_per_value, matmul_type, number_format
 from ridgepoint.cost.layout import Layout
 
 ROOFS = ("compute", "weights", "kv", "links", "overhead")
@@ -187,7 +187,9 @@ def price_step(
     launches: Num = 0.0
     for kernel in amounts.kernels:
         kind = types[kernel.part]
-        term = _price_kernel(kernel, kind, _unpacks(kernel.part, kind, precision), hardware, speeds, calibration)
+        term = _price_kernel(
+            kernel, kind, _unpacks(kernel.part, kind, precision, hardware), hardware, speeds, calibration
+        )
         _add(merged, term)
         floor_compute_s = floor_compute_s + kernel.repeats * kernel.flops / hardware.spec_flops_per_s[term.flop_type]
         floor_weight_bytes = floor_weight_bytes + kernel.repeats * kernel.weight_bytes
@@ -243,10 +245,12 @@ def _arithmetic(hardware: Accelerator, precision: Precision) -> dict[str, str]:
     }
 
 
-def _unpacks(part: str, kind: str, precision: Precision) -> bool:
+def _unpacks(part: str, kind: str, precision: Precision, hardware: Accelerator) -> bool:
     """Weights stored narrower than the type they are multiplied in are unpacked on the way, which costs bandwidth."""
     if part not in ("weights", "experts"):
         return False
+    if kind == "fp8" and number_format(getattr(precision, part)).arithmetic in hardware.spec_flops_per_s:
+        return False  # matrix units with 4-bit operands take them beside 8-bit ones as they are
     return bytes_per_value(getattr(precision, part)) < 0.75 * bytes_per_value(
         "bf16" if kind in ("bf16", "fp16") else "fp8" if kind in ("fp8", "int8") else "nvfp4"
     )
@@ -269,7 +273,7 @@ def _price_kernel(
     if kind in NARROW_TYPES:
         compute = compute / calibration.narrow_efficiency
     if unpacks:
-        of_peak *= calibration.unpack_efficiency
+        of_peak = of_peak * calibration.unpack_efficiency
         compute = compute / calibration.unpack_efficiency
     memory = ((kernel.weight_bytes + kernel.other_bytes) / speeds[0] + kernel.kv_bytes / speeds[1]) / of_peak
     seconds = soft_max(compute, memory, calibration.overlap_power)

@@ -59,7 +59,7 @@ def _compiled_step(chip: Accelerator, base: Calibration) -> Calibration:
         name="compiled-step",
         provenance=f"estimate_: {chip.id} runs a step as one compiled program, so operations and hops cost about a microsecond; "
         f"efficiencies of {base.name}",
-        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, collective_overhead_s=5e-7, hop_latency_s=2e-6,
+        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, prompt_overhead_s=0.0, collective_overhead_s=5e-7, hop_latency_s=2e-6,
         prefill_slowdown=1.2,
         uncertainty=float((base.uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
         ttft_uncertainty=float((base.ttft_uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
@@ -81,7 +81,7 @@ def _single_machine(chip: Accelerator, base: Calibration) -> Calibration:
         name="single-machine",
         provenance=f"estimate_: one machine without launches or links{', efficiencies measured' if kind else ', efficiencies typical'}",
         memory_efficiency=memory, kv_efficiency=memory, matmul_efficiency=flops, grouped_efficiency=0.7 * flops, attention_efficiency=0.4 * flops, narrow_efficiency=1.0,
-        step_overhead_s=5e-4, kernel_overhead_s=call_s, eager_kernel_s=call_s, prefill_host_kernel_s=0.0, prefill_slowdown=1.0, boarding_steps=0.5, request_overhead_s=5e-3,
+        step_overhead_s=5e-4, kernel_overhead_s=call_s, eager_kernel_s=call_s, prefill_host_kernel_s=0.0, prompt_overhead_s=0.0, prefill_slowdown=1.0, boarding_steps=0.5, request_overhead_s=5e-3,
         small_tile_rows=1.0, large_tile_rows=6.0,
         uncertainty=0.35, ttft_uncertainty=0.45,
     )  # fmt: skip
