@@ -20,6 +20,7 @@ from ridgepoint.engine.inputs import InputBuilder
 from ridgepoint.engine.moment import Moment
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
+from ridgepoint.kernels import dispatch
 from ridgepoint.models.captured import Capture
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache
@@ -104,10 +105,12 @@ def device_executor(
     max_context: int,
     announce: Callable[[str], None],
     startup: Startup,
+    tune_s: float = 0.0,
     capture: Capture | None = None,
 ) -> DeviceExecutor:
     """An executor with everything around it: cache, staging, sampler and step. The cache has a block more than it is asked
-    for, which belongs to padding rows. `capture` stands in for CUDA's graphs where there are none."""
+    for, which belongs to padding rows. `tune_s` bounds what may be spent on trying kernels that no table knows. `capture`
+    stands in for CUDA's graphs where there are none."""
     device = decoder.embed.weight.device
     cache = KVCache(decoder.spec, num_blocks + 1, block_tokens, decoder.compute_dtype, device)
     staging = Staging(
@@ -115,12 +118,19 @@ def device_executor(
         num_columns=NUM_COLUMNS, device=device,
     )  # fmt: skip
     sampler = DeviceSampler(staging.columns)
+    if device.type == "cuda" and dispatch.triton_installed():
+        from ridgepoint.engine.tune import tuned_at_start
+        from ridgepoint.models.tunables import problems_of
+
+        with startup.part("tune"):
+            problems = problems_of(decoder, cache, max_seqs=max_seqs, max_tokens=max_tokens, max_context=max_context)
+            tuned_at_start(problems, device, budget_s=tune_s, announce=announce, startup=startup)
     with torch.inference_mode():
         step, why = make_device_step(
             decoder, cache, staging, sampler, max_seqs=max_seqs, max_context=max_context, scratch_block=num_blocks,
             capture=capture, timed=startup.part,
         )  # fmt: skip
-        with startup.part("tune"):
+        with startup.part("compile"):
             _warm_prompts(step, staging, sampler, decoder.spec.vocab_size, scratch_block=num_blocks, size=block_tokens)
     announce(why)
     return DeviceExecutor(step, cache, staging, sampler, max_context=max_context)

@@ -47,14 +47,14 @@ Capture = Callable[[Body], Body]
 
 class GraphCapture:
     """Turns a body of device work into its replay. `timed` is told what the time goes to: the first run, outside the graph,
-    compiles kernels and reads tuned tables ("tune"), the second is the capture."""
+    compiles kernels ("compile"), the second is the capture."""
 
     def __init__(self, device: torch.device, timed: Callable[[str], AbstractContextManager[None]]) -> None:
         self._device, self._timed = device, timed
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Body) -> Body:
-        with self._timed("tune"):
+        with self._timed("compile"):
             aside = torch.cuda.Stream(self._device)
             aside.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(aside):
