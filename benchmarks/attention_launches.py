@@ -10,7 +10,7 @@ from ridgepoint.kernels.mla_attention import triton as mla
 from ridgepoint.kernels.norm import triton as norm
 from ridgepoint.kernels.paged_attention import triton as paged
 from ridgepoint.kernels.rope import triton as rope
-from ridgepoint.kernels.sample import DeviceShaping
+from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 from ridgepoint.kernels.sample import triton as sample
 
 PAGE = 16
@@ -69,10 +69,13 @@ def sample_launch(vocab: int) -> None:
         ),
     )
     sample.choose_on_device(logits, None)
-    seats, counts = meta(SEQS, dtype=torch.int32), meta(SEQS, vocab, dtype=torch.int32)
-    sample.penalise_on_device(logits, counts, seats, *real[:3])
-    sample.count_on_device(counts, seats, indices(SEQS))
-    sample.log_probabilities_on_device(logits, indices(SEQS), 5)
+    rules = DeviceRules(
+        counts_SV=meta(SEQS, vocab, dtype=torch.int32), addends_SV=meta(SEQS, vocab, dtype=torch.float32), seats_R=indices(SEQS),
+        banned_R=indices(SEQS), repetition_R=real[0], presence_R=real[1], frequency_R=real[2],
+    )  # fmt: skip
+    sample.edit_on_device(logits, rules)
+    sample.count_on_device(rules.counts_SV, rules.seats_R, indices(SEQS))
+    sample.score_on_device(logits, indices(SEQS), indices(SEQS), 20)
     sample.uniforms_on_device(indices(SEQS), indices(SEQS))
 
 

@@ -105,9 +105,11 @@ class InputBuilder:
             segment = batch.segments[place]
             request = segment.request
             stop = min(segment.start + segment.num_tokens + 1, request.num_prompt)
-            token_ids = request.tokens[request.num_scored : stop]
+            # What was scored before a preemption is not scored again; what a step in flight scores is not counted yet.
+            begin = max(request.num_scored, segment.start + 1)
+            token_ids = request.tokens[begin:stop]
             if token_ids:
                 scored.append(ScoredRows(place, len(logit_rows), token_ids))
-                first = int(starts[place]) + request.num_scored - 1 - segment.start
+                first = int(starts[place]) + begin - 1 - segment.start
                 logit_rows += range(first, first + len(token_ids))
         return scored

@@ -59,18 +59,19 @@ class Sampler:
         """A token for each request from its row of logits, which are used up. Log-probabilities are of the logits as
         the model gave them."""
         num_top_R = [request.params.logprobs for request in requests]
-        edits_R = [self._edits_of(request) if _edits(request) else None for request in requests]
+        edits_R = [self._edits_of(request) if edits(request) else None for request in requests]
         token_ids, scores = sample.draw(logits_RV, _shaping(requests), edits_R, num_top_R)
         if all(num_top is None for num_top in num_top_R):
             return token_ids, ()
         return token_ids, [
-            None if found is None else _logprobs(token, *found) for token, found in zip(token_ids, scores, strict=True)
+            None if found is None else logprobs_of(token, *found)
+            for token, found in zip(token_ids, scores, strict=True)
         ]
 
     def _edits_of(self, request: Request) -> Edits:
         params = request.params
         seen_N, counts_N = _NO_TOKENS, _NO_TOKENS
-        if _penalises(params):
+        if penalises(params):
             counts = self._counts.get(request)
             if counts is None:
                 self._counts = {kept: c for kept, c in self._counts.items() if kept.finish_reason is None}
@@ -87,10 +88,10 @@ class Sampler:
 
 
 def score(logits_V: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    return _logprobs(token_id, *sample.log_probabilities(logits_V, token_id, num_top))
+    return logprobs_of(token_id, *sample.log_probabilities(logits_V, token_id, num_top))
 
 
-def _logprobs(token_id: int, chosen: float, top: list[tuple[int, float]]) -> TokenLogprobs:
+def logprobs_of(token_id: int, chosen: float, top: list[tuple[int, float]]) -> TokenLogprobs:
     return TokenLogprobs(
         token_id=token_id, logprob=_finite(chosen), top=[(token, _finite(value)) for token, value in top]
     )
@@ -100,13 +101,16 @@ def _finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
-def _penalises(params: SamplingParams) -> bool:
+def penalises(params: SamplingParams) -> bool:
+    """Whether what it has said changes what it says."""
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _edits(request: Request) -> bool:
+def edits(request: Request) -> bool:
+    """Whether its logits are edited before the next draw."""
     params = request.params
-    return bool(params.logit_bias) or request.num_output < params.min_tokens or _penalises(params)
+    banned = request.num_output < params.min_tokens and bool(request.stop_ids)
+    return bool(params.logit_bias) or banned or penalises(params)
 
 
 def _shaping(requests: Sequence[Request]) -> Shaping | None:

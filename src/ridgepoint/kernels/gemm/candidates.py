@@ -69,7 +69,13 @@ def demand(
     return Demand(
         warps=tile.num_warps, per_processor=tile.per_processor,
         shared_bytes=int(tile.num_stages * (weights_stage + block_m * tile.block_k * 2) + waits),
-        accumulators=block_m * tile.block_n, items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
+        accumulators=block_m * tile.block_n + _widened(kind, tile.block_n // parts), items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
         item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * 2),
         item_flops=2.0 * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
     )  # fmt: skip
+
+
+def _widened(kind: str, rows: int) -> int:
+    """32-bit registers that a tile of codes takes as numbers on its way to the matrix units: 16-bit ones, two to each, and
+    of 8-bit codes float32 before that."""
+    return 0 if kind == "bf16" else int(rows * 128 * (1.5 if BITS[kind] >= 8 else 0.5))

@@ -18,6 +18,9 @@ from ridgepoint.kernels.tuning import AttentionTile, Config, choose
 from ridgepoint.kernels.tuning.physics import Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
+SPLIT_ADDRESSES = 136  # registers of a thread: every key has a row of its own (as compiled for sm_90)
+WIDENED = 1.45  # registers for each code of a tile (likewise)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PagedLayer:
@@ -106,7 +109,7 @@ def split_tiles(layer: PagedLayer, num_seqs: int, context: int, best: AttentionT
             accumulators=tile.rows * (width + tile.keys) + _widened(layer, tile), items=items,
             item_bytes=2.0 * min(tile.split_keys, keys_seen) * width * size,
             item_flops=4.0 * tile.rows * min(tile.split_keys, keys_seen) * width,
-            in_flight_bytes=_buffers(tile, width, size), more_bytes=items * layer.group * (width + 2) * 4.0,
+            in_flight_bytes=_buffers(tile, width, size), addresses=SPLIT_ADDRESSES, more_bytes=items * layer.group * (width + 2) * 4.0,
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
@@ -143,8 +146,8 @@ def _buffers(tile: AttentionTile, width: int, size: int) -> int:
 
 
 def _widened(layer: PagedLayer, tile: AttentionTile) -> int:
-    """Codes become 16-bit numbers in registers, two to each."""
-    return tile.keys * layer.head_dim // 2 if layer.is_coded else 0
+    """Codes become float32 and 16-bit numbers in registers, each key in one thread's turn."""
+    return int(WIDENED * tile.keys * layer.head_dim) if layer.is_coded else 0
 
 
 def _calls(layers: Sequence[PagedLayer], contexts: Sequence[int], queries: int) -> list[Call]:

@@ -20,7 +20,7 @@ from ridgepoint.kernels.triton_call import INTERPRETED, num_multiprocessors
 LATENCY_S = 1.0e-6  # from a load to its data under full load
 FEEDING = 1.5  # what covers the latency exactly feeds 78 % of a multiprocessor's share of memory, twice that 95 %: no schedule is even
 SPREAD = 1.35  # a candidate slower than the best by more than this by estimate is not timed
-LAUNCHED_REGISTERS = 40  # of a thread, beside its share of accumulators: addresses, masks, loop counters
+ADDRESSES = 72  # registers of a thread, beside its share of accumulators: addresses, masks, loop counters
 MOST_REGISTERS = 255
 
 C = TypeVar("C")
@@ -70,13 +70,14 @@ class Demand:
     item_flops: float
     in_flight_bytes: int  # of a program, while its loads are as far ahead as they get
     item_l2_bytes: float = 0.0  # from the L2 cache, those from memory among them
+    addresses: int = ADDRESSES
     more_bytes: float = 0.0  # written and read again beside the items: partial results
 
 
 def fits(demand: Demand, processor: Processor) -> bool:
     """Whether that many programs share a multiprocessor, with registers enough not to spill."""
     threads = 32 * demand.warps
-    registers = demand.accumulators / threads + LAUNCHED_REGISTERS
+    registers = demand.accumulators / threads + demand.addresses
     together = demand.per_processor
     return (
         together * demand.shared_bytes <= processor.shared_bytes
