@@ -22,6 +22,7 @@ from ridgepoint.engine.startup import Startup
 from ridgepoint.kernels import dispatch, sample
 from ridgepoint.models.captured import Capture
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.narrow import narrow_routers
 from ridgepoint.models.paged import KVCache
 from ridgepoint.models.staging import HostInputs, Staging
 from ridgepoint.models.step import DeviceStep, make_device_step
@@ -184,6 +185,8 @@ def device_executor(
     for, which belongs to padding rows. `tune_s` bounds what may be spent on trying kernels that no table knows. `capture`
     stands in for CUDA's graphs where there are none."""
     device = decoder.embed.weight.device
+    if device.type == "cuda":
+        narrow_routers(decoder)
     cache = KVCache(decoder.spec, num_blocks + 1, block_tokens, decoder.compute_dtype, device)
     staging = Staging(
         max_tokens=max_tokens, max_seqs=max_seqs, max_blocks_per_seq=-(-max_context // block_tokens),

@@ -117,7 +117,7 @@ class DeviceSampler:
 
     def enter(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Input tokens with the ones that only the device knows filled in."""
-        return torch.where(token_ids_T < 0, self._last_S[(-1 - token_ids_T).clamp(min=0)], token_ids_T)
+        return torch.where(token_ids_T < 0, self._last_S.index_select(0, (-1 - token_ids_T).clamp(min=0)), token_ids_T)
 
     def leave(self, logits_RV: torch.Tensor) -> None:
         """Choose a token for each of the first rows and remember it. Rows beyond `max_seqs` are scored, not sampled."""
@@ -129,7 +129,7 @@ class DeviceSampler:
         ids_R = sample.choose_on_device(edited_RV, None if self.mode == GREEDY else self._shaping(count))
         self.ids_R[:count] = ids_R
         # A row whose logits were not numbers ends when the host reads it; until then it computes on with some token.
-        self._last_S[self._columns[ROW, :count]] = ids_R.clamp(min=0)
+        self._last_S.index_copy_(0, self._columns[ROW, :count], ids_R.clamp(min=0))
         if ruled:
             sample.count_on_device(self._counts_SV, seats_R, ids_R)
             scores = sample.score_on_device(logits_RV, ids_R, self._columns[NUM_TOP, :count], MOST_TOP)

@@ -109,7 +109,8 @@ def score_on_device(
     top_RN = torch.empty(num_rows, most, dtype=torch.float32, device=device)
     if num_rows == 0:
         return chosen_R, top_ids_RN, top_RN
-    best_RC, total_RC = torch.empty(2, num_rows, chunks, dtype=torch.float32, device=device)
+    # Apart: a part of one tensor would be aligned for some numbers of rows only, and the kernels compiled for both.
+    best_RC, total_RC = (torch.empty(num_rows, chunks, dtype=torch.float32, device=device) for _ in range(2))
     values_RCN = torch.empty(num_rows, chunks, most, dtype=torch.float32, device=device)
     found_RCN = torch.empty(num_rows, chunks, most, dtype=torch.int32, device=device)
     stride = logits_RV.stride(0)
