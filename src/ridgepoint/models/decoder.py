@@ -90,10 +90,7 @@ class Decoder(nn.Module):
             weight, bias = self.head.weight, self.head.bias
         else:
             weight, bias = self.embed.weight if self.packed_head is None else self.packed_head, None
-        if out is None:
-            logits_RV = linear_f32(x_RD, weight, bias)
-        else:
-            logits_RV = linear_f32_into(out, x_RD, weight, bias)
+        logits_RV = linear_f32(x_RD, weight, bias) if out is None else linear_f32_into(out, x_RD, weight, bias)
         if self.spec.logit_scale == 1.0:
             return logits_RV
         return scale(logits_RV, self.spec.logit_scale) if out is None else out.mul_(self.spec.logit_scale)

@@ -115,10 +115,8 @@ def _attend_latents(
     )  # fmt: skip
     head_tiles = triton.cdiv(num_heads, short.rows)
     programs = short.per_sm * num_multiprocessors(q_HTC.device)
-    cut = Cut(
-        window, 1, max(1, long.rows // num_heads), parts=max(1, (short.rounds or ROUNDS) * programs // head_tiles),
-        split_keys=short.split_keys,
-    )  # fmt: skip
+    # A partial result of all heads is as many bytes as a few hundred latents: two rounds of programs, and no more splits.
+    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, 2 * programs // head_tiles))
     work = plan.work(cut, num_tokens)
     facts: dict[str, Any] = {
         "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),

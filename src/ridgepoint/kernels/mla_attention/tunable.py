@@ -81,14 +81,13 @@ def _problem(
 
 
 def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: AttentionTile) -> list[AttentionTile]:
-    """Heads of a tile, latents of a tile, and how many rounds of programs the splits make."""
+    """Heads and latents of a tile, and programs beside each other; how keys are split the device decides for each step."""
     found = [
-        AttentionTile(rows, keys, warps=warps, stages=stages, per_sm=per_sm, rounds=rounds)
+        AttentionTile(rows, keys, warps=warps, stages=stages, per_sm=per_sm)
         for rows, warps in ((64, 8), (32, 8), (16, 4))
         for keys in (32, 64, 16)
         for stages in (3, 5)
         for per_sm in (1, 2)
-        for rounds in (1, 2, 4)
         if rows <= max(16, layer.num_heads)
     ]
     keys_seen = min(context, layer.window or context)
@@ -96,7 +95,7 @@ def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: Attention
 
     def demand_of(tile: AttentionTile) -> Demand:
         head_tiles = -(-layer.num_heads // tile.rows)
-        most = max(1, tile.rounds * tile.per_sm * processor.count // head_tiles)  # splits of the step
+        most = max(1, 2 * tile.per_sm * processor.count // head_tiles)  # splits of the step
         split = max(256, -(-num_seqs * keys_seen // most))
         splits = num_seqs * -(-keys_seen // split)
         width = layer.latent_dim + layer.rope_dim

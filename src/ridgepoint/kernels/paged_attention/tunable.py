@@ -19,6 +19,7 @@ from ridgepoint.kernels.tuning.physics import Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
 SPLIT_ADDRESSES = 136  # registers of a thread: every key has a row of its own (as compiled for sm_90)
+QUERY_ADDRESSES = 96
 WIDENED = 1.45  # registers for each code of a tile (likewise)
 
 
@@ -134,7 +135,7 @@ def query_tiles(layer: PagedLayer, num_tokens: int, best: AttentionTile) -> list
             accumulators=tile.rows * (width + tile.keys) + _widened(layer, tile),
             items=-(-num_tokens // queries) * layer.num_kv_heads, item_bytes=0.0,
             item_l2_bytes=2.0 * (num_tokens / 2 + tile.keys) * width * size, item_flops=4.0 * tile.rows * (num_tokens / 2 + tile.keys) * width,  # the diagonal's tile is whole
-            in_flight_bytes=1 << 20,
+            in_flight_bytes=1 << 20, addresses=QUERY_ADDRESSES,
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)

@@ -56,10 +56,8 @@ class LinearTiles:
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """Rows (query, head), keys, warps, software pipeline depth, and programs per multiprocessor of a kernel that splits keys.
-
-    Such a kernel cuts a sequence's keys into splits of `split_keys`; with `rounds` above 0 instead into as many as give every
-    program about that many (see `triton_plan.Cut.parts`)."""
+    """Rows (query, head), keys, warps and software pipeline depth; of a kernel that splits keys also its programs on each
+    multiprocessor, and the keys of a split where the step does not decide it (see `triton_plan.Cut.parts`)."""
 
     rows: int
     keys: int
@@ -67,11 +65,10 @@ class AttentionTile:
     stages: int
     per_sm: int = 1
     split_keys: int = 256
-    rounds: int = 0
 
     def __post_init__(self) -> None:
         _check(self, self.rows, self.keys, self.warps)
-        if min(self.stages, self.per_sm) < 1 or self.rounds < 0 or self.split_keys < 1 or self.split_keys % 128:
+        if min(self.stages, self.per_sm) < 1 or self.split_keys < 1 or self.split_keys % 128:
             raise ConfigError(f"{self}: stages and programs are at least 1, splits multiples of 128 keys")
 
 

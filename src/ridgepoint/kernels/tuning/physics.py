@@ -20,7 +20,7 @@ from ridgepoint.kernels.triton_call import INTERPRETED, num_multiprocessors
 LATENCY_S = 1.0e-6  # from a load to its data under full load
 FEEDING = 1.5  # what covers the latency exactly feeds 78 % of a multiprocessor's share of memory, twice that 95 %: no schedule is even
 SPREAD = 1.35  # a candidate slower than the best by more than this by estimate is not timed
-ADDRESSES = 72  # registers of a thread, beside its share of accumulators: addresses, masks, loop counters
+ADDRESSES = 80  # registers of a thread, beside its share of accumulators: addresses, masks, loop counters
 MOST_REGISTERS = 255
 
 C = TypeVar("C")
