@@ -11,7 +11,7 @@ import torch
 from ridgepoint.kernels.mla_attention import triton as path
 from ridgepoint.kernels.paged_attention.triton import KINDS, LARGEST, prepare
 from ridgepoint.kernels.tuning import AttentionTile, Config, choose
-from ridgepoint.kernels.tuning.physics import Demand, processor_of, worth_timing
+from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
 
@@ -104,7 +104,7 @@ def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: Attention
             warps=tile.warps, per_processor=tile.per_sm, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
             items=splits * head_tiles, item_bytes=length * width * layer.kv.element_size() / head_tiles,
             item_l2_bytes=length * width * layer.kv.element_size(), item_flops=2.0 * tile.rows * length * (width + layer.latent_dim), in_flight_bytes=_shared(layer, tile),
-            more_bytes=splits * layer.num_heads * (layer.latent_dim + 2) * 4.0,
+            addresses=_addresses(tile), more_bytes=splits * layer.num_heads * (layer.latent_dim + 2) * 4.0,
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor, MOST, best)
@@ -123,7 +123,7 @@ def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> lis
         tiles = -(-queries * layer.num_heads // tile.rows)
         return Demand(
             warps=tile.warps, per_processor=1, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
-            items=tiles * -(-num_tokens // queries), item_bytes=0.0,
+            items=tiles * -(-num_tokens // queries), item_bytes=0.0, addresses=_addresses(tile),
             item_l2_bytes=num_tokens / 2 * (layer.latent_dim + layer.rope_dim) * layer.kv.element_size(),
             item_flops=2.0 * tile.rows * num_tokens / 2 * (2 * layer.latent_dim + layer.rope_dim), in_flight_bytes=1 << 20,
         )  # fmt: skip
@@ -132,9 +132,16 @@ def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> lis
 
 
 def _shared(layer: LatentLayer, tile: AttentionTile) -> int:
-    """Queries stay in shared memory beside the latents on their way, whose block numbers are loaded a stage before them."""
+    """Queries stay in shared memory beside the latents on their way, whose block numbers are loaded a stage before them; the wide
+    matrix instruction reads one tile more while it runs."""
     width = layer.latent_dim + layer.rope_dim
-    return tile.rows * width * 2 + (tile.stages - 1) // 2 * tile.keys * width * layer.kv.element_size()
+    tiles = (tile.stages + 1) // 2 if tile.rows >= 64 else (tile.stages - 1) // 2
+    return tile.rows * width * 2 + tiles * tile.keys * width * layer.kv.element_size()
+
+
+def _addresses(tile: AttentionTile) -> int:
+    """Below 64 rows the latents of a tile pass through registers on their way to the matrix units (as compiled for sm_90)."""
+    return ADDRESSES if tile.rows >= 64 else 160 + tile.keys // 2
 
 
 def _registers(layer: LatentLayer, tile: AttentionTile) -> int:

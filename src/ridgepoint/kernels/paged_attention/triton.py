@@ -15,6 +15,7 @@ import triton
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
+from ridgepoint.kernels.rope.triton import norm_rope_store
 from ridgepoint.kernels.triton_call import num_multiprocessors
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
@@ -94,6 +95,13 @@ def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: t
         G=num_kv_heads, BLOCK_G=triton.next_power_of_2(num_kv_heads), P=head_dim, BLOCK_P=triton.next_power_of_2(head_dim),
         PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0), INTEGER=kv.dtype == torch.int8, num_warps=4,
     )  # fmt: skip
+
+
+def rotate_and_write(
+    kv: torch.Tensor, q_THP: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, norms: tuple[torch.Tensor | None, torch.Tensor | None],
+    eps: float, tables: tuple[torch.Tensor, torch.Tensor], interleaved: bool, slots_T: torch.Tensor,
+) -> torch.Tensor | None:  # fmt: skip
+    return norm_rope_store(q_THP, k_TGP, v_TGP, *norms, eps, *tables, interleaved, kv, slots_T)
 
 
 def attend(
