@@ -116,6 +116,7 @@ def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> lis
         for rows, warps in ((64, 8), (128, 8), (32, 8), (64, 4))
         for keys in (32, 64, 16)
         for stages in (3, 5)
+        if rows < 64 or not layer.is_coded  # codes are widened in registers that 64 rows of results do not leave
     ]
 
     def demand_of(tile: AttentionTile) -> Demand:

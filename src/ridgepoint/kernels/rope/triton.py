@@ -144,7 +144,7 @@ def rotate_heads(
         if is_key:
             slot = tl.load(slots_ptr + t).to(tl.int64)
             is_value = block >= KEY_BLOCKS
-            plane = is_value.to(tl.int64)
+            plane = is_value.to(tl.int32)
             head_N -= plane * KEY_BLOCKS * HEADS
             live_N = (head_N < G) & (slot >= 0)
             cell_N = ((slot // PAGE * 2 + plane) * G + head_N) * PAGE + slot % PAGE

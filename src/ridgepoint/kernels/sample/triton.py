@@ -46,8 +46,8 @@ def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> 
     if shaping is None:
         kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1)
         return ids_R
-    mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int64, torch.int32))
-    num_heavy, lightest = of_chunks(torch.int32), of_chunks(torch.int64)
+    mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int32, torch.int32))
+    num_heavy, lightest = of_chunks(torch.int32), of_chunks(torch.int32)
     near = of_chunks(torch.float32, ROOM)
     kernels.weigh_chunks[(chunks, num_rows)](
         logits_RV, best, mass, kept, near, num_near, bound, num_heavy, lightest, shaping.temperature_R, shaping.min_p_R, stride,

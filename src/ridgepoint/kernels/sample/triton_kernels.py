@@ -13,22 +13,28 @@ UNIT = tl.constexpr(2.0**40)
 NEAR = tl.constexpr(2.0**-14)  # of the best probability: what is above is listed apart, and is nearly all of the mass
 STEEPEST = tl.constexpr(1e30)  # of 1 / temperature: what is colder is greedy all the same
 UNIFORM_BITS = tl.constexpr(52)
+PARTS = tl.constexpr(4)  # of a chunk, in passes that keep more beside it in registers
 LOWEST = tl.constexpr(-0x7F800001)  # the key of minus infinity
 HIGHEST = tl.constexpr(0x7F800000)  # the key of infinity
 
 
 @triton.jit
 def _key(x):
-    """int64 that orders as the float32 `x` does."""
+    """int32 that orders as the float32 `x` does."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _logit(key):
     """The float32 with this key."""
-    bits = key.to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _between(low, high):
+    """Halfway, rounded up, without passing 32 bits."""
+    return (low | high) - ((low ^ high) >> 1)
 
 
 @triton.jit
@@ -93,11 +99,11 @@ def weigh_chunks(
     tl.store(num_heavy_ptr + at, tl.sum(heavy.to(tl.int32), 0))
     tl.store(lightest_ptr + at, tl.min(tl.where(heavy, key, HIGHEST), 0))
     near = weight >= NEAR
-    bound = tl.full((), LOWEST, tl.int64)
+    bound = tl.full((), LOWEST, tl.int32)
     if tl.sum(near.to(tl.int32), 0) > ROOM:
         high = _key(best) + 1
         while bound < high:
-            middle = bound + (high - bound) // 2
+            middle = (bound & high) + ((bound ^ high) >> 1)
             fits = tl.sum((key >= middle).to(tl.int32), 0) <= ROOM
             high = tl.where(fits, middle, high)
             bound = tl.where(fits, bound, middle + 1)
@@ -135,9 +141,10 @@ def _look(
     """One pass over the row: number and mass of the tokens in [middle, high], the lowest key of theirs and the highest of those
     in [low, middle)."""
     count, mass = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
-    least, most = tl.full((), HIGHEST, tl.int64), tl.full((), LOWEST, tl.int64)
-    for chunk in range(0, CHUNKS):
-        x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+    least, most = tl.full((), HIGHEST, tl.int32), tl.full((), LOWEST, tl.int32)
+    PART: tl.constexpr = CHUNK // PARTS
+    for part in range(0, CHUNKS * PARTS):
+        x = _load_chunk(logits_ptr, r, part, row_stride, V, PART)
         key = _key(x)
         chosen = (key >= middle) & (key <= high)
         count += tl.sum(chosen.to(tl.int64), 0)
@@ -163,7 +170,7 @@ def _cut(
         by_key = tl.zeros((), tl.int32)
         while (inside > CHUNKS * ROOM) & (low < high):
             halved = _key((_logit(low) + _logit(high)) * 0.5)
-            middle = tl.where((by_key > 0) | (halved <= low) | (halved > high), high - (high - low) // 2, halved)
+            middle = tl.where((by_key > 0) | (halved <= low) | (halved > high), _between(low, high), halved)
             by_key = 1 - by_key
             count, mass, least, most = _look(
                 middle, low, high, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
@@ -178,8 +185,9 @@ def _cut(
         if inside <= CHUNKS * ROOM:
             tl.debug_barrier()  # what lay in the room has been read by every thread
             start = tl.zeros((), tl.int32)
-            for chunk in range(0, CHUNKS):
-                x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
+            PART: tl.constexpr = CHUNK // PARTS
+            for part in range(0, CHUNKS * PARTS):
+                x = _load_chunk(logits_ptr, r, part, row_stride, V, PART)
                 chosen = (_key(x) >= low) & (_key(x) <= high)
                 place = start + tl.cumsum(chosen.to(tl.int32), 0) - 1
                 tl.store(room_ptr + place, x, mask=chosen & (place < CHUNKS * ROOM))
@@ -188,18 +196,17 @@ def _cut(
             place_CN = tl.arange(0, CHUNKS_2)[:, None] * ROOM + tl.arange(0, ROOM)[None, :]
             near_CN = tl.load(room_ptr + place_CN, mask=place_CN < inside, other=float("-inf"))
     key_CN = _key(near_CN)
-    mass_CN = _mass(_weight(near_CN, best, steep))
     while low < high:
-        middle = high - (high - low) // 2
+        middle = _between(low, high)
         if BY_COUNT:
             reached = count_above + tl.sum((key_CN >= middle).to(tl.int64))
         else:
-            reached = mass_above + tl.sum(tl.where(key_CN >= middle, mass_CN, 0))
+            reached = mass_above + tl.sum(tl.where(key_CN >= middle, _mass(_weight(near_CN, best, steep)), 0))
         enough = reached >= goal
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
     count_above += tl.sum((key_CN > low).to(tl.int64))
-    mass_above += tl.sum(tl.where(key_CN > low, mass_CN, 0))
+    mass_above += tl.sum(tl.where(key_CN > low, _mass(_weight(near_CN, best, steep)), 0))
     return low, count_above, mass_above
 
 
@@ -222,7 +229,7 @@ def draw(
         c = tl.arange(0, CHUNKS_2)
         in_row = c < CHUNKS
         kept_C = tl.load(kept_ptr + r * CHUNKS + c, mask=in_row, other=0)
-        floor = _key(best) * 0 + LOWEST
+        floor = tl.full((), LOWEST, tl.int32)
         if is_limited | (top_p < 1):
             whole = tl.sum(tl.load(mass_ptr + r * CHUNKS + c, mask=in_row, other=0), 0)
             num_C = tl.load(num_near_ptr + r * CHUNKS + c, mask=in_row, other=0)
