@@ -24,7 +24,7 @@ CHUNK = 8192  # logits a program looks at
 ROOM = 256  # logits that a chunk has listed, the best of those near the row's best; where lists do not do, rows are searched
 PENALTY_CHUNK = 2048  # fewer, since penalties are float64
 WARPS = 8
-DRAW_WARPS = 16
+DRAW_WARPS = 8
 
 
 def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
