@@ -10,7 +10,7 @@ from ridgepoint.kernels.mla_attention import triton as mla
 from ridgepoint.kernels.norm import triton as norm
 from ridgepoint.kernels.paged_attention import triton as paged
 from ridgepoint.kernels.rope import triton as rope
-from ridgepoint.kernels.sample import DeviceShaping
+from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 from ridgepoint.kernels.sample import triton as sample
 
 PAGE = 16
@@ -60,6 +60,17 @@ def rope_launch(heads: int, kv_heads: int, width: int, interleaved: bool) -> Non
     )  # fmt: skip
 
 
+def store_launch(heads: int, kv_heads: int, width: int) -> None:
+    qkv = meta(SEQS, (heads + 2 * kv_heads) * width)
+    q, k, v = (
+        part.unflatten(-1, (-1, width))
+        for part in qkv.split((heads * width, kv_heads * width, kv_heads * width), dim=-1)
+    )
+    tables = [meta(SEQS, width // 2, dtype=torch.float32) for _ in range(2)]
+    kv = paged.allocate(64, PAGE, kv_heads, width, torch.bfloat16, "meta")
+    rope.norm_rope_store(q, k, v, meta(width), meta(width), 1e-6, *tables, False, kv, indices(SEQS))
+
+
 def sample_launch(vocab: int) -> None:
     logits, real = meta(SEQS, vocab, dtype=torch.float32), [meta(SEQS, dtype=torch.float64) for _ in range(4)]
     sample.choose_on_device(
@@ -69,10 +80,13 @@ def sample_launch(vocab: int) -> None:
         ),
     )
     sample.choose_on_device(logits, None)
-    seats, counts = meta(SEQS, dtype=torch.int32), meta(SEQS, vocab, dtype=torch.int32)
-    sample.penalise_on_device(logits, counts, seats, *real[:3])
-    sample.count_on_device(counts, seats, indices(SEQS))
-    sample.log_probabilities_on_device(logits, indices(SEQS), 5)
+    rules = DeviceRules(
+        counts_SV=meta(SEQS, vocab, dtype=torch.int32), addends_SV=meta(SEQS, vocab, dtype=torch.float32), seats_R=indices(SEQS),
+        banned_R=indices(SEQS), repetition_R=real[0], presence_R=real[1], frequency_R=real[2],
+    )  # fmt: skip
+    sample.edit_on_device(logits, rules)
+    sample.count_on_device(rules.counts_SV, rules.seats_R, indices(SEQS))
+    sample.score_on_device(logits, indices(SEQS), indices(SEQS), 20)
     sample.uniforms_on_device(indices(SEQS), indices(SEQS))
 
 
@@ -88,6 +102,7 @@ def attention_launches() -> dict[str, Callable[[], object]]:
     for width in (2048, 2880, 7168):
         found[f"norm {width}"] = lambda w=width: norm_launch(SEQS, w)
     found["norm and rope 32:4x128"] = lambda: rope_launch(32, 4, 128, False)
+    found["norm, rope and store 32:4x128"] = lambda: store_launch(32, 4, 128)
     found["norm and rope 32:4x128 interleaved"] = lambda: rope_launch(32, 4, 128, True)
     for vocab in (151936, 201088):
         found[f"sample {vocab}"] = lambda v=vocab: sample_launch(v)

@@ -3,7 +3,8 @@
 Needs no GPU. Operators run over tensors that have shapes and no memory; every launch is recorded instead of started, then
 compiled for sm_90 with the assembler in Triton's wheel. Printed and saved per kernel: registers, spilled bytes, shared memory and
 counts of the instructions that matter (HGMMA: matrix units; UTMALDG: copy engine; LDGSTS: asynchronous copies; the rest: what else
-is issued, which bounds how fast codes become numbers).
+is issued, which bounds how fast codes become numbers). `--candidates` compiles instead every configuration that the tuner would
+try for the shapes of `tuned_candidates.py`: as many programs as it asks for must fit a multiprocessor, with few spills.
 """
 
 from __future__ import annotations
@@ -42,12 +43,18 @@ from ridgepoint.kernels.glu.triton import glu
 from ridgepoint.kernels.linear.triton import linear, linear_f32
 from ridgepoint.kernels.moe_experts.triton import moe_experts
 from ridgepoint.kernels.route.triton import route
+from tuned_candidates import candidates
 
 TARGET = GPUTarget("cuda", 90, 32)
 PROCESSORS = 132
 SHARED_BYTES = 227 * 1024
+REGISTERS = 65536
+SPILLED_BYTES = (
+    64  # of a thread, at most, in a candidate: it loses by the clock, and none should waste the tuner's time
+)
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
 MATRIX_KERNELS = ("token_tiles", "weight_tiles")
+PERSISTENT = (*MATRIX_KERNELS, "attend_splits")
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
@@ -58,6 +65,7 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 @dataclass(frozen=True)
 class Launch:
     kernel: JITFunction
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
     options: dict[str, Any]
 
@@ -71,7 +79,7 @@ def recorded() -> Iterator[list[Launch]]:
     def record(kernel: JITFunction, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
             options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
-            launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
+            launches.append(Launch(kernel, grid, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
         return launch
 
@@ -211,14 +219,76 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     return small if smoke else found | attention_launches()
 
 
+def candidate_faults(result: dict[str, Any], per_processor: int) -> list[str]:
+    """As `faults`, with few spills allowed."""
+    found = [fault for fault in faults(result) if not fault.startswith("spills")]
+    if result["stack_bytes"] > SPILLED_BYTES:
+        found.append(f"spills ({result['stack_bytes']} bytes of stack; allowed: {SPILLED_BYTES})")
+    return found + crowding(result, per_processor)
+
+
+def crowding(result: dict[str, Any], per_processor: int) -> list[str]:
+    """Persistent programs that are to share a multiprocessor and cannot: those left over would start when others end."""
+    found = []
+    registers = -(-result["registers"] // 8) * 8 * 32 * result["warps"]
+    fitting = min(SHARED_BYTES // max(1, result["shared_bytes"]), REGISTERS // registers)
+    if fitting < per_processor:
+        found.append(f"{per_processor} programs on a multiprocessor, {fitting} fit")
+    return found
+
+
+def compile_candidates(only: str, smoke: bool) -> list[dict[str, Any]]:
+    """A row for every kernel of every candidate; equal launches are compiled once."""
+    rows: list[dict[str, Any]] = []
+    known: dict[str, dict[str, Any]] = {}
+    for candidate in candidates(smoke):
+        if only not in candidate.name:
+            continue
+        with recorded() as launches, torch.no_grad():
+            candidate.run()
+        for launch, per_processor in candidate.tried(launches):
+            key = launch.kernel.__name__ + str((specialised(launch), launch.options))
+            if key not in known:
+                known[key] = compiled(launch)
+            result = known[key] | {
+                "case": candidate.name,
+                "config": str(candidate.config),
+                "per_processor": per_processor,
+            }
+            result["faults"] = candidate_faults(result, per_processor)
+            rows.append(result)
+            _show(candidate.name, result)
+    return rows
+
+
+def _show(name: str, result: dict[str, Any]) -> None:
+    wanted = ("HGMMA", "QGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDS", "STS", "LDSM")
+    shown = " ".join(f"{n} {result['instructions'][n]}" for n in wanted if n in result["instructions"])
+    print(
+        f"{name:28} {result['kernel']:18} {result['warps']:5} {result['registers']:4} {result['stack_bytes']:5} "
+        f"{result['shared_bytes']:7}  {shown} of {sum(result['instructions'].values())}"
+        + "".join(f"  FAULT: {fault}" for fault in result["faults"]),
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one case")
+    parser.add_argument(
+        "--candidates", action="store_true", help="what the tuner would try, instead of what runs by default"
+    )
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path, help="JSON result")
     args = parser.parse_args()
-    rows, wrong, known = [], 0, {}
     print(f"{'case':28} {'kernel':18} {'warps':>5} {'regs':>4} {'stack':>5} {'shared':>7}  instructions")
+    if args.candidates:
+        rows = compile_candidates(args.only, args.smoke)
+        wrong = sum(bool(row["faults"]) for row in rows)
+        print(f"{len(rows)} kernels of candidates, {wrong} with faults")
+        save(args.out, provenance(__doc__) | {"triton": triton.__version__, "target": "sm_90", "candidates": rows})
+        sys.exit(1 if wrong else 0)
+    rows, wrong, known = [], 0, {}
     for name, run in cases(args.smoke).items():
         if args.only not in name:
             continue
@@ -235,16 +305,11 @@ def main() -> None:
             if key in known:
                 continue
             result = known[key] = compiled(launch) | {"case": name}
-            result["faults"] = faults(result)
+            persistent = launch.kernel.__name__ in PERSISTENT
+            result["faults"] = faults(result) + crowding(result, -(-launch.grid[0] // PROCESSORS) if persistent else 1)
             wrong += bool(result["faults"])
             rows.append(result)
-            wanted = ("HGMMA", "QGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDS", "STS", "LDSM")
-            shown = " ".join(f"{n} {result['instructions'][n]}" for n in wanted if n in result["instructions"])
-            print(
-                f"{name:28} {result['kernel']:18} {result['warps']:5} {result['registers']:4} {result['stack_bytes']:5} "
-                f"{result['shared_bytes']:7}  {shown} of {sum(result['instructions'].values())}"
-                + "".join(f"  FAULT: {fault}" for fault in result["faults"])
-            )
+            _show(name, result)
     print(f"{len(rows)} kernels, {wrong} with faults")
     needed = variants([lambda t=t: _experts("bf16", t, 2048, 768, 128, 8) for t in PROMPTS])
     print(f"compiled kernels for {len(PROMPTS)} lengths of prompts: {needed}")

@@ -21,7 +21,7 @@ from ridgepoint.kernels.linear import linear
 from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.rope import rope, rope_tables
 from ridgepoint.kernels.route import route
-from ridgepoint.kernels.sample import DeviceShaping
+from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 
 BF16_TOLERANCE = 1e-2  # operands and results of 8 bits of mantissa
 FORMATS = ("fp8", "int8", "int4-32", "mxfp4")
@@ -434,17 +434,39 @@ def norms(run: Run) -> None:
 
 
 def samples(run: Run) -> None:
-    """Choosing tokens on the device, greedy and drawn, as a share of bandwidth over one reading of the logits."""
+    """Choosing tokens on the device, greedy, drawn and by every rule, as a share of bandwidth over one reading of the logits."""
     vocab = 300 if run.smoke else 151_936
     for rows in (3,) if run.smoke else (1, 64, 256):
         num_bytes = 4.0 * rows * vocab
         logits = [torch.randn(rows, vocab, device=run.device) * 3 for _ in range(num_sets(num_bytes, run.device, 16))]
         shaping = shaping_for(rows, torch.Generator().manual_seed(1))
         on_device = DeviceShaping(**{name: column.to(run.device) for name, column in vars(shaping).items()})
-        for name, chosen in (("greedy", None), ("drawn", on_device)):
+        rules = _some_rules(rows, vocab, run.device)
+        ways = {
+            "greedy": lambda x: sample.choose_on_device(x, None),
+            "drawn": lambda x, shaping=on_device: sample.choose_on_device(x, shaping),
+            "ruled": lambda x, shaping=on_device, rules=rules: _ruled(x, shaping, *rules),
+        }
+        for name, choose in ways.items():
             with torch.inference_mode():
-                timed = median_of(
-                    [partial(sample.choose_on_device, x, chosen) for x in logits], run.device, run.budget_s / 8
-                )  # fmt: skip
+                timed = median_of([partial(choose, x) for x in logits], run.device, run.budget_s / 12)
             share = num_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
             run.figure(f"{name}_{rows}_us", timed.seconds * 1e6, "us", bandwidth_frac=share, **timed.facts())
+
+
+def _some_rules(rows: int, vocab: int, device: torch.device) -> tuple[DeviceRules, torch.Tensor]:
+    """Rules for every second row, and five alternatives wanted of every third."""
+    row = torch.arange(rows, device=device)
+    rate = torch.full((rows,), 1.1, dtype=torch.float64, device=device)
+    rules = DeviceRules(
+        counts_SV=torch.zeros(rows, vocab, dtype=torch.int32, device=device).random_(0, 2),
+        addends_SV=torch.zeros(rows, vocab, device=device), seats_R=torch.where(row % 2 == 0, row, -1),
+        banned_R=torch.zeros_like(row), repetition_R=rate, presence_R=rate, frequency_R=rate,
+    )  # fmt: skip
+    return rules, torch.where(row % 3 == 0, 5, -1)
+
+
+def _ruled(x: torch.Tensor, shaping: DeviceShaping, rules: DeviceRules, num_top_R: torch.Tensor) -> torch.Tensor:
+    ids_R = sample.choose_on_device(sample.edit_on_device(x, rules), shaping)
+    sample.count_on_device(rules.counts_SV, rules.seats_R, ids_R)
+    return sample.score_on_device(x, ids_R, num_top_R, 20)[0]

@@ -44,6 +44,7 @@ from ridgepoint.sched.scheduler import Limits, Scheduler
 from ridgepoint.sched.step import StepShape
 
 BLOCK = 16
+TUNE_S = 15.0  # as serving has it
 SMOKE_SHAPES = [StepShape([1] * batch, [context] * batch, batch) for batch in (1, 2, 4) for context in (8, 32)] + [
     StepShape([8], [0], 1),
     StepShape([32], [0], 1),
@@ -150,8 +151,8 @@ def model(run: Run) -> None:
     startup = Startup()
     most, context, longest = (4, 40, 64) if run.smoke else (256, 1024, 8192)
     executor = executor_around(decoder, run, startup, max_seqs=most, max_context=longest + 64, max_tokens=longest,
-                               num_blocks=most * -(-(context + 64) // BLOCK))  # fmt: skip
-    run.figure("start_s", sum(startup.seconds.values()), "s", **startup.seconds)
+                               tune_s=TUNE_S, num_blocks=most * -(-(context + 64) // BLOCK))  # fmt: skip
+    run.figure("start_s", sum(startup.seconds.values()), "s", **startup.seconds, **startup.configurations)
     for kv in executor.cache.layers:
         kv.normal_()
     decodes = [
@@ -262,7 +263,7 @@ def random_decoder(spec: ModelSpec, device: torch.device, experts: str | None = 
     if experts is None:
         decoder = materialise(decoder, device)
         decoder.initialise(seed=0)
-        return decoder.eval().requires_grad_(False)
+        return _as_published(decoder)
     packer = _expert_packer(experts)
     for layer in decoder.layers:
         assert isinstance(layer, Block)
@@ -274,7 +275,15 @@ def random_decoder(spec: ModelSpec, device: torch.device, experts: str | None = 
         module.to_empty(device=device)
         _initialise(module)
     decoder.reset_rotary(device)
-    return decoder.eval().requires_grad_(False)
+    return _as_published(decoder)
+
+
+def _as_published(decoder: Decoder) -> Decoder:
+    """Routers of bf16 numbers, as checkpoints store them; nothing to train."""
+    decoder.eval().requires_grad_(False)
+    for _, moe in decoder.moe_layers():
+        moe.router.weight.copy_(moe.router.weight.bfloat16())
+    return decoder
 
 
 def _initialise(module: torch.nn.Module) -> None:
@@ -325,12 +334,13 @@ def executor_around(
     max_context: int,
     max_tokens: int,
     num_blocks: int | None = None,
+    tune_s: float = 0.0,
 ) -> DeviceExecutor:
     """The executor that serving builds, and a note of how it runs steps; on a GPU it must be captured."""
     told: list[str] = []
     executor = device_executor(
         decoder, num_blocks=num_blocks or max_seqs * -(-max_context // BLOCK), block_tokens=BLOCK, max_seqs=max_seqs,
-        max_tokens=max_tokens, max_context=max_context, announce=told.append, startup=startup,
+        max_tokens=max_tokens, max_context=max_context, announce=told.append, startup=startup, tune_s=tune_s,
         capture=run_again if run.smoke else None,
     )  # fmt: skip
     for line in told:

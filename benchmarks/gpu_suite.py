@@ -76,36 +76,41 @@ def _once_s(call: Callable[[], object]) -> float:
     return max(1e-9, time.perf_counter() - started_s)
 
 
-# What the sections after this one run, dearest first: experts of each shape, in the format and at the token counts they use.
+# What the sections after this one run, dearest first: a shape, its format and the token counts that they use.
 TUNED = (
-    ("qwen3-30b-a3b", "bf16", (16, 128, 1024, 32768)),
-    ("decode-2816", "bf16", (4, 32, 128, 4096)),
+    ("qwen3-30b-a3b", "bf16", (1, 4, 16, 64, 256, 1024, 8192)),
+    ("decode-2816", "bf16", (1, 4, 16, 32, 128, 4096)),
     ("gpt-oss-120b", "mxfp4", (4, 64, 1024)),
+    ("deepseek-v3", "bf16", (64,)),
+    ("linear-4096", "mxfp4", (1, 16, 64)),
 )
 
 
 def tune(run: Run) -> None:
-    """Measure tiles for the kernels that have a choice, into a table that the sections after this one read."""
-    script = ROOT / "benchmarks" / "tune_kernels.py"
-    if not script.exists():
-        run.note("no tuner in this tree: kernels run by the tables they ship with")
-        return
+    """Try configurations of the kernels that have a choice, into a table that the sections after this one read. Every shape has
+    its share of the time, and what a shape found is kept when the next one fails."""
     if run.smoke:
         run.note("left to the tuner's own smoke run")
         return
     ends_s = time.perf_counter() + run.budget_s
-    for shape, fmt, tokens in TUNED:
-        left_s = ends_s - time.perf_counter()
-        if left_s < 5:
-            run.note(f"{shape} is left as shipped: no time")
-            continue
-        command = [sys.executable, str(script), "--shape", shape, "--format", fmt, "--out", str(run.out / "tuned.toml"),
-                   "--tokens", *map(str, tokens)]  # fmt: skip
+    failed = []
+    for place, (shape, fmt, tokens) in enumerate(TUNED):
+        left_s = (ends_s - time.perf_counter()) / (len(TUNED) - place)
+        command = [sys.executable, str(ROOT / "benchmarks" / "tune_kernels.py"), "--shape", shape, "--format", fmt,
+                   "--out", str(run.out / "tuned.toml"), "--seconds", f"{left_s:.1f}", "--tokens", *map(str, tokens)]  # fmt: skip
         try:
-            subprocess.run(command, check=True, timeout=left_s)
-            run.note(f"{shape} in {fmt} is tuned")
+            done = subprocess.run(command, timeout=left_s + STARTING_S, capture_output=True, text=True)
+            told = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["nothing was told"]
+            run.note(told[-1] if done.returncode == 0 else f"{shape} is left as shipped: {told[-1]}")
+            failed += [] if done.returncode == 0 else [shape]
+            for line in done.stdout.splitlines():
+                run.log(line)
         except subprocess.TimeoutExpired:
-            run.note(f"{shape} is left as shipped: tuning took longer than {left_s:.0f} s")
+            run.note(f"{shape} took longer than {left_s:.0f} s: the choices it had made are kept")
+    table = run.out / "tuned.toml"
+    run.figure("choices", table.read_text().count("[[choice]]") if table.exists() else 0, "")
+    if failed:
+        raise AssertionError(f"the tuner failed for {', '.join(failed)}")
 
 
 def tests(run: Run) -> None:
@@ -140,19 +145,21 @@ def model_section(name: str) -> Callable[[Run], None]:
     return work
 
 
+# What must hold comes before what is good to know, and what later sections read before those: if time runs out, it does so at
+# the end.
 SECTIONS = (
     Section("rates", 0.06, rates),
-    Section("tune", 0.13, tune),
     Section("checks", 0.09, kernel_section("checks")),
+    Section("tune", 0.13, tune),
     Section("experts", 0.10, kernel_section("experts")),
+    Section("model", 0.22, model_section("model"), small=False),
+    Section("step", 0.07, model_section("step"), small=False),
     Section("paged_attention", 0.06, kernel_section("paged")),
     Section("mla_attention", 0.04, kernel_section("mla")),
-    Section("step", 0.08, model_section("step"), small=False),
-    Section("model", 0.22, model_section("model"), small=False),
     Section("gpt_oss_120b", 0.10, model_section("gpt_oss"), small=False),
-    Section("sample", 0.03, kernel_section("samples")),
-    Section("norm", 0.02, kernel_section("norms")),
     Section("linear", 0.04, kernel_section("linear_section")),
+    Section("sample", 0.04, kernel_section("samples")),
+    Section("norm", 0.02, kernel_section("norms")),
     Section("tests", 0.03, tests),
 )
 
@@ -181,8 +188,8 @@ def run_section(
     return run.result(time.perf_counter() - started_s) | {"error": error}
 
 
-def in_own_process(section: Section, *, budget_s: float, out: Path) -> dict[str, Any]:
-    """The same in a process that is ended when it takes far longer than its budget."""
+def in_own_process(section: Section, *, budget_s: float, left_s: float, out: Path) -> dict[str, Any]:
+    """The same in a process that is ended when it takes far longer than its budget, or than all that is left."""
     result = out / f"section-{section.name}.json"
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--one", section.name, "--seconds", f"{budget_s:.1f}", "--out", str(out)]
@@ -190,7 +197,7 @@ def in_own_process(section: Section, *, budget_s: float, out: Path) -> dict[str,
     with (out / f"section-{section.name}.log").open("w") as log:
         try:
             code: int | str = subprocess.run(
-                command, stderr=log, stdout=log, timeout=GRACE * budget_s + STARTING_S
+                command, stderr=log, stdout=log, timeout=min(GRACE * budget_s + STARTING_S, left_s + STARTING_S)
             ).returncode
         except subprocess.TimeoutExpired:
             code = "ended: it took longer than its time"
@@ -278,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.smoke:
             results.append(smoke_section(section, args.out, interpret=section.small or args.interpret))
         else:
-            results.append(in_own_process(section, budget_s=budget_s, out=args.out))
+            results.append(in_own_process(section, budget_s=budget_s, left_s=left_s, out=args.out))
         rows = judged(results, {} if args.smoke else expected_figures())  # tiny shapes on a CPU meet no goal
         found = {"machine": machine, "smoke": args.smoke, "sections": results, "rows": rows}
         provenance.save(

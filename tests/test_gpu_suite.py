@@ -81,3 +81,89 @@ def test_unknown_sections_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="unknown sections nope"):
         gpu_suite.main(["--sections", "nope", "--out", str(tmp_path)])
     assert abs(sum(section.share for section in gpu_suite.SECTIONS) - 1.0) < 1e-9
+
+
+GOALS = {
+    "experts": {"forward_32768_2048_768_tflops", "forward_32768_2048_768_over_grouped_mm", "forward_32768_4096_1536_tflops",
+                "decode_1_us", "decode_4_us", "decode_16_bandwidth_frac", "decode_32_bandwidth_frac", "decode_128_bandwidth_frac",
+                "decode_4096_tflops"},
+    "paged_attention": {"decode_64x4096_bandwidth_frac"},
+    "mla_attention": {"decode_64x4096_roof_frac"},
+    "model": {"start_s", "decode_1_over_floor", "decode_64_floor_frac", "decode_256_floor_frac", "prefill_2048_floor_frac",
+              "prefill_8192_floor_frac"},
+    "calibration": {"median_error_frac"},
+    "gpt_oss_120b": {"tpot_ms_4", "tok_per_s_64"},
+    "step": {"launch_us_1", "launch_us_64", "syncs"},
+}  # fmt: skip
+
+
+def test_every_goal_is_foreseen_and_is_brought_before_what_has_none() -> None:
+    expected = gpu_report.expected_figures()
+    for section, names in GOALS.items():
+        for name in names:
+            assert "goal" in expected[section, name], f"{section}.{name}"
+    order = [section.name for section in gpu_suite.SECTIONS]
+    with_goals = max(order.index(section) for section in GOALS if section != "calibration")
+    assert with_goals < min(order.index(section) for section in ("linear", "sample", "norm", "tests"))
+    assert order[:3] == ["rates", "checks", "tune"], "what others are divided by, and what they run with"
+
+
+def test_what_a_section_found_before_it_died_is_kept(tmp_path: Path) -> None:
+    """Killed outright, as a broken device or the clock would: the figures until then are in its file."""
+    (tmp_path / "dying.py").write_text(
+        "import os, sys, pathlib\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import gpu_suite\n"
+        "def work(run):\n"
+        "    run.figure('first', 1.0, 'us')\n"
+        "    os._exit(9)\n"
+        "gpu_suite.run_section(gpu_suite.Section('dying', 1.0, work), smoke=True, budget_s=1.0, out=pathlib.Path('.'), known={},\n"
+        "                      result=pathlib.Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run([sys.executable, str(tmp_path / "dying.py"), str(tmp_path / "found.json")])
+    assert done.returncode == 9
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(figure["name"], figure["value"]) for figure in found["figures"]] == [("first", 1.0)]
+
+
+def test_a_section_has_no_more_time_than_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def ended(command: list[str], **options: Any) -> None:
+        limits.append(options["timeout"])
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(gpu_suite.subprocess, "run", ended)
+    section = gpu_suite.SECTIONS[0]
+    for budget_s, left_s in ((10.0, 400.0), (100.0, 20.0)):
+        found = gpu_suite.in_own_process(section, budget_s=budget_s, left_s=left_s, out=tmp_path)
+        assert found["figures"] == [] and "took longer than its time" in found["error"]
+    assert limits == [gpu_suite.GRACE * 10 + gpu_suite.STARTING_S, 20 + gpu_suite.STARTING_S]
+
+
+def test_the_tuner_keeps_what_it_found_when_a_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(command: list[str], **options: Any) -> subprocess.CompletedProcess:
+        shape = command[command.index("--shape") + 1]
+        if shape == "decode-2816":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        with (tmp_path / "tuned.toml").open("a") as table:
+            table.write("[[choice]]\n")
+        return subprocess.CompletedProcess(command, int(shape == "linear-4096"), "3 choices", "Error: no memory")
+
+    monkeypatch.setattr(gpu_suite.subprocess, "run", ran)
+    run = gpu_report.Run(
+        section="tune",
+        device=torch.device("cpu"),
+        smoke=False,
+        budget_s=60.0,
+        out=tmp_path,
+        rates={},
+        log=lambda line: None,
+    )
+    with pytest.raises(AssertionError, match="failed for linear-4096"):
+        gpu_suite.tune(run)
+    assert [(f.name, f.value) for f in run.figures] == [("choices", len(gpu_suite.TUNED) - 1)]
+    assert sum("3 choices" in note for note in run.notes) == len(gpu_suite.TUNED) - 2
+    assert any("are kept" in note for note in run.notes) and any(
+        "left as shipped: Error: no memory" in note for note in run.notes
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,23 @@ from tiny_model import EOS, VOCAB, tiny_decoder, tiny_engine
 
 from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
-from ridgepoint.engine.device_sampler import DRAWN, GREEDY, NUM_COLUMNS, DeviceSampler
+from ridgepoint.engine.device_sampler import (
+    BANNED,
+    DRAWN,
+    GREEDY,
+    MOST_TOP,
+    NUM_COLUMNS,
+    NUM_TOP,
+    RULED,
+    SEAT,
+    DeviceSampler,
+)  # fmt: skip
 from ridgepoint.engine.llm import LLM
+from ridgepoint.engine.logprobs import TokenLogprobs
 from ridgepoint.engine.protocol import Output, Submit
 from ridgepoint.engine.startup import Startup
 from ridgepoint.kernels.dispatch import forced
-from ridgepoint.kernels.sample import DeviceShaping, Shaping, choose, choose_on_device
+from ridgepoint.kernels.sample import IN_PROMPT, IS_STOP, DeviceShaping, Shaping, choose, choose_on_device
 from ridgepoint.models.captured import CapturedStep, ladder
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache
@@ -49,7 +61,7 @@ def ahead(
         max_tokens=limits.max_step_tokens, max_seqs=max_num_seqs, max_blocks_per_seq=-(-limits.max_context // BLOCK),
         num_columns=NUM_COLUMNS, device=torch.device("cpu"),
     )  # fmt: skip
-    sampler = DeviceSampler(staging.columns)
+    sampler = DeviceSampler(staging.columns, decoder.spec.vocab_size)
     step: EagerStep | CapturedOrEager = EagerStep(decoder, cache, sampler)
     if captured:
         graphs = CapturedStep(
@@ -75,7 +87,7 @@ def traffic(count: int, *, host_rules: bool) -> tuple[list[list[int]], list[Samp
     ]  # fmt: skip
     if host_rules:
         rules: list[dict[str, Any]] = [
-            {"logprobs": 2}, {"repetition_penalty": 1.3}, {"logit_bias": {9: 3.0}}, {"prompt_logprobs": 1},
+            {"logprobs": 2, "presence_penalty": 0.3}, {"repetition_penalty": 1.3, "logprobs": MOST_TOP + 3}, {"logit_bias": {9: 3.0}}, {"prompt_logprobs": 1},
             {"min_tokens": 4, "ignore_eos": False}, {"frequency_penalty": 0.4, "logprobs": 0},
         ]  # fmt: skip
         for i in range(0, count, 4):
@@ -107,10 +119,21 @@ def test_tokens_one_ahead_are_those_in_turn(
             expected.finish_reason,
             expected.seed,
         )
-        assert [entry.token_id for entry in mine.logprobs] == [entry.token_id for entry in expected.logprobs]
+        agree(mine.logprobs, expected.logprobs)
         assert (mine.prompt_logprobs is None) == (expected.prompt_logprobs is None)
+        agree(mine.prompt_logprobs or [], expected.prompt_logprobs or [])
     assert core.idle and core.scheduler.pool.num_held == 0
     assert ("num_blocks" in options) == (core.scheduler.preemptions_total > 0)
+
+
+def agree(mine: Sequence[TokenLogprobs | None], expected: Sequence[TokenLogprobs | None]) -> None:
+    assert len(mine) == len(expected)
+    for entry, wanted in zip(mine, expected, strict=True):
+        assert (entry is None) == (wanted is None)
+        if entry is not None and wanted is not None:
+            assert entry.token_id == wanted.token_id and entry.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+            assert [token for token, _ in entry.top] == [token for token, _ in wanted.top]
+            assert [value for _, value in entry.top] == pytest.approx([value for _, value in wanted.top], abs=1e-4)
 
 
 def test_a_request_whose_logits_are_not_numbers_ends_alone() -> None:
@@ -143,24 +166,51 @@ def tiny_like(decoder: Decoder) -> Decoder:
     return wide
 
 
-def test_only_what_needs_the_host_goes_there() -> None:
+def test_every_rule_has_a_mode_and_a_seat() -> None:
+    sampler = DeviceSampler(torch.zeros(NUM_COLUMNS, 4, dtype=torch.int64), VOCAB)
+
     def request(**rules: Any) -> Request:
-        return Request("r", [1, 2], SamplingParams(**({"max_tokens": 4} | rules)), seed=0, eos_ids=(EOS,))
+        made = Request("r", [1, 2, 2], SamplingParams(**({"max_tokens": 4} | rules)), seed=0, eos_ids=(EOS,))
+        made.row = 3
+        return made
 
     for plain in (
         {},
-        {"temperature": 0.0},
         {"top_k": 4, "top_p": 0.5, "min_p": 0.1},
-        {"min_tokens": 3, "ignore_eos": True},
+        {"min_tokens": 3, "ignore_eos": True, "temperature": 0.0},
     ):
-        assert DeviceSampler.serves(request(**plain))
-    for rules in ({"logprobs": 0}, {"prompt_logprobs": 0}, {"min_tokens": 1}, {"logit_bias": {1: 1.0}},
-                  {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}, {"repetition_penalty": 1.1}):  # fmt: skip
-        assert not DeviceSampler.serves(request(**rules))
+        sampler.columns([request(**plain)])
+        assert sampler.mode in (GREEDY, DRAWN)
+    for rules in ({"min_tokens": 1}, {"logit_bias": {1: 1.0}}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
+                  {"repetition_penalty": 1.1}):  # fmt: skip
+        columns = sampler.columns([request(**rules)])
+        assert sampler.mode == RULED and columns[SEAT].tolist() == [3, -1, -1, -1]
+        assert columns[BANNED, 0] == ("min_tokens" in rules)
+    columns = sampler.columns([request(logprobs=2)])
+    assert sampler.mode == RULED and columns[SEAT, 0] == -1 and columns[NUM_TOP].tolist() == [2, -1, -1, -1]
+
+
+def test_a_seat_is_filled_once_for_each_admission() -> None:
+    sampler = DeviceSampler(torch.zeros(NUM_COLUMNS, 2, dtype=torch.int64), VOCAB)
+    params = SamplingParams(max_tokens=9, repetition_penalty=1.2, logit_bias={7: -2.0}, min_tokens=2)
+    request = Request("r", [1, 2, 2], params, seed=0, eos_ids=(EOS,))
+    request.row = 1
+    request.tokens += [5, 2, 5]
+    sampler.seat([request])
+    expected = torch.zeros(VOCAB, dtype=torch.int32)
+    expected[[1, 2, 5, EOS]] = torch.tensor([IN_PROMPT, IN_PROMPT + 1, 2, IS_STOP], dtype=torch.int32)
+    assert torch.equal(sampler._counts_SV[1], expected) and torch.count_nonzero(sampler._counts_SV[0]) == 0
+    assert sampler._addends_SV[1].nonzero().tolist() == [[7]] and sampler._addends_SV[1, 7] == -2.0
+    sampler._counts_SV[1, 9] += 1  # as a step does
+    sampler.seat([request])
+    assert sampler._counts_SV[1, 9] == 1, "the device keeps count"
+    request.num_preemptions += 1
+    sampler.seat([request])
+    assert torch.equal(sampler._counts_SV[1], expected)
 
 
 def test_the_mode_is_greedy_only_when_everyone_is() -> None:
-    sampler = DeviceSampler(torch.zeros(NUM_COLUMNS, 4, dtype=torch.int64))
+    sampler = DeviceSampler(torch.zeros(NUM_COLUMNS, 4, dtype=torch.int64), VOCAB)
     cold = Request("a", [1], SamplingParams(max_tokens=1, temperature=0.0), seed=0)
     warm = Request("b", [1], SamplingParams(max_tokens=1, temperature=0.5), seed=0)
     cold.row, warm.row = 2, 1
@@ -200,4 +250,4 @@ def test_an_executor_is_built_whole(decoder: Decoder) -> None:
         startup=(startup := Startup()),
     )
     assert executor.cache.num_blocks == 7 and "step eager" in told[0]
-    assert startup.seconds["tune"] > 0 and startup.seconds["load"] == startup.seconds["capture"] == 0
+    assert startup.seconds["compile"] > 0 and startup.seconds["load"] == startup.seconds["capture"] == 0

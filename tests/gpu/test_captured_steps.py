@@ -34,7 +34,7 @@ def executor(decoder: Decoder) -> Iterator[DeviceExecutor]:
         announce=print, startup=startup,
     )  # fmt: skip
     assert isinstance(made.step, CapturedOrEager)
-    assert startup.seconds["tune"] > 0 and startup.seconds["capture"] > 0
+    assert startup.seconds["compile"] > 0 and startup.seconds["capture"] > 0
     yield made
 
 

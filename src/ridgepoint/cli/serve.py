@@ -102,6 +102,9 @@ def serve(
             help="Folder for packed weights between starts, or off; none: the user's cache.", rich_help_panel=_ENGINE
         ),
     ] = None,
+    tune_s: Annotated[
+        float, typer.Option(help="Seconds a start may try a GPU's kernels; 0: none.", rich_help_panel=_ENGINE)
+    ] = 15.0,
     prefix_cache: Annotated[bool, typer.Option(help="Reuse the KV of equal prefixes.", rich_help_panel=_ENGINE)] = True,
     max_body_bytes: Annotated[int, typer.Option(help="Request body.", rich_help_panel=_LIMIT)] = 8 << 20,
     max_prompts: Annotated[int, typer.Option(help="Prompts per request.", rich_help_panel=_LIMIT)] = 128,
@@ -123,7 +126,7 @@ def serve(
         max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
         step_budget_s=step_budget_s,
         max_context=max_context, block_tokens=block_tokens, kv_bytes=kv_bytes, num_blocks=num_blocks,
-        prefix_cache=prefix_cache, weight_format=weight_format, weight_cache=weight_cache,
+        prefix_cache=prefix_cache, weight_format=weight_format, weight_cache=weight_cache, tune_s=tune_s,
     )  # fmt: skip
     server_config = ServerConfig(
         model_name=served_name or source.name, host=host, port=port, port_file=port_file,

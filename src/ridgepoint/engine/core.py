@@ -128,7 +128,7 @@ class EngineCore:
         return Ready(
             model=self.facts.name, vocab_size=self.facts.vocab_size, max_context=limits.max_context,
             num_blocks=limits.num_blocks, block_tokens=limits.block_tokens, load_s=load_s,
-            startup_s=self.startup.seconds,
+            startup_s=self.startup.seconds, configurations=self.startup.configurations,
         )  # fmt: skip
 
     def take_outbox(self) -> list[FromEngine]:

@@ -104,5 +104,7 @@ def _scored(place: int, segment: Segment, first: int) -> list[ScoredRows]:
     none."""
     request = segment.request
     stop = min(segment.start + segment.num_tokens + 1, request.num_prompt)
-    token_ids = request.tokens[request.num_scored : stop]
-    return [ScoredRows(place, first + request.num_scored - 1 - segment.start, token_ids)] if token_ids else []
+    # What was scored before a preemption is not scored again; what a step in flight scores is not counted yet.
+    begin = max(request.num_scored, segment.start + 1)
+    token_ids = request.tokens[begin:stop]
+    return [ScoredRows(place, first + begin - 1 - segment.start, token_ids)] if token_ids else []

@@ -54,6 +54,7 @@ class EngineOptions:
     weight_format    how the CPU kernels keep matrices: bf16, int8, int4-32, ...; None keeps what the checkpoint stores
     weight_cache     folder in which packed weights are kept between starts, or `off`; None is the user's cache folder
     threads          cores the engine process computes on; None is every core it may use
+    tune_s           seconds a start on a GPU may spend on trying kernels that no table of tuned ones knows; 0 tries none
     """
 
     model: str
@@ -74,6 +75,7 @@ class EngineOptions:
     weight_format: str | None = None
     weight_cache: str | None = None
     threads: int | None = None
+    tune_s: float = 15.0
     echo: EchoOptions | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +96,8 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not self.tune_s >= 0:
+            raise ConfigError(f"tune_s must be at least 0, got {self.tune_s}")
         if self.max_waiting < 0:
             raise ConfigError(f"max_waiting must be at least 0, got {self.max_waiting}")
         if self.step_budget_s is not None and not self.step_budget_s > 0:

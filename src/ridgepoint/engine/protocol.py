@@ -48,7 +48,8 @@ ToEngine = Submit | Cancel | Drain | Shutdown
 
 
 class Ready(_Message, frozen=True, tag="ready"):
-    """The model is loaded and warm; sent once. `load_s` is all of the start, `startup_s` what its parts took."""
+    """The model is loaded and warm; sent once. `load_s` is all of the start, `startup_s` what its parts took, and
+    `configurations` how many kernel choices were loaded, tuned and left."""
 
     model: str
     vocab_size: int
@@ -57,6 +58,7 @@ class Ready(_Message, frozen=True, tag="ready"):
     block_tokens: int
     load_s: float
     startup_s: dict[str, float] = {}
+    configurations: dict[str, int] = {}
 
 
 class Output(_Message, frozen=True, tag="output"):

@@ -87,7 +87,7 @@ class Sampler:
                     uniform_R=np.zeros(len(params)),
                 )
             )  # fmt: skip
-        self._edited = [row for row, p in enumerate(params) if _edits(p)]
+        self._edited = [row for row, p in enumerate(params) if _may_edit(p)]
         self._scores = False
         for row, p in enumerate(params):
             if p.logprobs is not None:
@@ -107,13 +107,14 @@ class Sampler:
         if not self._scores:
             return token_ids, ()
         return token_ids, [
-            None if found is None else _logprobs(token, *found) for token, found in zip(token_ids, scores, strict=True)
+            None if found is None else logprobs_of(token, *found)
+            for token, found in zip(token_ids, scores, strict=True)
         ]
 
     def _edits_of(self, request: Request) -> Edits:
         params = request.params
         seen_N, counts_N = _NO_TOKENS, _NO_TOKENS
-        if _penalises(params):
+        if penalises(params):
             counts = self._counts.get(request)
             if counts is None:
                 self._counts = {kept: c for kept, c in self._counts.items() if kept.finish_reason is None}
@@ -130,10 +131,10 @@ class Sampler:
 
 
 def score(logits_V: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    return _logprobs(token_id, *sample.log_probabilities(logits_V, token_id, num_top))
+    return logprobs_of(token_id, *sample.log_probabilities(logits_V, token_id, num_top))
 
 
-def _logprobs(token_id: int, chosen: float, top: list[tuple[int, float]]) -> TokenLogprobs:
+def logprobs_of(token_id: int, chosen: float, top: list[tuple[int, float]]) -> TokenLogprobs:
     return TokenLogprobs(
         token_id=token_id, logprob=_finite(chosen), top=[(token, _finite(value)) for token, value in top]
     )
@@ -143,9 +144,18 @@ def _finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
-def _penalises(params: SamplingParams) -> bool:
+def penalises(params: SamplingParams) -> bool:
+    """Whether what it has said changes what it says."""
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _edits(params: SamplingParams) -> bool:
-    return bool(params.logit_bias) or params.min_tokens > 0 or _penalises(params)
+def _may_edit(params: SamplingParams) -> bool:
+    """At one step or another."""
+    return bool(params.logit_bias) or params.min_tokens > 0 or penalises(params)
+
+
+def edits(request: Request) -> bool:
+    """Whether its logits are edited before the next draw."""
+    params = request.params
+    banned = request.num_output < params.min_tokens and bool(request.stop_ids)
+    return bool(params.logit_bias) or banned or penalises(params)

@@ -6,14 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PARTS = ("load", "tune", "capture")  # weights; tables of tuned kernels; graphs, with the compilation of their kernels
+PARTS = (
+    "load",
+    "tune",
+    "compile",
+    "capture",
+)  # weights; trying kernels' configurations; kernels not seen till then; graphs
 
 
 class Startup:
-    """Seconds of each part so far; a part that did not happen took none."""
+    """Seconds of each part so far; a part that did not happen took none. `configurations` counts the kernels' choices that
+    were loaded, tuned, and left for another start; empty where there is nothing to choose."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.configurations: dict[str, int] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -25,4 +32,5 @@ class Startup:
 
     def line(self) -> str:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
-        return f"start: {sum(self.seconds.values()):.1f} s ({parts})"
+        counts = ", ".join(f"{count} {name}" for name, count in self.configurations.items())
+        return f"start: {sum(self.seconds.values()):.1f} s ({parts})" + (f"; kernel choices {counts}" if counts else "")

@@ -121,6 +121,7 @@ def engine_around(
             max_context=resolved.max_context,
             announce=announce,
             startup=startup,
+            tune_s=resolved.tune_s,
         )
         pace = OneAhead(executor, scheduler.advance)
     cache = executor.cache

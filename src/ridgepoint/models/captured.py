@@ -1,7 +1,8 @@
 """Decode steps captured as CUDA graphs, one for each size of a ladder, replayed without a word to the host.
 
 Captured from the same layer code that runs eagerly: there is no second model. A step is padded to the next size; its
-inputs lie at fixed places (`staging.views`), so that staging them is all that a replay needs. Graphs share one memory
+inputs lie at fixed places (`staging.views`), so that staging them is all that a replay needs; tables, which travel as narrow as
+they are, are laid out at a fixed stride within the graph. Graphs share one memory
 pool, because only one runs at a time. Knows nothing of tokens' meaning: `ends` does what comes before and after the layers.
 """
 
@@ -11,11 +12,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from ridgepoint.kernels.spread import spread
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
@@ -52,14 +55,14 @@ Capture = Callable[[Body], Body]
 
 class GraphCapture:
     """Turns a body of device work into its replay. `timed` is told what the time goes to: the first run, outside the graph,
-    compiles kernels and reads tuned tables ("tune"), the second is the capture."""
+    compiles kernels ("compile"), the second is the capture."""
 
     def __init__(self, device: torch.device, timed: Callable[[str], AbstractContextManager[None]]) -> None:
         self._device, self._timed = device, timed
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Body) -> Body:
-        with self._timed("tune"):
+        with self._timed("compile"):
             aside = torch.cuda.Stream(self._device)
             aside.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(aside):
@@ -81,6 +84,13 @@ def ladder(max_seqs: int) -> tuple[int, ...]:
             break
         sizes.append(grown)
     return (*sizes, max_seqs)
+
+
+def decode_body(decoder: Decoder, cache: KVCache, ends: Ends, inputs: StepInputs, logits_RV: torch.Tensor) -> None:
+    """A decode step from ids to tokens; logits are written where they will be found."""
+    ids_T = ends.enter(inputs.token_ids_T)
+    x_TD = decoder.hidden(ids_T, PagedContext(cache, inputs))
+    ends.leave(decoder.logits(x_TD.index_select(0, inputs.logit_rows_R), out=logits_RV))
 
 
 class CapturedStep:
@@ -108,21 +118,22 @@ class CapturedStep:
         self._logits_RV = torch.empty(largest, decoder.spec.vocab_size, dtype=torch.float32, device=device)
         self._replays: dict[tuple[int, str], Body] = {}
         self._fixed: dict[int, StepInputs] = {}
+        self._packed: dict[int, torch.Tensor] = {}
+        self._table_width_1 = staging.table_width_1
         columns = np.zeros(tuple(staging.columns.shape), dtype=np.int64)
         for size in reversed(self.sizes):  # the largest first: the others then fit into its memory
             fixed = replace(staging.views(size, size, size, 1), block_tables_BN=self._tables_BN[:size])
             self._fixed[size] = fixed
+            packed_N = self._packed[size] = staging.packed_tables(size)
             staging.stage(pad_decode(_NOTHING, size, scratch_block, cache.block_tokens), columns)
             for mode in ends.modes:
                 ends.mode = mode
-                self._replays[size, mode] = capture(lambda fixed=fixed: self._body(fixed))  # type: ignore[misc]
+                self._replays[size, mode] = capture(partial(self._body, fixed, packed_N))
 
-    def _body(self, inputs: StepInputs) -> None:
-        ids_T = self._ends.enter(inputs.token_ids_T)
-        x_TD = self._decoder.hidden(ids_T, PagedContext(self._cache, inputs))
-        logits_RV = self._logits_RV[: len(ids_T)]
-        logits_RV.copy_(self._decoder.logits(x_TD.index_select(0, inputs.logit_rows_R)))
-        self._ends.leave(logits_RV)
+    def _body(self, inputs: StepInputs, packed_N: torch.Tensor) -> None:
+        spread(packed_N, self._table_width_1, inputs.block_tables_BN)
+        logits_RV = self._logits_RV[: len(inputs.token_ids_T)]
+        decode_body(self._decoder, self._cache, self._ends, inputs, logits_RV)
 
     def pad(self, inputs: HostInputs) -> HostInputs:
         """A decode step at the smallest size that holds it; any other step as it is."""
@@ -142,12 +153,11 @@ class CapturedStep:
         """`logits_RV` float32 of the wanted rows, valid until the next call."""
         size, num_columns = inputs.block_tables_BN.shape
         fixed = self._fixed[size]
-        for name in ORDER:
-            given, place = getattr(inputs, name), getattr(fixed, name)
-            if name == "block_tables_BN":
-                place[:, :num_columns].copy_(given)  # beyond them a context does not reach
-            elif given.data_ptr() != place.data_ptr():  # not staged where it belongs
-                place.copy_(given)
+        if inputs.token_ids_T.data_ptr() != fixed.token_ids_T.data_ptr():  # not staged where it belongs
+            for name in ORDER[:-1]:
+                getattr(fixed, name).copy_(getattr(inputs, name))
+            self._packed[size][: size * num_columns].copy_(inputs.block_tables_BN.reshape(-1))
+            self._table_width_1.fill_(num_columns)
         self._replays[size, self._ends.mode]()
         return self._logits_RV[:size]
 

@@ -24,7 +24,7 @@ from ridgepoint.catalog.spec import (
     SwiGlu,
 )  # fmt: skip
 from ridgepoint.errors import CheckpointError
-from ridgepoint.kernels.linear import linear_f32
+from ridgepoint.kernels.linear import linear_f32, linear_f32_into
 from ridgepoint.kernels.scale import scale
 from ridgepoint.nn.attention import GqaAttention, MlaAttention, Tables
 from ridgepoint.nn.context import AttentionContext
@@ -84,13 +84,16 @@ class Decoder(nn.Module):
             return out
         return self.norm.add(x_TD, delta_TD, self.spec.residual_scale)[1]
 
-    def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
-        """Float32 logits of hidden rows."""
+    def logits(self, x_RD: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits of hidden rows, in `out` where that is given."""
         if self.head is not None:
-            logits_RV = self.head(x_RD)
+            weight, bias = self.head.weight, self.head.bias
         else:
-            logits_RV = linear_f32(x_RD, self.embed.weight if self.packed_head is None else self.packed_head)
-        return logits_RV if self.spec.logit_scale == 1.0 else scale(logits_RV, self.spec.logit_scale)
+            weight, bias = self.embed.weight if self.packed_head is None else self.packed_head, None
+        logits_RV = linear_f32(x_RD, weight, bias) if out is None else linear_f32_into(out, x_RD, weight, bias)
+        if self.spec.logit_scale == 1.0:
+            return logits_RV
+        return scale(logits_RV, self.spec.logit_scale) if out is None else out.mul_(self.spec.logit_scale)
 
     def forward(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
         return self.logits(self.hidden(ids_T, ctx))

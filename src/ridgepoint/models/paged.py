@@ -107,18 +107,33 @@ class PagedContext:
             inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
         )
 
-    def gqa(
+    def rotate_and_store(
         self,
         layer: int,
         q_THP: torch.Tensor,
         k_TGP: torch.Tensor,
         v_TGV: torch.Tensor,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        eps: float,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        interleaved: bool,
+    ) -> torch.Tensor | None:
+        kv = self._cache.layers[layer]
+        return paged_attention.rotate_and_write(kv, q_THP, k_TGP, v_TGV, norms, eps, tables, interleaved, self._slots_T)
+
+    def gqa(
+        self,
+        layer: int,
+        q_THP: torch.Tensor,
+        k_TGP: torch.Tensor | None,
+        v_TGV: torch.Tensor | None,
         mixer: GqaSpec,
         window: int | None,
         sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
         kv = self._cache.layers[layer]
-        paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
+        if k_TGP is not None and v_TGV is not None:
+            paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
         return paged_attention.attend(q_THP, kv, self.plan, mixer.scale, window, sinks_H)
 
     def mla(

@@ -80,7 +80,7 @@ class Staging:
     ) -> None:
         self.max_tokens, self.max_seqs = max_tokens, max_seqs
         # Prompts that are scored want logits of many rows, so logit rows are bounded by tokens and sequences together.
-        sizes = (num_columns * max_seqs, *3 * (max_tokens,), max_seqs, max_seqs + 1, max_tokens + max_seqs,
+        sizes = (num_columns * max_seqs + 1, *3 * (max_tokens,), max_seqs, max_seqs + 1, max_tokens + max_seqs,
                  max_seqs * max_blocks_per_seq)  # fmt: skip
         capacity = sum(_aligned(size) for size in sizes)
         self._device = torch.zeros(capacity, dtype=torch.int64, device=device)
@@ -89,9 +89,10 @@ class Staging:
         self._copied = [torch.cuda.Event() if on_gpu else None for _ in range(NUM_HOSTS)]
         self._arrays = [host.numpy() for host in self._hosts]
         self._turn = 0
-        self._columns_size = num_columns * max_seqs
+        self._columns_size, self._max_blocks = num_columns * max_seqs, max_blocks_per_seq
         self._layouts: dict[Shapes, _Layout] = {}
         self.columns = self._device[: self._columns_size].view(num_columns, max_seqs)
+        self.table_width_1 = self._device[self._columns_size : self._columns_size + 1]  # columns of the step's tables
 
     def stage(self, inputs: HostInputs, columns: np.ndarray) -> StepInputs:
         """Start the copy of a step's inputs; the views are valid, in stream order, until the next call.
@@ -104,6 +105,7 @@ class Staging:
         if copied is not None:
             copied.synchronize()  # two steps ago: over long since
         array[: self._columns_size] = columns.reshape(-1)
+        array[self._columns_size] = inputs.block_tables_BN.shape[1]
         for values, (start, stop) in zip(given, layout.spans, strict=True):
             array[start:stop] = values.reshape(-1)
         layout.device.copy_(layout.hosts[self._turn], non_blocking=True)
@@ -118,6 +120,11 @@ class Staging:
             (tokens, tokens, tokens, seqs, (num_seqs + 1,), (num_logit_rows,), (num_seqs, num_table_columns))
         ).inputs
 
+    def packed_tables(self, num_seqs: int) -> torch.Tensor:
+        """Where `stage` puts the tables of a step that decodes `num_seqs` sequences, row after row, whatever their width."""
+        first = self.views(num_seqs, num_seqs, num_seqs, 1).block_tables_BN.storage_offset()
+        return self._device[first : first + num_seqs * self._max_blocks]
+
     def _layout(self, shapes: Shapes) -> _Layout:
         """Made once for each combination of sizes: making a dozen views costs the host more than the copy does."""
         layout = self._layouts.get(shapes)
@@ -128,7 +135,7 @@ class Staging:
         return layout
 
     def _lay_out(self, shapes: Shapes) -> _Layout:
-        spans, end = [], _aligned(self._columns_size)
+        spans, end = [], _aligned(self._columns_size + 1)
         for shape in shapes:
             spans.append((end, end + math.prod(shape)))
             end += _aligned(math.prod(shape))

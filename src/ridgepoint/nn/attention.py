@@ -50,6 +50,12 @@ class GqaAttention(nn.Module):
         norms = (self.q_norm, self.k_norm) if spec.qk_norm == "per_head" else (None, None)
         q_weight, k_weight = (None if norm is None else norm.weight for norm in norms)
         if spec.rope is not None and tables is not None:
+            rotated_THP = ctx.rotate_and_store(
+                layer, q_THP, k_TGP, v_TGV, (q_weight, k_weight), self._eps, tables, spec.rope.interleaved
+            )
+            if rotated_THP is not None:
+                o_THV = ctx.gqa(layer, rotated_THP, None, None, spec, window, self.sinks_H)
+                return self.o(o_THV.flatten(1))
             q_THP, k_TGP = norm_rope(q_THP, k_TGP, q_weight, k_weight, self._eps, *tables, spec.rope.interleaved)
         elif q_weight is not None and k_weight is not None:
             q_THP, k_TGP = rms_norm(q_THP, q_weight, self._eps), rms_norm(k_TGP, k_weight, self._eps)

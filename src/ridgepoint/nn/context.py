@@ -20,17 +20,31 @@ class AttentionContext(Protocol):
 
     positions_T: torch.Tensor
 
-    def gqa(
+    def rotate_and_store(
         self,
         layer: int,
         q_THP: torch.Tensor,
         k_TGP: torch.Tensor,
         v_TGV: torch.Tensor,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        eps: float,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        interleaved: bool,
+    ) -> torch.Tensor | None:
+        """Queries behind norm and rotation, with keys and values stored on the way; None where these are steps of their own."""
+        ...
+
+    def gqa(
+        self,
+        layer: int,
+        q_THP: torch.Tensor,
+        k_TGP: torch.Tensor | None,
+        v_TGV: torch.Tensor | None,
         mixer: GqaSpec,
         window: int | None,
         sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention of each query over its sequence up to itself: o_THV."""
+        """Attention of each query over its sequence up to itself: o_THV. Without keys and values they are stored already."""
         ...
 
     def mla(
@@ -56,16 +70,20 @@ class CausalContext:
         self.batch, self.length = batch, length
         self.positions_T = torch.arange(length, device=device).repeat(batch)
 
+    def rotate_and_store(self, *_: object) -> None:
+        """Nothing is stored."""
+
     def gqa(
         self,
         layer: int,
         q_THP: torch.Tensor,
-        k_TGP: torch.Tensor,
-        v_TGV: torch.Tensor,
+        k_TGP: torch.Tensor | None,
+        v_TGV: torch.Tensor | None,
         mixer: GqaSpec,
         window: int | None,
         sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
+        assert k_TGP is not None and v_TGV is not None
         q, k, v = (x.unflatten(0, (self.batch, self.length)).transpose(1, 2) for x in (q_THP, k_TGP, v_TGV))
         repeat = q.shape[1] // k.shape[1]
         if repeat > 1:

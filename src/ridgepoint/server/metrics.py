@@ -156,6 +156,13 @@ class _EngineState:
             for part, seconds in self._engine.ready.startup_s.items():
                 parts.add_metric([self._model, part], seconds)
             yield parts
+            if self._engine.ready.configurations:  # absent where no kernel has a choice
+                counts = GaugeMetricFamily(
+                    "ridgepoint:kernel_configurations", "Choices for kernels at start.", labels=["model_name", "state"]
+                )
+                for state, count in self._engine.ready.configurations.items():
+                    counts.add_metric([self._model, state], count)
+                yield counts
 
     def _of_predictions(self, totals: StepTotals) -> Iterable[Metric]:
         """Absent without a prediction, as are joules and dollars where the hardware's power or rent is unknown."""

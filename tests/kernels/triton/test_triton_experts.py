@@ -14,7 +14,7 @@ from ridgepoint.kernels.gemm.launch import Product
 from ridgepoint.kernels.moe_experts import reference
 from ridgepoint.kernels.moe_experts import triton as fast
 from ridgepoint.kernels.moe_experts.groups import SMALL, group_rows
-from ridgepoint.kernels.tuning import Choice, Tile
+from ridgepoint.kernels.tuning import ExpertTiles, Tile
 
 CLAMPED = ClampedSwiGlu(alpha=1.702, limit=0.7)
 NARROW = Tile(kernel="weights", block_n=64, block_k=32, group=2, num_warps=4, num_stages=2, per_processor=1)
@@ -28,8 +28,8 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, tile: Tile, block_m: int) -> None:
     """Run experts with this tile, whatever the tables say."""
-    choice = Choice(product="experts", kind="any", rows_up_to=1, block_m=block_m, first=tile, second=tile)
-    monkeypatch.setattr(tuning, "choose", lambda *_: choice)
+    tiles = ExpertTiles(block_m=block_m, first=tile, second=tile)
+    monkeypatch.setattr(tuning, "choose", lambda *_: tiles)
 
 
 def experts(num: int, d: int, f: int, bias: bool) -> list[torch.Tensor | None]:
@@ -142,8 +142,8 @@ def test_groups(pairs: int, kind: str, unit: int) -> None:
 @pytest.mark.parametrize("tile", [WIDE, NARROW], ids=["tokens", "weights"])
 def test_short_blocks_take_what_is_left(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts with fewer rows than a block, with one and a bit, with none: tall and short tiles give one result."""
-    choice = Choice(product="experts", kind="any", rows_up_to=1, block_m=32, unit=16, first=tile, second=tile)
-    monkeypatch.setattr(tuning, "choose", lambda *_: choice)
+    tiles = ExpertTiles(block_m=32, unit=16, first=tile, second=tile)
+    monkeypatch.setattr(tuning, "choose", lambda *_: tiles)
     weights, ids = routing(70, 6, 2, "even")
     agree(surrounded(randn(70, 64, seed=9)), weights, ids, CLAMPED, experts(6, 64, 32, bias=True))
 

@@ -11,6 +11,7 @@ import torch
 from ridgepoint.kernels.norm import cpu as norm_cpu
 from ridgepoint.kernels.norm import reference as norm_reference
 from ridgepoint.kernels.norm import triton as norm_path
+from ridgepoint.kernels.paged_attention import triton as paged
 from ridgepoint.kernels.rope import reference as rope_reference
 from ridgepoint.kernels.rope import triton as rope_path
 from ridgepoint.kernels.rope.cpu import rope_tables
@@ -73,6 +74,29 @@ def test_rotation(rotary: int, interleaved: bool, dtype: torch.dtype) -> None:
     for weights in ((None, None), (randn(16, seed=3, dtype=dtype), randn(16, seed=4, dtype=dtype))):
         agree(rope_path, rope_reference, "norm_rope", q, k, *weights, 1e-6, cos, sin, interleaved, dtype=dtype)
     agree(rope_path, rope_reference, "rope", q[:0], cos[:0], sin[:0], interleaved, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotary", [10, 16])
+def test_storing_on_the_way_stores_the_same(rotary: int, dtype: torch.dtype) -> None:
+    """One launch against two: queries, and the whole cache, padding and other tokens' cells included."""
+    heads, kv_heads, width, page = 9, 11, 16, 4
+    qkv = randn(4, (heads + 2 * kv_heads) * width + 5, seed=5, dtype=dtype)
+    q, k, v = (
+        part.unflatten(-1, (-1, width))
+        for part in qkv[:, :-5].split((heads * width, kv_heads * width, kv_heads * width), dim=-1)
+    )
+    cos, sin = rope_tables(torch.tensor([0, 5, 1000, 3]), torch.rand(rotary // 2), 1.0)
+    slots = torch.tensor([9, 2, -1, 15])
+    for weights in ((None, None), (randn(width, seed=3, dtype=dtype), randn(width, seed=4, dtype=dtype))):
+        together, apart = (paged.allocate(4, page, kv_heads, width, dtype, "cpu").fill_(float("nan")) for _ in range(2))
+        rotated = rope_path.norm_rope_store(q, k, v, *weights, 1e-6, cos, sin, False, together, slots)
+        q_apart, k_apart = rope_path.norm_rope(q, k, *weights, 1e-6, cos, sin, False)
+        paged.write(apart, k_apart, v, slots)
+        assert rotated is not None and torch.equal(rotated, q_apart)
+        assert torch.equal(together.nan_to_num(7.0), apart.nan_to_num(7.0))
+    coded = paged.allocate(4, page, kv_heads, width, torch.int8, "cpu")
+    assert rope_path.norm_rope_store(q, k, v, None, None, 1e-6, cos, sin, False, coded, slots) is None
 
 
 def test_the_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,10 +53,12 @@ class Product:
     def inputs(self) -> int:
         return self.w.shape[-1]
 
-    def run(self) -> torch.Tensor:
+    def run(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The result, in `out` where that is given."""
         rows = self.x.shape[0] if self.groups is None else self.groups.capacity_rows
         x = self.x if self.x.stride(-1) == 1 else self.x.contiguous()
-        out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
+        if out is None:
+            out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
         for blocks in (None,) if self.groups is None else self.groups.tables:
             if self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
                 self._run_token_tiles(x, self.w, out, blocks)

@@ -29,3 +29,14 @@ def linear_f32(x_TI: torch.Tensor, w_OI: torch.Tensor | Any, bias_O: torch.Tenso
     even where the model computes in 16 bits) and vocabulary heads use it."""
     out: torch.Tensor = implementation("linear", x_TI).linear_f32(x_TI, w_OI, bias_O)
     return out
+
+
+def linear_f32_into(
+    out_TO: torch.Tensor, x_TI: torch.Tensor, w_OI: torch.Tensor | Any, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`linear_f32` written to `out_TO`, which is returned: logits of many rows are too large to be copied for nothing."""
+    path = implementation("linear", x_TI)
+    if hasattr(path, "linear_f32_into"):
+        path.linear_f32_into(out_TO, x_TI, w_OI, bias_O)
+        return out_TO
+    return out_TO.copy_(path.linear_f32(x_TI, w_OI, bias_O))

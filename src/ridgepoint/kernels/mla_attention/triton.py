@@ -16,12 +16,17 @@ import triton
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
-from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, LARGEST, PLAIN, Tile
+from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, KINDS, LARGEST, PLAIN
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
 from ridgepoint.kernels.triton_call import num_multiprocessors
+from ridgepoint.kernels.tuning import AttentionTile as Tile
+from ridgepoint.kernels.tuning import choose
 
 MASKS_UNWRITTEN = True  # as in `paged_attention`
 SCALE_BYTES = 8  # of a token in one-byte blocks
+ROUNDS = (
+    2  # of programs over the splits of a step: a partial result of all heads is as many bytes as a few hundred latents
+)
 
 
 def split_tile(num_heads: int, latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
@@ -99,8 +104,15 @@ def _attend_latents(
     if q_rope_THR.stride(2) != 1:
         q_rope_THR = q_rope_THR.contiguous()
     scaled, page = _layout(kv, latent_dim + rope_dim)
-    short = split_tile(num_heads, latent_dim, q_HTC.element_size(), scaled)
-    long = query_tile(latent_dim, q_HTC.element_size(), scaled)
+    shape, kind = (num_heads, latent_dim, rope_dim, window or 0), KINDS[kv.dtype]
+    short: Tile = choose(
+        "mla_decode", kind, plan.num_seqs, shape, q_HTC.device,
+        lambda: split_tile(num_heads, latent_dim, q_HTC.element_size(), scaled),
+    )  # fmt: skip
+    long: Tile = choose(
+        "mla_prompt", kind, num_tokens, shape, q_HTC.device,
+        lambda: query_tile(latent_dim, q_HTC.element_size(), scaled),
+    )  # fmt: skip
     head_tiles = triton.cdiv(num_heads, short.rows)
     programs = short.per_sm * num_multiprocessors(q_HTC.device)
     # A partial result of all heads is as many bytes as a few hundred latents: two rounds of programs, and no more splits.

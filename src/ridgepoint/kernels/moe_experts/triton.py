@@ -45,8 +45,7 @@ def moe_experts(
         )
     if x_TD.shape[0] == 0:
         return x_TD.new_empty(0, w_down_EDF.shape[1])
-    choice = _choice(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
-    assert choice.second is not None
+    choice = _tiles(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
     groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
     h_MF = Product(
         x=x_TD, w=w_gate_up_E2FD, bias=bias_gate_up_E2F, tile=choice.first, block_m=choice.block_m, out_dtype=x_TD.dtype,
@@ -59,10 +58,11 @@ def moe_experts(
     return combine(y_MD, weights_TK, groups.pair_row)
 
 
-def _choice(x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, gate_up: Weight, down: Weight) -> tuning.Choice:
+def _tiles(x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, gate_up: Weight, down: Weight) -> tuning.ExpertTiles:
     kinds = {w.kind if isinstance(w, DeviceWeight) else "bf16" for w in (gate_up, down)}
     if len(kinds) != 1 or not on_device(*(w.codes for w in (gate_up, down) if isinstance(w, DeviceWeight))):
         raise ConfigError(f"gate-up and down weights must share a format and a device, got {', '.join(sorted(kinds))}")
     num_experts, outputs, inputs = gate_up.shape
     rows = expert_ids_TK.numel() / num_experts
-    return tuning.choose("experts", kinds.pop(), rows, (inputs, outputs), x_TD.device)
+    tiles: tuning.ExpertTiles = tuning.choose("experts", kinds.pop(), rows, (inputs, outputs), x_TD.device)
+    return tiles

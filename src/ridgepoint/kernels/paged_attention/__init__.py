@@ -56,3 +56,15 @@ def attend(
     """
     out: torch.Tensor = implementation("paged_attention", q_THP).attend(q_THP, kv, plan, scale, window, sinks_H)
     return out
+
+
+def rotate_and_write(
+    kv: torch.Tensor, q_THP: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, norms: tuple[torch.Tensor | None, torch.Tensor | None],
+    eps: float, tables: tuple[torch.Tensor, torch.Tensor], interleaved: bool, slots_T: torch.Tensor,
+) -> torch.Tensor | None:  # fmt: skip
+    """`norm_rope` and `write` in one, where the path can: the rotated queries. None: it cannot, and nothing has been done."""
+    path = implementation("paged_attention", q_THP)
+    if not hasattr(path, "rotate_and_write"):
+        return None
+    out: torch.Tensor | None = path.rotate_and_write(kv, q_THP, k_TGP, v_TGP, norms, eps, tables, interleaved, slots_T)
+    return out

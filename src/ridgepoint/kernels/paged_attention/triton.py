@@ -7,7 +7,6 @@ e4m3, int8) each head's channels are followed by one float32 scale per token. No
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,24 +15,23 @@ import triton
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
+from ridgepoint.kernels.rope.triton import norm_rope_store
 from ridgepoint.kernels.triton_call import num_multiprocessors
+from ridgepoint.kernels.tuning import AttentionTile as Tile
+from ridgepoint.kernels.tuning import choose
 
 MASKS_UNWRITTEN = True  # a slot outside its sequence is never loaded, so blocks need not be cleared for a new owner
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # of a one-byte type: where a token's largest channel lands
 PLAIN = (torch.bfloat16, torch.float16, torch.float32)
+KINDS = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8",
+    torch.int8: "int8",
+}
 COMBINE_CHUNK = 8  # splits joined at once
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows (query, head), keys, warps, software pipeline depth, and programs per multiprocessor of the split kernel."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-    per_sm: int = 1
 
 
 def split_tile(head_dim: int, group: int, bytes_per_channel: int) -> Tile:
@@ -99,6 +97,13 @@ def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: t
     )  # fmt: skip
 
 
+def rotate_and_write(
+    kv: torch.Tensor, q_THP: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, norms: tuple[torch.Tensor | None, torch.Tensor | None],
+    eps: float, tables: tuple[torch.Tensor, torch.Tensor], interleaved: bool, slots_T: torch.Tensor,
+) -> torch.Tensor | None:  # fmt: skip
+    return norm_rope_store(q_THP, k_TGP, v_TGP, *norms, eps, *tables, interleaved, kv, slots_T)
+
+
 def attend(
     q_THP: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None, sinks_H: torch.Tensor | None
 ) -> torch.Tensor:
@@ -110,9 +115,16 @@ def attend(
     scaled, _ = _layout(kv, head_dim)
     num_kv_heads = kv.shape[2]
     group = num_heads // num_kv_heads
-    short = split_tile(head_dim, group, kv.element_size())
-    long = query_tile(head_dim, group, q_THP.element_size(), scaled)
-    cut = Cut(window, short.rows // group, long.rows // group)
+    shape_of_heads, kind = (num_heads, num_kv_heads, head_dim, window or 0), KINDS[kv.dtype]
+    short: Tile = choose(
+        "paged_decode", kind, plan.num_seqs, shape_of_heads, q_THP.device,
+        lambda: split_tile(head_dim, group, kv.element_size()),
+    )  # fmt: skip
+    long: Tile = choose(
+        "paged_prompt", kind, num_tokens, shape_of_heads, q_THP.device,
+        lambda: query_tile(head_dim, group, q_THP.element_size(), scaled),
+    )  # fmt: skip
+    cut = Cut(window, short.rows // group, long.rows // group, split_keys=short.split_keys)
     work = plan.work(cut, num_tokens)
     shape: dict[str, Any] = {
         "H": num_heads, "G": num_kv_heads, "P": head_dim, "BLOCK_P": max(16, triton.next_power_of_2(head_dim)),

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 SPLIT_TOKENS = 256  # keys in a split: long enough that its partial result adds 3 % to the bytes of a group of 8 heads
-MAX_SPLITS = 32  # of one sequence; beyond SPLIT_TOKENS * MAX_SPLITS keys its splits grow instead
+MAX_SPLITS = 32  # of one sequence; beyond that its splits grow instead
 SPLIT_STEP = 128  # and grow by whole tiles
 SEQS = 256  # looked at together while a list is made
 
@@ -34,6 +34,7 @@ class Cut(NamedTuple):
     short_queries: int
     tile_queries: int
     parts: int = 0
+    split_keys: int = SPLIT_TOKENS  # keys of a split, unless there are parts or too many
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Plan:
         most_keys = self.block_tables_BN.shape[1] * self.block_tokens
         if cut.window is not None:
             most_keys = min(most_keys, cut.window + cut.short_queries - 1)
-        splits = min(MAX_SPLITS, -(-most_keys // SPLIT_TOKENS))
+        splits = min(MAX_SPLITS, -(-most_keys // cut.split_keys))
         items = num_seqs * splits if not cut.parts else min(num_seqs * splits, num_seqs + cut.parts)
         only_decodes = num_tokens == num_seqs
         tiles = 0 if only_decodes else num_tokens // cut.tile_queries + min(num_seqs, num_tokens)
@@ -84,7 +85,7 @@ class Plan:
             list_work[(num_seqs,)](
                 self.query_starts_B1, self.context_lens_B, work.short_items, work.long_items, work.first_item_B,
                 work.split_tokens_B, work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries, cut.parts,
-                SPLIT=SPLIT_TOKENS, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS,
+                SPLIT=cut.split_keys, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS,
             )  # fmt: skip
         return work
 

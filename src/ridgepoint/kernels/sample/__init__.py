@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from ridgepoint.kernels.dispatch import implementation
+from ridgepoint.kernels.sample.marks import IN_PROMPT as IN_PROMPT
+from ridgepoint.kernels.sample.marks import IS_STOP as IS_STOP
 from ridgepoint.kernels.sample.rows import SampledRows as SampledRows
 
 NOT_FINITE = -1  # the token of a row whose logits are not numbers
@@ -74,6 +76,43 @@ class DeviceShaping:
 def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
     """`choose` without a word to the host, so that it can be captured: which rows are greedy or cut is not known to it."""
     out: torch.Tensor = implementation("sample", logits_RV).choose_on_device(logits_RV, shaping)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRules:
+    """`Edits` of a step's rows where the logits are. What a request has said and what it adds lies in its seat, so that a step
+    needs no word of it: `counts_SV` (int32) how often each token is in the output, with `IN_PROMPT` added for those of the
+    prompt and `IS_STOP` for those that end it; `addends_SV` (float32). A row with a negative seat has no rules."""
+
+    counts_SV: torch.Tensor
+    addends_SV: torch.Tensor
+    seats_R: torch.Tensor
+    banned_R: torch.Tensor  # int64: whether stop tokens are
+    repetition_R: torch.Tensor
+    presence_R: torch.Tensor
+    frequency_R: torch.Tensor
+
+
+def edit_on_device(logits_RV: torch.Tensor, rules: DeviceRules) -> torch.Tensor:
+    """A copy of the logits with each row's edits, without a word to the host."""
+    out: torch.Tensor = implementation("sample", logits_RV).edit_on_device(logits_RV, rules)
+    return out
+
+
+def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
+    """Add the tokens just chosen to their seats; rows without a seat or a token are left out. A seat belongs to one row."""
+    implementation("sample", counts_SV).count_on_device(counts_SV, seats_R, ids_R)
+
+
+def score_on_device(
+    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top_R: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`log_probabilities` of many rows without a word to the host: of the chosen tokens (R), then ids and log-probabilities of
+    the best (R, `most`), of which the first `num_top_R` (int64, at most `most`) hold. Rows with a negative number hold nothing."""
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = implementation("sample", logits_RV).score_on_device(
+        logits_RV, ids_R, num_top_R, most
+    )
     return out
 
 

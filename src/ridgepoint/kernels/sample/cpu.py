@@ -15,7 +15,10 @@ import torch
 
 from ridgepoint.kernels.sample import native, step, torch_ops
 from ridgepoint.kernels.sample.torch_ops import choose_on_device as choose_on_device
+from ridgepoint.kernels.sample.torch_ops import count_on_device as count_on_device
+from ridgepoint.kernels.sample.torch_ops import edit_on_device as edit_on_device
 from ridgepoint.kernels.sample.torch_ops import probabilities
+from ridgepoint.kernels.sample.torch_ops import score_on_device as score_on_device
 from ridgepoint.kernels.tensor_call import takes
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ridgepoint.kernels.sample import step
+from ridgepoint.kernels.sample.marks import IN_PROMPT, IS_STOP
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import DeviceShaping, Edits, Scores, Shaping
+    from ridgepoint.kernels.sample import DeviceRules, DeviceShaping, Edits, Scores, Shaping
 
 
 def draw(
@@ -45,6 +46,41 @@ def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> 
     if shaping is None:
         return choose(logits_RV, None)
     return choose(logits_RV, Shaping(**{name: values.cpu().numpy() for name, values in vars(shaping).items()}))
+
+
+def edit_on_device(logits_RV: torch.Tensor, rules: DeviceRules) -> torch.Tensor:
+    out_RV = logits_RV.clone()
+    for r, seat in enumerate(rules.seats_R.tolist()):
+        if seat < 0:
+            continue
+        counts_V = rules.counts_SV[seat].cpu().numpy()
+        seen_N = np.flatnonzero(counts_V & (IN_PROMPT | (IS_STOP - 1)))
+        rates = (float(column[r]) for column in (rules.repetition_R, rules.presence_R, rules.frequency_R))
+        penalise(out_RV[r], seen_N, counts_V[seen_N] & (IS_STOP - 1), *rates)
+        out_RV[r] += rules.addends_SV[seat]
+        if rules.banned_R[r]:
+            out_RV[r][torch.from_numpy((counts_V & IS_STOP) != 0)] = -math.inf
+    return out_RV
+
+
+def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
+    for seat, token in zip(seats_R.tolist(), ids_R.tolist(), strict=True):
+        if seat >= 0 and token >= 0:
+            counts_SV[seat, token] += 1
+
+
+def score_on_device(
+    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top_R: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    num_rows = len(logits_RV)
+    chosen_R = torch.zeros(num_rows)
+    top_ids_RN, top_RN = torch.zeros(num_rows, most, dtype=torch.int64), torch.zeros(num_rows, most)
+    for r, (token, num_top) in enumerate(zip(ids_R.tolist(), num_top_R.tolist(), strict=True)):
+        if num_top >= 0:
+            chosen_R[r], top = log_probabilities(logits_RV[r], max(token, 0), min(num_top, most))
+            for n, (found, value) in enumerate(top):
+                top_ids_RN[r, n], top_RN[r, n] = found, value
+    return chosen_R, top_ids_RN, top_RN
 
 
 def _draw(weights: list[float], top_k: int, top_p: float, min_p: float, uniform: float) -> int:

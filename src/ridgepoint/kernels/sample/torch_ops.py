@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ridgepoint.kernels.sample.marks import IN_PROMPT, IS_STOP
+
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import DeviceShaping, Shaping
+    from ridgepoint.kernels.sample import DeviceRules, DeviceShaping, Shaping
 
 HEAD = 256  # most probable tokens looked at first for top-p; a full sort of a row costs 50 times as much
 STEEPEST = 1e30  # of 1 / temperature: what is colder is greedy all the same, and its logits must not overflow
@@ -141,3 +143,33 @@ def log_probabilities(logits_V: torch.Tensor, token_id: int, num_top: int) -> tu
     values_N, order_N = logprobs_V[ids_N].sort(descending=True, stable=True)
     top = list(zip(ids_N[order_N].tolist(), values_N.tolist(), strict=True))[:num_top]
     return float(logprobs_V[token_id]), top
+
+
+def edit_on_device(logits_RV: torch.Tensor, rules: DeviceRules) -> torch.Tensor:
+    seated_R1 = rules.seats_R[:, None] >= 0
+    seats_R = rules.seats_R.clamp(min=0)
+    counts_RV = rules.counts_SV[seats_R]
+    outputs_RV = (counts_RV & (IS_STOP - 1)).double()
+    x_RV = logits_RV.double()
+    x_RV = torch.where(x_RV > 0, x_RV / rules.repetition_R[:, None], x_RV * rules.repetition_R[:, None])
+    x_RV = x_RV - rules.presence_R[:, None] * (outputs_RV > 0) - rules.frequency_R[:, None] * outputs_RV
+    seen_RV = (counts_RV & (IN_PROMPT | (IS_STOP - 1))) != 0
+    edited_RV = torch.where(seen_RV, x_RV.float(), logits_RV) + rules.addends_SV[seats_R]
+    banned_RV = (rules.banned_R[:, None] != 0) & ((counts_RV & IS_STOP) != 0)
+    return torch.where(seated_R1, edited_RV.masked_fill(banned_RV, float("-inf")), logits_RV)
+
+
+def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
+    counted_R = ((seats_R >= 0) & (ids_R >= 0)).to(counts_SV.dtype)
+    counts_SV.index_put_((seats_R.clamp(min=0), ids_R.clamp(min=0)), counted_R, accumulate=True)
+
+
+def score_on_device(
+    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top_R: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A whole stable sort, so that equals come by id."""
+    logprobs_RV = torch.log_softmax(logits_RV, -1)
+    chosen_R = logprobs_RV.gather(1, ids_R.clamp(min=0)[:, None])[:, 0]
+    top_RN, top_ids_RN = (part[:, :most] for part in logprobs_RV.sort(dim=-1, descending=True, stable=True))
+    missing = most - top_RN.shape[1]  # of a vocabulary smaller than the lists
+    return chosen_R, torch.nn.functional.pad(top_ids_RN, (0, missing)), torch.nn.functional.pad(top_RN, (0, missing))

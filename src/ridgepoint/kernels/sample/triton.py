@@ -1,8 +1,8 @@
 """Sampling on GPUs, without a word to the host: what to do with each row is read from tensors beside the logits.
 
 Two looks at the logits by all of the chip (best; masses and what is near the best), then one program a row. A token drawn
-depends on its row alone. What a request with penalties has said is counted on the device too: `counts_SV` holds for each seat how
-often each token was in the output, with `IN_PROMPT` added for those in the prompt.
+depends on its row alone. Penalties, biases and bans are applied to a copy of the logits by what each seat's tables say, and
+log-probabilities are read from the logits themselves.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import triton
 
 from ridgepoint.kernels.sample import torch_ops
 from ridgepoint.kernels.sample import triton_kernels as kernels
+from ridgepoint.kernels.sample.marks import IN_PROMPT, IS_STOP
 
 if TYPE_CHECKING:
-    from ridgepoint.kernels.sample import DeviceShaping, Shaping
+    from ridgepoint.kernels.sample import DeviceRules, DeviceShaping, Shaping
 
 CHUNK = 8192  # logits a program looks at
 ROOM = 256  # logits that a chunk has listed, the best of those near the row's best; where lists do not do, rows are searched
-IN_PROMPT = 1 << 30
 PENALTY_CHUNK = 2048  # fewer, since penalties are float64
 WARPS = 8
-DRAW_WARPS = 16
+DRAW_WARPS = 8
 
 
 def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> torch.Tensor:
@@ -46,14 +46,15 @@ def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> 
     if shaping is None:
         kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1)
         return ids_R
-    mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int64, torch.int32))
+    mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int32, torch.int32))
+    num_heavy, lightest = of_chunks(torch.int32), of_chunks(torch.int32)
     near = of_chunks(torch.float32, ROOM)
     kernels.weigh_chunks[(chunks, num_rows)](
-        logits_RV, best, mass, kept, near, num_near, bound, shaping.temperature_R, shaping.min_p_R, stride,
+        logits_RV, best, mass, kept, near, num_near, bound, num_heavy, lightest, shaping.temperature_R, shaping.min_p_R, stride,
         **(facts | padded), ROOM=ROOM, num_warps=WARPS,
     )  # fmt: skip
     kernels.draw[(num_rows,)](
-        logits_RV, best, place, mass, kept, near, num_near, bound, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
+        logits_RV, best, place, mass, kept, near, num_near, bound, num_heavy, lightest, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
         shaping.min_p_R, shaping.uniform_R, ids_R, stride, **(facts | padded), ROOM=ROOM, num_warps=DRAW_WARPS,
     )  # fmt: skip
     return ids_R
@@ -81,44 +82,47 @@ def uniforms_on_device(seeds_R: torch.Tensor, indices_R: torch.Tensor) -> torch.
     return uniform_R
 
 
-def penalise_on_device(
-    logits_RV: torch.Tensor,
-    counts_SV: torch.Tensor,
-    seats_R: torch.Tensor,
-    repetition_R: torch.Tensor,
-    presence_R: torch.Tensor,
-    frequency_R: torch.Tensor,
-) -> None:
-    """Edit rows in place by what their seats have said (float64 penalties); a negative seat has none."""
+def edit_on_device(logits_RV: torch.Tensor, rules: DeviceRules) -> torch.Tensor:
     num_rows, vocab = logits_RV.shape
+    out_RV = torch.empty(num_rows, vocab, dtype=torch.float32, device=logits_RV.device)
     if num_rows:
-        kernels.penalise_chunks[(triton.cdiv(vocab, PENALTY_CHUNK), num_rows)](
-            logits_RV, counts_SV, seats_R, repetition_R, presence_R, frequency_R, logits_RV.stride(0),
-            V=vocab, CHUNK=PENALTY_CHUNK, IN_PROMPT=IN_PROMPT, num_warps=WARPS,
+        kernels.edit_chunks[(triton.cdiv(vocab, PENALTY_CHUNK), num_rows)](
+            logits_RV, out_RV, rules.counts_SV, rules.addends_SV, rules.seats_R, rules.banned_R, rules.repetition_R,
+            rules.presence_R, rules.frequency_R, logits_RV.stride(0), V=vocab, CHUNK=PENALTY_CHUNK, IN_PROMPT=IN_PROMPT,
+            IS_STOP=IS_STOP, num_warps=WARPS,
         )  # fmt: skip
+    return out_RV
 
 
 def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
-    """Add the tokens just chosen to their seats; rows without a seat or a token are left out."""
     if len(ids_R):
         kernels.count_tokens[(len(ids_R),)](counts_SV, seats_R, ids_R, V=counts_SV.shape[1], num_warps=1)
 
 
-def log_probabilities_on_device(
-    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top: int
+def score_on_device(
+    logits_RV: torch.Tensor, ids_R: torch.Tensor, num_top_R: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the chosen tokens (R), and ids and log-probabilities of the best (R, num_top), best first."""
     num_rows, vocab = logits_RV.shape
-    num_top = min(num_top, vocab)
-    device = logits_RV.device
+    device, chunks = logits_RV.device, triton.cdiv(vocab, CHUNK)
     chosen_R = torch.empty(num_rows, dtype=torch.float32, device=device)
-    top_ids_RN = torch.empty(num_rows, num_top, dtype=torch.int64, device=device)
-    top_RN = torch.empty(num_rows, num_top, dtype=torch.float32, device=device)
-    if num_rows:
-        kernels.log_probabilities[(num_rows,)](
-            logits_RV, ids_R, chosen_R, top_ids_RN, top_RN, logits_RV.stride(0), num_top,
-            V=vocab, CHUNK=CHUNK, CHUNKS=triton.cdiv(vocab, CHUNK), num_warps=WARPS,
-        )  # fmt: skip
+    top_ids_RN = torch.empty(num_rows, most, dtype=torch.int64, device=device)
+    top_RN = torch.empty(num_rows, most, dtype=torch.float32, device=device)
+    if num_rows == 0:
+        return chosen_R, top_ids_RN, top_RN
+    # Apart: a part of one tensor would be aligned for some numbers of rows only, and the kernels compiled for both.
+    best_RC, total_RC = (torch.empty(num_rows, chunks, dtype=torch.float32, device=device) for _ in range(2))
+    values_RCN = torch.empty(num_rows, chunks, most, dtype=torch.float32, device=device)
+    found_RCN = torch.empty(num_rows, chunks, most, dtype=torch.int32, device=device)
+    stride = logits_RV.stride(0)
+    kernels.list_tops[(chunks, num_rows)](
+        logits_RV, num_top_R, best_RC, total_RC, values_RCN, found_RCN, stride, V=vocab, CHUNK=CHUNK, CHUNKS=chunks, MOST=most,
+        num_warps=WARPS,
+    )  # fmt: skip
+    kernels.join_tops[(num_rows,)](
+        logits_RV, ids_R, num_top_R, best_RC, total_RC, values_RCN, found_RCN, chosen_R, top_ids_RN, top_RN, stride, V=vocab,
+        CHUNKS=chunks, CHUNKS_2=triton.next_power_of_2(chunks), MOST=most, MOST_2=triton.next_power_of_2(max(1, most)),
+        num_warps=4,
+    )  # fmt: skip
     return chosen_R, top_ids_RN, top_RN
 
 

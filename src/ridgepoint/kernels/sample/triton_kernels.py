@@ -13,21 +13,28 @@ UNIT = tl.constexpr(2.0**40)
 NEAR = tl.constexpr(2.0**-14)  # of the best probability: what is above is listed apart, and is nearly all of the mass
 STEEPEST = tl.constexpr(1e30)  # of 1 / temperature: what is colder is greedy all the same
 UNIFORM_BITS = tl.constexpr(52)
+PARTS = tl.constexpr(4)  # of a chunk, in passes that keep more beside it in registers
 LOWEST = tl.constexpr(-0x7F800001)  # the key of minus infinity
+HIGHEST = tl.constexpr(0x7F800000)  # the key of infinity
 
 
 @triton.jit
 def _key(x):
-    """int64 that orders as the float32 `x` does."""
+    """int32 that orders as the float32 `x` does."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _logit(key):
     """The float32 with this key."""
-    bits = key.to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _between(low, high):
+    """Halfway, rounded up, without passing 32 bits."""
+    return (low | high) - ((low ^ high) >> 1)
 
 
 @triton.jit
@@ -69,11 +76,13 @@ def scan_chunks(
 
 @triton.jit
 def weigh_chunks(
-    logits_ptr, best_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr, temperature_ptr, min_p_ptr, row_stride,
+    logits_ptr, best_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr, num_heavy_ptr, lightest_ptr,
+    temperature_ptr, min_p_ptr, row_stride,
     V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
-    """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, and its logits near the best. If these are too
-    many for the list, only those from `bound` on are in it."""
+    """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, its logits near the best, and how many tokens have
+    any mass with the lowest of their keys. If those near the best are too many for the list, only those from `bound` on are in
+    it."""
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if tl.load(temperature_ptr + r) == 0:
         return
@@ -85,13 +94,16 @@ def weigh_chunks(
     at = r * CHUNKS + chunk
     tl.store(mass_ptr + at, tl.sum(mass, 0))
     tl.store(kept_ptr + at, tl.sum(tl.where(weight >= tl.load(min_p_ptr + r).to(tl.float32), mass, 0), 0))
+    key = _key(x)
+    heavy = mass > 0
+    tl.store(num_heavy_ptr + at, tl.sum(heavy.to(tl.int32), 0))
+    tl.store(lightest_ptr + at, tl.min(tl.where(heavy, key, HIGHEST), 0))
     near = weight >= NEAR
-    bound = tl.full((), LOWEST, tl.int64)
+    bound = tl.full((), LOWEST, tl.int32)
     if tl.sum(near.to(tl.int32), 0) > ROOM:
-        key = _key(x)
         high = _key(best) + 1
         while bound < high:
-            middle = bound + (high - bound) // 2
+            middle = (bound & high) + ((bound ^ high) >> 1)
             fits = tl.sum((key >= middle).to(tl.int32), 0) <= ROOM
             high = tl.where(fits, middle, high)
             bound = tl.where(fits, bound, middle + 1)
@@ -122,44 +134,85 @@ def take_best(best_ptr, place_ptr, ids_ptr, CHUNKS: tl.constexpr, CHUNKS_2: tl.c
 
 
 @triton.jit
-def _above(
-    least, near_CN, is_listed, logits_ptr, r, best, steep, row_stride,
+def _look(
+    middle, low, high, logits_ptr, r, best, steep, row_stride,
     V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """How many tokens have a key of at least `least`, and their mass: among those near the best, or in the whole row."""
-    if is_listed:
-        chosen_CN = _key(near_CN) >= least
-        count = tl.sum(chosen_CN.to(tl.int64))
-        mass = tl.sum(tl.where(chosen_CN, _mass(_weight(near_CN, best, steep)), 0))
-    else:
-        count, mass = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
-        for chunk in range(0, CHUNKS):
-            x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
-            chosen = _key(x) >= least
-            count += tl.sum(chosen.to(tl.int64), 0)
-            mass += tl.sum(tl.where(chosen, _mass(_weight(x, best, steep)), 0), 0)
-    return count, mass
+    """One pass over the row: number and mass of the tokens in [middle, high], the lowest key of theirs and the highest of those
+    in [low, middle)."""
+    count, mass = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
+    least, most = tl.full((), HIGHEST, tl.int32), tl.full((), LOWEST, tl.int32)
+    PART: tl.constexpr = CHUNK // PARTS
+    for part in range(0, CHUNKS * PARTS):
+        x = _load_chunk(logits_ptr, r, part, row_stride, V, PART)
+        key = _key(x)
+        chosen = (key >= middle) & (key <= high)
+        count += tl.sum(chosen.to(tl.int64), 0)
+        mass += tl.sum(tl.where(chosen, _mass(_weight(x, best, steep)), 0), 0)
+        least = tl.minimum(least, tl.min(tl.where(chosen, key, HIGHEST), 0))
+        most = tl.maximum(most, tl.max(tl.where((key >= low) & (key < middle), key, LOWEST), 0))
+    return count, mass, least, most
 
 
 @triton.jit
-def _highest(
-    goal, BY_COUNT: tl.constexpr, low, near_CN, is_listed, logits_ptr, r, best, steep, row_stride,
-    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+def _cut(
+    goal, BY_COUNT: tl.constexpr, low, inside, near_CN, is_listed, room_ptr, logits_ptr, r, best, steep, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
-    """The highest key at and above which there are `goal` tokens, or a mass of `goal`; `low` is known to be low enough."""
+    """The highest key at and above which there are `goal` tokens, or a mass of `goal`; and number and mass of what is above it.
+
+    The `inside` tokens from `low` on have enough. Where they are not listed, passes over the row narrow them down until they fit
+    the lists' room: by halving what lies between the lowest and the highest logit, which real rows need a few times, in turn
+    with halving the keys between, of which no row has more than 32 halvings."""
     high = _key(best)
+    count_above, mass_above = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
+    if is_listed == 0:
+        by_key = tl.zeros((), tl.int32)
+        while (inside > CHUNKS * ROOM) & (low < high):
+            halved = _key((_logit(low) + _logit(high)) * 0.5)
+            middle = tl.where((by_key > 0) | (halved <= low) | (halved > high), _between(low, high), halved)
+            by_key = 1 - by_key
+            count, mass, least, most = _look(
+                middle, low, high, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
+            )
+            enough = (count_above + count if BY_COUNT else mass_above + mass) >= goal
+            low = tl.where(enough, least, low)
+            high = tl.where(enough, high, most)
+            count_above += tl.where(enough, 0, count)
+            mass_above += tl.where(enough, 0, mass)
+            inside = tl.where(enough, count, inside - count)
+        near_CN = tl.full((CHUNKS_2, ROOM), float("-inf"), tl.float32)
+        if inside <= CHUNKS * ROOM:
+            tl.debug_barrier()  # what lay in the room has been read by every thread
+            start = tl.zeros((), tl.int32)
+            PART: tl.constexpr = CHUNK // PARTS
+            for part in range(0, CHUNKS * PARTS):
+                x = _load_chunk(logits_ptr, r, part, row_stride, V, PART)
+                chosen = (_key(x) >= low) & (_key(x) <= high)
+                place = start + tl.cumsum(chosen.to(tl.int32), 0) - 1
+                tl.store(room_ptr + place, x, mask=chosen & (place < CHUNKS * ROOM))
+                start += tl.sum(chosen.to(tl.int32), 0)
+            tl.debug_barrier()
+            place_CN = tl.arange(0, CHUNKS_2)[:, None] * ROOM + tl.arange(0, ROOM)[None, :]
+            near_CN = tl.load(room_ptr + place_CN, mask=place_CN < inside, other=float("-inf"))
+    key_CN = _key(near_CN)
     while low < high:
-        middle = high - (high - low) // 2
-        count, mass = _above(middle, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS)
-        enough = (count if BY_COUNT else mass) >= goal
+        middle = _between(low, high)
+        if BY_COUNT:
+            reached = count_above + tl.sum((key_CN >= middle).to(tl.int64))
+        else:
+            reached = mass_above + tl.sum(tl.where(key_CN >= middle, _mass(_weight(near_CN, best, steep)), 0))
+        enough = reached >= goal
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
-    return low
+    count_above += tl.sum((key_CN > low).to(tl.int64))
+    mass_above += tl.sum(tl.where(key_CN > low, _mass(_weight(near_CN, best, steep)), 0))
+    return low, count_above, mass_above
 
 
 @triton.jit
 def draw(
-    logits_ptr, best_ptr, place_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr,
+    logits_ptr, best_ptr, place_ptr, mass_ptr, kept_ptr, near_ptr, num_near_ptr, bound_ptr, num_heavy_ptr, lightest_ptr,
     temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, uniform_ptr, ids_ptr, row_stride,
     V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
@@ -176,7 +229,7 @@ def draw(
         c = tl.arange(0, CHUNKS_2)
         in_row = c < CHUNKS
         kept_C = tl.load(kept_ptr + r * CHUNKS + c, mask=in_row, other=0)
-        floor = _key(best) * 0 + LOWEST
+        floor = tl.full((), LOWEST, tl.int32)
         if is_limited | (top_p < 1):
             whole = tl.sum(tl.load(mass_ptr + r * CHUNKS + c, mask=in_row, other=0), 0)
             num_C = tl.load(num_near_ptr + r * CHUNKS + c, mask=in_row, other=0)
@@ -194,24 +247,28 @@ def draw(
             else:
                 listed_mass = tl.sum(_mass(_weight(near_CN, best, steep)))
                 is_listed = listed_mass.to(tl.float64) >= top_p * whole.to(tl.float64)
-            lowest = tl.min(tl.where(is_in_CN, _key(near_CN), _key(best)))
-            lowest = tl.where(is_listed, lowest, LOWEST)
-            floor = lowest
-            if is_limited:
-                floor = _highest(
-                    top_k, True, lowest, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
-                )
-                above, whole = _above(
-                    floor + 1, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
-                )
+            is_listed = is_listed.to(tl.int32)
+            in_list = tl.sum(is_in_CN.to(tl.int64))
+            heavy = tl.sum(tl.load(num_heavy_ptr + r * CHUNKS + c, mask=in_row, other=0).to(tl.int64), 0)
+            lightest = tl.min(tl.load(lightest_ptr + r * CHUNKS + c, mask=in_row, other=HIGHEST), 0)
+            inside = tl.where(is_listed != 0, in_list, heavy)
+            floor = tl.where(is_listed != 0, tl.min(tl.where(is_in_CN, _key(near_CN), _key(best))), lightest)
+            room_ptr = near_ptr + r * CHUNKS * ROOM
+            if is_limited & (inside >= top_k):  # else all that have any mass are among the k best
+                floor, above, mass_above = _cut(
+                    top_k, True, floor, inside, near_CN, is_listed, room_ptr, logits_ptr, r, best, steep, row_stride, V,
+                    CHUNK, CHUNKS, CHUNKS_2, ROOM,
+                )  # fmt: skip
                 # Of equals at the threshold only as many count as make k.
-                whole += (top_k - above) * _mass(_weight(_logit(floor), best, steep))
+                whole = mass_above + (top_k - above) * _mass(_weight(_logit(floor), best, steep))
+                inside = tl.where(is_listed != 0, in_list, heavy)
             if top_p < 1:
                 goal = tl.ceil(top_p * whole.to(tl.float64)).to(tl.int64)
-                floor = _highest(
-                    goal, False, floor, near_CN, is_listed, logits_ptr, r, best, steep, row_stride, V, CHUNK, CHUNKS
-                )
-            if is_listed:
+                floor, above, mass_above = _cut(
+                    goal, False, floor, inside, near_CN, is_listed, room_ptr, logits_ptr, r, best, steep, row_stride, V,
+                    CHUNK, CHUNKS, CHUNKS_2, ROOM,
+                )  # fmt: skip
+            if is_listed != 0:
                 weight_CN = _weight(near_CN, best, steep)
                 kept_CN = (_key(near_CN) >= floor) & (weight_CN >= min_p)
                 kept_C = tl.sum(tl.where(kept_CN, _mass(weight_CN), 0), 1)
@@ -254,24 +311,29 @@ def uniform_numbers(seeds_ptr, indices_ptr, uniform_ptr, num_rows, ROWS: tl.cons
 
 
 @triton.jit
-def penalise_chunks(
-    logits_ptr, counts_ptr, seats_ptr, repetition_ptr, presence_ptr, frequency_ptr, row_stride,
-    V: tl.constexpr, CHUNK: tl.constexpr, IN_PROMPT: tl.constexpr,
+def edit_chunks(
+    logits_ptr, out_ptr, counts_ptr, addends_ptr, seats_ptr, banned_ptr, repetition_ptr, presence_ptr, frequency_ptr,
+    row_stride, V: tl.constexpr, CHUNK: tl.constexpr, IN_PROMPT: tl.constexpr, IS_STOP: tl.constexpr,
 ):  # fmt: skip
-    """Program (chunk, r) edits the row's logits by the counts of its seat; a negative seat has no penalties."""
+    """Program (chunk, r): the row with the rules of its seat; a negative seat has none. First penalties, then the addends, then
+    the ban of stop tokens."""
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    seat = tl.load(seats_ptr + r).to(tl.int64)
-    if seat < 0:
-        return
-    repetition = tl.load(repetition_ptr + r)
-    presence, frequency = tl.load(presence_ptr + r), tl.load(frequency_ptr + r)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
-    counts = tl.load(counts_ptr + seat * V + at, mask=at < V, other=0)
-    seen = counts != 0
-    x = tl.load(logits_ptr + r * row_stride + at, mask=seen, other=0).to(tl.float64)
-    outputs = (counts & (IN_PROMPT - 1)).to(tl.float64)
-    x = tl.where(x > 0, x / repetition, x * repetition) - tl.where(outputs > 0, presence, 0.0) - frequency * outputs
-    tl.store(logits_ptr + r * row_stride + at, x.to(tl.float32), mask=seen)
+    x = tl.load(logits_ptr + r * row_stride + at, mask=at < V, other=0)
+    seat = tl.load(seats_ptr + r).to(tl.int64)
+    if seat >= 0:
+        repetition = tl.load(repetition_ptr + r)
+        presence, frequency = tl.load(presence_ptr + r), tl.load(frequency_ptr + r)
+        counts = tl.load(counts_ptr + seat * V + at, mask=at < V, other=0)
+        outputs = (counts & (IS_STOP - 1)).to(tl.float64)
+        wide = x.to(tl.float64)
+        wide = tl.where(wide > 0, wide / repetition, wide * repetition)
+        wide = wide - tl.where(outputs > 0, presence, 0.0) - frequency * outputs
+        x = tl.where((counts & (IN_PROMPT | (IS_STOP - 1))) != 0, wide.to(tl.float32), x)
+        x += tl.load(addends_ptr + seat * V + at, mask=at < V, other=0)
+        is_banned = (tl.load(banned_ptr + r) != 0) & ((counts & IS_STOP) != 0)
+        x = tl.where(is_banned, float("-inf"), x)
+    tl.store(out_ptr + r * V + at, x, mask=at < V)
 
 
 @triton.jit
@@ -285,35 +347,58 @@ def count_tokens(counts_ptr, seats_ptr, ids_ptr, V: tl.constexpr):
 
 
 @triton.jit
-def log_probabilities(
-    logits_ptr, ids_ptr, chosen_ptr, top_ids_ptr, top_ptr, row_stride, num_top,
-    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+def list_tops(
+    logits_ptr, num_top_ptr, best_ptr, total_ptr, values_ptr, ids_ptr, row_stride,
+    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
-    """Program r: log-softmax of the chosen token and of the `num_top` best, found one after the other; equals by id."""
-    r = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, CHUNK)
-    best = tl.full((), float("-inf"), tl.float32)
-    for chunk in range(0, CHUNKS):
-        best = tl.maximum(best, tl.max(_load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK), 0))
-    total = tl.zeros((), tl.float64)
-    for chunk in range(0, CHUNKS):
+    """Program (chunk, r): the chunk's best logit, its exponentials' sum beside that, and its `num_top` best, found one after the
+    other; equals by id. A negative `num_top` wants nothing."""
+    chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    num_top = tl.load(num_top_ptr + r)
+    if num_top >= 0:
+        at = chunk * CHUNK + tl.arange(0, CHUNK)
         x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
-        total += tl.sum(tl.exp(x - best), 0).to(tl.float64)
-    norm = best.to(tl.float64) + tl.log(total.to(tl.float32)).to(tl.float64)
-    token = tl.load(ids_ptr + r)
-    chosen = tl.load(logits_ptr + r * row_stride + tl.maximum(token, 0)).to(tl.float64) - norm
-    tl.store(chosen_ptr + r, chosen.to(tl.float32))
-    last_x, last_id = tl.full((), float("inf"), tl.float32), -1
-    for n in range(0, num_top):
-        next_x, next_id = tl.full((), float("-inf"), tl.float32), V
-        for chunk in range(0, CHUNKS):
-            x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
-            at = chunk * CHUNK + i
+        best = tl.max(x, 0)
+        shift = tl.where(best == float("-inf"), 0.0, best)
+        place = r * CHUNKS + chunk
+        tl.store(best_ptr + place, best)
+        tl.store(total_ptr + place, tl.sum(tl.exp(x - shift), 0))
+        last_x, last_id = tl.full((), float("inf"), tl.float32), -1
+        for n in range(0, tl.minimum(num_top, MOST)):
             after = (at < V) & ((x < last_x) | ((x == last_x) & (at > last_id)))
-            found_x = tl.max(tl.where(after, x, float("-inf")), 0)
-            found_id = tl.min(tl.where(after & (x == found_x), at, V), 0)
-            better = (found_x > next_x) | ((found_x == next_x) & (found_id < next_id))
-            next_x, next_id = tl.where(better, found_x, next_x), tl.where(better, found_id, next_id)
-        tl.store(top_ids_ptr + r * num_top + n, next_id.to(tl.int64))
-        tl.store(top_ptr + r * num_top + n, (next_x.to(tl.float64) - norm).to(tl.float32))
-        last_x, last_id = next_x, next_id
+            last_x = tl.max(tl.where(after, x, float("-inf")), 0)
+            last_id = tl.min(tl.where(after & (x == last_x), at, V), 0)
+            tl.store(values_ptr + place * MOST + n, last_x)
+            tl.store(ids_ptr + place * MOST + n, last_id)
+
+
+@triton.jit
+def join_tops(
+    logits_ptr, tokens_ptr, num_top_ptr, best_ptr, total_ptr, values_ptr, ids_ptr, chosen_ptr, top_ids_ptr, top_ptr, row_stride,
+    V: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, MOST: tl.constexpr, MOST_2: tl.constexpr,
+):  # fmt: skip
+    """Program r: the log-probability of its token, and the best of the chunks' lists."""
+    r = tl.program_id(0).to(tl.int64)
+    num_top = tl.load(num_top_ptr + r)
+    if num_top >= 0:
+        c = tl.arange(0, CHUNKS_2)
+        best_C = tl.load(best_ptr + r * CHUNKS + c, mask=c < CHUNKS, other=float("-inf"))
+        best = tl.max(best_C, 0)
+        total_C = tl.load(total_ptr + r * CHUNKS + c, mask=c < CHUNKS, other=0).to(tl.float64)
+        total = tl.sum(tl.where(best_C == float("-inf"), 0.0, total_C * tl.exp(best_C - best).to(tl.float64)), 0)
+        norm = best.to(tl.float64) + tl.log(total)
+        token = tl.maximum(tl.load(tokens_ptr + r), 0)
+        tl.store(chosen_ptr + r, (tl.load(logits_ptr + r * row_stride + token).to(tl.float64) - norm).to(tl.float32))
+        num_top = tl.minimum(num_top, MOST)
+        n = tl.arange(0, MOST_2)
+        listed_CN = (c < CHUNKS)[:, None] & (n < num_top)[None, :]
+        at_CN = (r * CHUNKS + c)[:, None] * MOST + n[None, :]
+        id_CN = tl.load(ids_ptr + at_CN, mask=listed_CN, other=V)
+        x_CN = tl.load(values_ptr + at_CN, mask=listed_CN, other=float("-inf"))
+        free_CN = id_CN < V  # a chunk may have fewer tokens than are wanted
+        for i in range(0, num_top):
+            next_x = tl.max(tl.where(free_CN, x_CN, float("-inf")))
+            next_id = tl.min(tl.where(free_CN & (x_CN == next_x), id_CN, V))
+            free_CN = free_CN & (id_CN != next_id)
+            tl.store(top_ids_ptr + r * MOST + i, next_id.to(tl.int64))
+            tl.store(top_ptr + r * MOST + i, (next_x.to(tl.float64) - norm).to(tl.float32))

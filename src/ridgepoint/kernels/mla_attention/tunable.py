@@ -1,0 +1,176 @@
+"""Latent attention as the tuner sees it: the splitting kernel at a number of decoding sequences, the tiling one on a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ridgepoint.kernels.mla_attention import triton as path
+from ridgepoint.kernels.paged_attention.triton import KINDS, LARGEST, prepare
+from ridgepoint.kernels.tuning import AttentionTile, Config, choose
+from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
+from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentLayer:
+    """One layer's blocks of latents, its lifts, and how it attends."""
+
+    kv: torch.Tensor
+    block_tokens: int
+    w_uk_HNC: torch.Tensor
+    w_uv_HVC: torch.Tensor
+    rope_dim: int
+    scale: float
+    window: int | None
+
+    @property
+    def num_heads(self) -> int:
+        return self.w_uk_HNC.shape[0]
+
+    @property
+    def latent_dim(self) -> int:
+        return self.w_uk_HNC.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.num_heads, self.latent_dim, self.rope_dim, self.window or 0
+
+    @property
+    def is_coded(self) -> bool:
+        return self.kv.dtype in LARGEST
+
+
+def decode_problem(layers: Sequence[LatentLayer], num_seqs: int, context: int, up_to: float) -> Problem:
+    layer = layers[0]
+    estimate = path.split_tile(layer.num_heads, layer.latent_dim, 2, layer.is_coded)
+    return _problem(
+        "mla_decode", layers, num_seqs, up_to, estimate, lambda best: split_tiles(layer, num_seqs, context, best),
+        [context] * num_seqs, 1,
+    )  # fmt: skip
+
+
+def prompt_problem(layers: Sequence[LatentLayer], num_tokens: int, up_to: float) -> Problem:
+    layer = layers[0]
+    estimate = path.query_tile(layer.latent_dim, 2, layer.is_coded)
+    return _problem(
+        "mla_prompt", layers, num_tokens, up_to, estimate, lambda best: query_tiles(layer, num_tokens, best), [num_tokens],
+        num_tokens,
+    )  # fmt: skip
+
+
+def _problem(
+    op: str, layers: Sequence[LatentLayer], size: int, up_to: float, estimate: AttentionTile,
+    candidates: Callable[[AttentionTile], list[AttentionTile]], contexts: list[int], queries: int,
+) -> Problem:  # fmt: skip
+    layer = layers[0]
+    kind = KINDS[layer.kv.dtype]
+    best: AttentionTile = choose(op, kind, size, layer.shape, layer.kv.device, lambda: estimate)
+
+    def around(config: Config) -> list[AttentionTile]:
+        assert isinstance(config, AttentionTile)
+        return candidates(config)
+
+    return Problem(
+        op=op, kind=kind, shape=layer.shape, size=size, up_to=up_to, estimate=best, rounds=(around,),
+        calls=lambda: _calls(layers, contexts, queries),
+    )  # fmt: skip
+
+
+def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: AttentionTile) -> list[AttentionTile]:
+    """Heads and latents of a tile, and programs beside each other; how keys are split the device decides for each step."""
+    found = [
+        AttentionTile(rows, keys, warps=warps, stages=stages, per_sm=per_sm)
+        for rows, warps in ((64, 8), (32, 8), (16, 4))
+        for keys in (32, 64, 16)
+        for stages in (3, 5)
+        for per_sm in (1, 2)
+        if rows <= max(16, layer.num_heads)
+    ]
+    keys_seen = min(context, layer.window or context)
+    processor = processor_of(layer.kv.device)
+
+    def demand_of(tile: AttentionTile) -> Demand:
+        head_tiles = -(-layer.num_heads // tile.rows)
+        most = max(1, 2 * tile.per_sm * processor.count // head_tiles)  # splits of the step
+        split = max(256, -(-num_seqs * keys_seen // most))
+        splits = num_seqs * -(-keys_seen // split)
+        width = layer.latent_dim + layer.rope_dim
+        length = min(split, keys_seen)
+        return Demand(
+            warps=tile.warps, per_processor=tile.per_sm, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
+            items=splits * head_tiles, item_bytes=length * width * layer.kv.element_size() / head_tiles,
+            item_l2_bytes=length * width * layer.kv.element_size(), item_flops=2.0 * tile.rows * length * (width + layer.latent_dim), in_flight_bytes=_shared(layer, tile),
+            addresses=_addresses(tile), more_bytes=splits * layer.num_heads * (layer.latent_dim + 2) * 4.0,
+        )  # fmt: skip
+
+    return worth_timing(found, demand_of, processor, MOST, best)
+
+
+def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> list[AttentionTile]:
+    found = [
+        AttentionTile(rows, keys, warps=warps, stages=stages)
+        for rows, warps in ((64, 8), (128, 8), (32, 8), (64, 4))
+        for keys in (32, 64, 16)
+        for stages in (3, 5)
+        if rows < 64 or not layer.is_coded  # codes are widened in registers that 64 rows of results do not leave
+    ]
+
+    def demand_of(tile: AttentionTile) -> Demand:
+        queries = max(1, tile.rows // layer.num_heads)
+        tiles = -(-queries * layer.num_heads // tile.rows)
+        return Demand(
+            warps=tile.warps, per_processor=1, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
+            items=tiles * -(-num_tokens // queries), item_bytes=0.0, addresses=_addresses(tile),
+            item_l2_bytes=num_tokens / 2 * (layer.latent_dim + layer.rope_dim) * layer.kv.element_size(),
+            item_flops=2.0 * tile.rows * num_tokens / 2 * (2 * layer.latent_dim + layer.rope_dim), in_flight_bytes=1 << 20,
+        )  # fmt: skip
+
+    return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
+
+
+def _shared(layer: LatentLayer, tile: AttentionTile) -> int:
+    """Queries stay in shared memory beside the latents on their way, whose block numbers are loaded a stage before them; the wide
+    matrix instruction reads one tile more while it runs."""
+    width = layer.latent_dim + layer.rope_dim
+    tiles = (tile.stages + 1) // 2 if tile.rows >= 64 else (tile.stages - 1) // 2
+    return tile.rows * width * 2 + tiles * tile.keys * width * layer.kv.element_size()
+
+
+def _addresses(tile: AttentionTile) -> int:
+    """Below 64 rows the latents of a tile pass through registers on their way to the matrix units (as compiled for sm_90)."""
+    return ADDRESSES if tile.rows >= 64 else 160 + tile.keys // 2
+
+
+def _registers(layer: LatentLayer, tile: AttentionTile) -> int:
+    widened = tile.keys * layer.latent_dim // 2 if layer.is_coded else 0
+    return tile.rows * (layer.latent_dim + tile.keys) + widened
+
+
+def _calls(layers: Sequence[LatentLayer], contexts: Sequence[int], queries: int) -> list[Call]:
+    layer = layers[0]
+    device, size = layer.kv.device, layer.block_tokens
+    num_seqs, columns = len(contexts), -(-max(contexts) // size)
+    tables_BN = (torch.arange(num_seqs * columns, device=device) % layer.kv.shape[0]).view(num_seqs, columns)
+    plan = prepare(
+        torch.arange(num_seqs + 1, device=device) * queries,
+        torch.tensor(contexts, dtype=torch.int64).to(device),
+        tables_BN,
+        size,
+    )
+    generator = torch.Generator(device=device).manual_seed(0)
+
+    def queries_of(width: int) -> torch.Tensor:
+        shape = (num_seqs * queries, layer.num_heads, width)
+        return torch.randn(shape, device=device, generator=generator).bfloat16()
+
+    return [
+        partial(
+            path.attend, queries_of(layer.w_uk_HNC.shape[1]), queries_of(layer.rope_dim), layer.kv, layer.w_uk_HNC, layer.w_uv_HVC,
+            plan, layer.scale, layer.window,
+        )
+        for layer in layers
+    ]  # fmt: skip

@@ -1,0 +1,88 @@
+"""What a kernel with a choice can be told: the sizes it is compiled for and how it is spread over a GPU.
+
+One frozen class per kind of kernel. A configuration says nothing of when it is good; `table` and `physics` do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ridgepoint.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One product's launch. `kernel`: tokens (rows of the tile are tokens) or weights (they are weight rows)."""
+
+    kernel: str
+    block_n: int  # weight rows, gate and up together
+    block_k: int
+    group: int  # blocks of rows that pass under every column before the next
+    num_warps: int
+    num_stages: int
+    per_processor: int  # persistent programs on each multiprocessor
+    flatten: bool = True  # loads of the next tile run under the end of this one (tokens only)
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("tokens", "weights"):
+            raise ConfigError(f"tile kernel {self.kernel!r} is unknown; allowed: tokens, weights")
+        _check(self, self.block_n, self.block_k, self.num_warps)
+        if min(self.group, self.num_stages, self.per_processor) < 1:
+            raise ConfigError(f"{self}: group, stages and programs are at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTiles:
+    """`first` is gate and up, `second` is down. Rows of an expert start at multiples of `unit` (None: of `block_m`); below
+    `block_m` it makes short blocks of the rest."""
+
+    block_m: int
+    first: Tile
+    second: Tile
+    unit: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.block_m, self.unit or self.block_m)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearTiles:
+    block_m: int
+    first: Tile
+
+    def __post_init__(self) -> None:
+        _check(self, self.block_m)
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Rows (query, head), keys, warps and software pipeline depth; of a kernel that splits keys also its programs on each
+    multiprocessor, and the keys of a split where the step does not decide it (see `triton_plan.Cut.parts`)."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    per_sm: int = 1
+    split_keys: int = 256
+
+    def __post_init__(self) -> None:
+        _check(self, self.rows, self.keys, self.warps)
+        if min(self.stages, self.per_sm) < 1 or self.split_keys < 1 or self.split_keys % 128:
+            raise ConfigError(f"{self}: stages and programs are at least 1, splits multiples of 128 keys")
+
+
+Config = ExpertTiles | LinearTiles | AttentionTile
+CONFIGS: dict[str, type[ExpertTiles] | type[LinearTiles] | type[AttentionTile]] = {
+    "experts": ExpertTiles,
+    "linear": LinearTiles,
+    "paged_decode": AttentionTile,
+    "paged_prompt": AttentionTile,
+    "mla_decode": AttentionTile,
+    "mla_prompt": AttentionTile,
+}
+
+
+def _check(config: object, *powers: int) -> None:
+    if any(not isinstance(value, int) or value < 1 or value & (value - 1) for value in powers):
+        raise ConfigError(f"{config}: blocks and warps are powers of two")
