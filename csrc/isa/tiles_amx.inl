@@ -209,7 +209,7 @@ template <class T, int F, int Planes, int VectorRows> void amx_codes(const Tile&
         return;
     }
     Tile part = t;
-    for (int done = 0; done < t.rows; done += part.rows, part.prefetch = nullptr) {
+    for (int done = 0; done < t.rows; done += part.rows, part.turns = 2, part.panel_next = nullptr) {  // the first part fetches ahead
         part.x = t.x + done;
         part.out = t.out + done * kPanel;
         part.rows = t.rows - done < VectorRows ? t.rows - done : VectorRows;
