@@ -378,7 +378,13 @@ def test_steps_hold_twice_the_ridge_of_prompts_where_nobody_says(monkeypatch: py
     pack_for_serving(decoder, None)
     ridges = {}
     for ratio in (4.0, 20.0, 1e4):
-        roofs = Roofs(read_bytes_per_s=1e9, f32_flops_per_s=1.0, bf16_flops_per_s=ratio * 1e9, int8_flops_per_s=1.0)
+        roofs = Roofs(
+            read_bytes_per_s=1e9,
+            f32_flops_per_s=1.0,
+            bf16_flops_per_s=ratio * 1e9,
+            int8_flops_per_s=1.0,
+            int16_flops_per_s=1.0,
+        )
         monkeypatch.setattr(step_size, "_roofs", lambda threads, roofs=roofs: roofs)
         ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=ratio * 1e9, bytes_per_s=1e9)
         tokens, why = step_size.usual_step_tokens(decoder, 24)

@@ -171,7 +171,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
     ):
         entry = getattr(library, function)
         entry.restype, entry.argtypes = result, arguments
-    library.rp_set_threads(_threads_wanted(), int(os.environ.get("RIDGEPOINT_SPIN_US", SPIN_US)))
+    library.rp_set_threads(_threads_wanted(), _spin_us())
     forced = os.environ.get("RIDGEPOINT_ISA")
     if forced:
         _force(library, forced)
@@ -289,8 +289,13 @@ def num_threads_now() -> int:
     return int(library().rp_threads_now())
 
 
-def set_num_threads(threads: int, spin_us: int = SPIN_US) -> None:
-    """Threads of the pool, the caller included."""
+def _spin_us() -> int:
+    return int(os.environ.get("RIDGEPOINT_SPIN_US", SPIN_US))
+
+
+def set_num_threads(threads: int, spin_us: int | None = None) -> None:
+    """Threads of the pool, the caller included; workers stay awake `spin_us` after their work (None: as the environment says)."""
+    spin_us = _spin_us() if spin_us is None else spin_us
     if library().rp_set_threads(threads, spin_us) != 0:
         raise ConfigError(f"threads={threads}, spin_us={spin_us}: threads must be at least 1, spin_us at least 0")
 
