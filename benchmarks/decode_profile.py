@@ -173,7 +173,7 @@ def measure(folder: Path, fmt: str, args: argparse.Namespace) -> list[dict[str, 
     llm = LLM(
         EngineOptions(
             model=str(folder), dtype="bfloat16", weight_format=fmt, threads=args.threads, max_num_seqs=seqs,
-            max_step_tokens=max(STEP_TOKENS, *prompts), max_context=room, num_blocks=seqs * -(-room // 16),
+            max_step_tokens=max([STEP_TOKENS, *prompts]), max_context=room, num_blocks=seqs * -(-room // 16),
             prefix_cache=False,
         )
     )  # fmt: skip
