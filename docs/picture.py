@@ -80,13 +80,15 @@ def draw(result: dict) -> str:
         label = f"batch {size}" if kind == "decode" else f"prompt {size}"
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{label}</text>')
     roof = result["machine_roof"]
+    reads = [read / 1e9 for rounds in result["measure_read_bytes_per_s"].values() for read in rounds]
     condition = (
         f"Random Qwen3-MoE, 1.3 B parameters, 0.23 B active, bf16, context 128; {result['threads']} threads of"
-        f" {result['hardware']['cpu'].split(' (')[0]}; roof {roof['read_bytes_per_s'] / 1e9:.0f} GB/s and {roof['bf16_flops_per_s'] / 1e9:,.0f} GFLOP/s"
+        f" {result['hardware']['cpu'].split(' (')[0]}; roof: memory {min(reads):.0f} to {max(reads):.0f} GB/s around the points,"
+        f" {roof['bf16_flops_per_s'] / 1e9:,.0f} GFLOP/s"
     )
     parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 20}">{condition}</text>')
     if top > 1:
-        note = "Above 100 %: memory was faster at that point than when the run began and its roof was measured."
+        note = "Above 100 %: memory was faster at that point than around it."
         parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 5}">{note}</text>')
     parts.append("</svg>\n")
     return "\n".join(parts)
