@@ -32,14 +32,16 @@ def split_tile(num_heads: int, latent_dim: int, bytes_per_channel: int, is_coded
     rows = min(32 if is_coded else 64, max(16, triton.next_power_of_2(num_heads)))
     if rows == 16:
         return Tile(16, 32, warps=8, stages=5) if is_coded else Tile(16, 32, warps=4, stages=5, per_sm=2)
-    return Tile(rows, 32, warps=8, stages=5)
+    if is_coded:
+        return Tile(rows, 32, warps=8, stages=5)
+    return Tile(rows, 64, warps=8, stages=5 if rows == 32 else 3)
 
 
 def query_tile(latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
     """For several queries with all their heads."""
     if bytes_per_channel == 4 or latent_dim > 512:
         return Tile(16, 16, warps=4, stages=1)
-    return Tile(32 if is_coded else 64, 32, warps=8, stages=5)
+    return Tile(16, 32, warps=8, stages=5) if is_coded else Tile(64, 64, warps=8, stages=3)
 
 
 def allocate(
@@ -103,8 +105,8 @@ def _attend_latents(
     long = query_tile(latent_dim, q_HTC.element_size(), scaled)
     head_tiles = triton.cdiv(num_heads, short.rows)
     programs = short.per_sm * num_multiprocessors(q_HTC.device)
-    # A partial result of all heads is as many bytes as a few hundred latents: two rounds of programs, and no more splits.
-    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, 2 * programs // head_tiles))
+    # A partial result of all heads is as many bytes as a few hundred latents: no more splits than keep the device busy.
+    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, programs // head_tiles))
     work = plan.work(cut, num_tokens)
     facts: dict[str, Any] = {
         "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),
@@ -126,14 +128,14 @@ def _attend_latents(
     acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
     kernels.attend_splits[(programs,)](
-        *read, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
+        *read, out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
         **_tiling(short),
     )  # fmt: skip
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0, 1,
         H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], MAX_SPLITS=MAX_SPLITS, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
-        num_warps=4,
+        WHOLE=False, num_warps=4,
     )  # fmt: skip
     return out_THC
 

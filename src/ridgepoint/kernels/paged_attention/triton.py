@@ -138,7 +138,7 @@ def attend(
     )  # fmt: skip
     kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0,
-        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, num_warps=1,
+        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, WHOLE=True, num_warps=1,
     )  # fmt: skip
     return out_THP
 

@@ -150,19 +150,18 @@ def combine_splits(
     acc_ptr, max_ptr, sum_ptr, out_ptr, starts_ptr, contexts_ptr, first_item_ptr, split_tokens_ptr,
     num_tokens, num_seqs, window, short_queries,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, h) joins the splits of a short sequence, always in the same order. Rows past the last sequence become
+    """Program (b, h) joins the splits of a short sequence, always in the same order; single ones too only if WHOLE. Rows past the last sequence become
     zero: they pad a recorded step, and whatever comes after should meet numbers there."""
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     GROUP: tl.constexpr = H // G
     p_P = tl.arange(0, BLOCK_P)
     start = tl.load(starts_ptr + b)
     queries = (tl.load(starts_ptr + b + 1) - start).to(tl.int32)
-    if (queries > 0) & (queries <= short_queries):
-        context = tl.load(contexts_ptr + b).to(tl.int32)
-        num_keys = context - first_key(context - queries, window)
-        splits = tl.cdiv(num_keys, tl.load(split_tokens_ptr + b))
+    context = tl.load(contexts_ptr + b).to(tl.int32)
+    splits = tl.cdiv(context - first_key(context - queries, window), tl.load(split_tokens_ptr + b))
+    if (queries > 0) & (queries <= short_queries) & (WHOLE | (splits > 1)):
         item = tl.load(first_item_ptr + b).to(tl.int64)
         s_S = tl.arange(0, MAX_SPLITS)
         for i in range(0, queries):

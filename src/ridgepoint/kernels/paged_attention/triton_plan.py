@@ -22,13 +22,16 @@ SPLIT_TOKENS = 256  # keys in a split: long enough that its partial result adds 
 MAX_SPLITS = 32  # of one sequence; beyond SPLIT_TOKENS * MAX_SPLITS keys its splits grow instead
 SPLIT_STEP = 128  # and grow by whole tiles
 SEQS = 256  # looked at together while a list is made
+MAX_ROUNDS = 4  # in which the parts of a step may run
+LENGTHS = 8  # tried for each number of rounds, each an eighth longer than the last
+SPLIT_COST = 128  # keys that take as long as a split's start and end
 
 
 class Cut(NamedTuple):
     """How a path cuts sequences: up to `short_queries` queries are a short one, else tiles of `tile_queries`.
 
-    With `parts`, splits are so long that the step's keys make about that many: for paths whose partial results are
-    too large to have more of them than keep the device busy."""
+    With `parts`, that many splits run at once, and the length of all is the one with which the step is over first: for paths
+    whose partial results are too large to have more of them than keep the device busy."""
 
     window: int | None
     short_queries: int
@@ -72,7 +75,7 @@ class Plan:
         if cut.window is not None:
             most_keys = min(most_keys, cut.window + cut.short_queries - 1)
         splits = min(MAX_SPLITS, -(-most_keys // SPLIT_TOKENS))
-        items = num_seqs * splits if not cut.parts else min(num_seqs * splits, num_seqs + cut.parts)
+        items = num_seqs * splits if not cut.parts else min(num_seqs * splits, num_seqs + MAX_ROUNDS * cut.parts)
         only_decodes = num_tokens == num_seqs
         tiles = 0 if only_decodes else num_tokens // cut.tile_queries + min(num_seqs, num_tokens)
 
@@ -84,7 +87,8 @@ class Plan:
             list_work[(num_seqs,)](
                 self.query_starts_B1, self.context_lens_B, work.short_items, work.long_items, work.first_item_B,
                 work.split_tokens_B, work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries, cut.parts,
-                SPLIT=SPLIT_TOKENS, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS,
+                SPLIT=SPLIT_TOKENS, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS, ROUNDS=MAX_ROUNDS, LENGTHS=LENGTHS,
+                COST=SPLIT_COST,
             )  # fmt: skip
         return work
 
@@ -106,21 +110,44 @@ def _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS: tl.c
     return i, queries, context - first_key(context - queries, window)
 
 
+@triton.jit
+def _soonest(
+    starts_ptr, contexts_ptr, num_seqs, window, short_queries, parts, SPLIT: tl.constexpr, STEP: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, SEQS: tl.constexpr, ROUNDS: tl.constexpr, LENGTHS: tl.constexpr, COST: tl.constexpr,
+):  # fmt: skip
+    """The length of splits with which `parts` at a time are done first; of equal ones the longest, which joins least."""
+    all_keys = tl.full((), 0, tl.int64)
+    for base in range(0, num_seqs, SEQS):
+        _, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
+        all_keys += tl.sum(tl.where((queries > 0) & (queries <= short_queries), num_keys, 0).to(tl.int64))
+    i_L = tl.arange(0, ROUNDS * LENGTHS)
+    share_L = tl.cdiv(all_keys * (LENGTHS + i_L % LENGTHS), LENGTHS * parts * (1 + i_L // LENGTHS)).to(tl.int32)
+    length_L = tl.cdiv(tl.maximum(share_L, SPLIT), STEP) * STEP
+    items_L = tl.zeros_like(length_L)
+    for base in range(0, num_seqs, SEQS):
+        _, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
+        short_keys = tl.where((queries > 0) & (queries <= short_queries), num_keys, 0)
+        own_SL = tl.maximum(length_L[None, :], tl.cdiv(tl.cdiv(short_keys, MAX_SPLITS), STEP)[:, None] * STEP)
+        items_L += tl.sum(tl.cdiv(short_keys[:, None], own_SL), 0)
+    cost_L = tl.cdiv(items_L, parts).to(tl.int64) * (length_L + COST)
+    return tl.max(tl.where(cost_L == tl.min(cost_L, 0), length_L, 0), 0)
+
+
 @triton.jit(do_not_specialize=["num_seqs", "window", "short_queries", "tile_queries", "parts"])
 def list_work(
     starts_ptr, contexts_ptr, short_ptr, long_ptr, first_item_ptr, split_tokens_ptr, counts_ptr,
     num_seqs, window, short_queries, tile_queries, parts,
-    SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, SEQS: tl.constexpr,
+    SPLIT: tl.constexpr, STEP: tl.constexpr, MAX_SPLITS: tl.constexpr, SEQS: tl.constexpr, ROUNDS: tl.constexpr,
+    LENGTHS: tl.constexpr, COST: tl.constexpr,
 ):  # fmt: skip
     """Program b counts the items of the sequences before it and writes its own after them."""
     b = tl.program_id(0)
     least = tl.full((), SPLIT, tl.int32)
     if parts > 0:
-        all_keys = tl.full((), 0, tl.int32)
-        for base in range(0, num_seqs, SEQS):
-            _, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
-            all_keys += tl.sum(tl.where((queries > 0) & (queries <= short_queries), num_keys, 0))
-        least = tl.maximum(least, tl.cdiv(all_keys, parts))
+        least = _soonest(
+            starts_ptr, contexts_ptr, num_seqs, window, short_queries, parts, SPLIT, STEP, MAX_SPLITS, SEQS, ROUNDS, LENGTHS,
+            COST,
+        )  # fmt: skip
     short_before, long_before, num_short, num_long, own_short, own_long, own_length = 0, 0, 0, 0, 0, 0, 0
     for base in range(0, num_seqs, SEQS):
         i, queries, num_keys = _load_sequences(starts_ptr, contexts_ptr, base, num_seqs, window, SEQS)
