@@ -48,7 +48,7 @@ PROCESSORS = 132
 SHARED_BYTES = 227 * 1024
 STACK_BYTES = 32  # what a program may put aside while it loops
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
-MATRIX_KERNELS = ("token_tiles", "weight_tiles")
+MATRIX_KERNELS = {"token_tiles": "HGMMA", "weight_tiles": "HGMMA", "fp8_tiles": "QGMMA"}
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
@@ -170,8 +170,9 @@ def faults(result: dict[str, Any]) -> list[str]:
         found.append(f"spills ({result['stack_bytes']} bytes of stack)")
     if result["shared_bytes"] > SHARED_BYTES:
         found.append(f"{result['shared_bytes']} bytes of shared memory")
-    if result["kernel"] in MATRIX_KERNELS and not issued.get("HGMMA"):
-        found.append("no wgmma")
+    wanted = MATRIX_KERNELS.get(result["kernel"])
+    if wanted and not issued.get(wanted):
+        found.append(f"no {wanted}")
     return found
 
 

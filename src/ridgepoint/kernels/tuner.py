@@ -63,7 +63,7 @@ def _tune_class(
     shape: ExpertsShape, tokens: int, last: bool, gate_up: Weight, down: Weight, generator: torch.Generator,
     measure: Measure, announce: Announce,
 ) -> Choice:  # fmt: skip
-    kind = gate_up.kind if isinstance(gate_up, DeviceWeight) else "bf16"
+    kind = gate_up.product if isinstance(gate_up, DeviceWeight) else "bf16"
     rows = tokens * shape.top_k / shape.num_experts
     x = torch.randn(tokens, shape.d_model, device=generator.device, generator=generator).bfloat16()
     scores = torch.rand(tokens, shape.num_experts, device=generator.device, generator=generator)
