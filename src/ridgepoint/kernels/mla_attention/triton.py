@@ -133,7 +133,7 @@ def _attend_latents(
     )  # fmt: skip
     if len(work.long_items):
         tiles = triton.cdiv(cut.tile_queries * num_heads, long.rows)
-        kernels.attend_tiles[(tiles, len(work.long_items))](
+        kernels.attend_tiles[(len(work.long_items) * tiles,)](
             *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, **_tiling(long),
             TILE=cut.tile_queries,
         )  # fmt: skip

@@ -144,8 +144,9 @@ def attend_tiles(
     H: tl.constexpr, PAGE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sequences with several queries: program (tile of rows, item), where an item is TILE queries with all their heads."""
-    item = tl.program_id(1)
+    """Sequences with several queries: program (item, tile of rows), where an item is TILE queries with all their heads."""
+    TILES: tl.constexpr = (TILE * H + BLOCK_M - 1) // BLOCK_M
+    item = tl.program_id(0) // TILES
     if item >= tl.load(counts_ptr + 1):
         return
     b = tl.load(items_ptr + 2 * item).to(tl.int64)
@@ -153,7 +154,7 @@ def attend_tiles(
     start = tl.load(starts_ptr + b)
     queries = (tl.load(starts_ptr + b + 1) - start).to(tl.int32)
     context = tl.load(contexts_ptr + b).to(tl.int32)
-    m_M, c_C = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
+    m_M, c_C = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
     query_M, head_M = first_query + m_M // H, m_M % H
     live_M = (m_M < TILE * H) & (query_M < queries)
     row_M = start + query_M

@@ -123,7 +123,7 @@ def attend(
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
     numbers = (q_THP.stride(0), plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0)
     if len(work.long_items):
-        kernels.attend_tiles[(num_kv_heads, len(work.long_items))](
+        kernels.attend_tiles[(len(work.long_items) * num_kv_heads,)](
             q_THP, kv, scales, sinks, out_THP, *sequences, work.long_items, work.counts, *numbers,
             **shape, **tile_facts, BLOCK_M=long.rows, BLOCK_N=long.keys, STAGES=long.stages, num_warps=long.warps,
         )  # fmt: skip

@@ -192,7 +192,7 @@ def attend_tiles(
 ):  # fmt: skip
     """Long sequences: program (item, g) attends for one tile of queries. Keys that every row sees pass without a mask,
     between a masked head (a window's edge) and a masked tail (the diagonal)."""
-    item, g = tl.program_id(1), tl.program_id(0)
+    item, g = tl.program_id(0) // G, tl.program_id(0) % G
     if item >= tl.load(counts_ptr + 1):
         return
     GROUP: tl.constexpr = H // G
