@@ -1,4 +1,4 @@
-"""Caches beyond 2^31 elements, and steps beyond 65,535 tiles: what is far away gives the bits that it gives nearby.
+"""Caches beyond 2^31 elements: what is far away gives the bits that it gives nearby.
 
 The cache is memory that the system hands out when it is touched, so the test needs pages for a few blocks alone.
 """

@@ -18,7 +18,7 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
 from ridgepoint.kernels.mla_attention.triton_lifted import attend_lifted, lift_of
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
-from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, LARGEST, PLAIN, Tile
+from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, LARGEST, PLAIN, Tile, partial_dtype
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Lift, Plan
 from ridgepoint.kernels.triton_call import num_multiprocessors
 
@@ -138,7 +138,7 @@ def _attend_latents(
             TILE=cut.tile_queries,
         )  # fmt: skip
     partial_rows = len(work.short_items) * num_heads
-    acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
+    acc = torch.empty(partial_rows, latent_dim, dtype=partial_dtype(q_HTC.dtype), device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
     kernels.attend_splits[(programs,)](
         *read, out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,

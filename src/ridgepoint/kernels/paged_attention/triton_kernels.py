@@ -140,6 +140,7 @@ def attend_splits(
             begin, end, end, position_M, g, scale_M, window, G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, STAGES,
         )  # fmt: skip
         row_M = (work * ROWS + m_M).to(tl.int64)
+        acc_MP = acc_MP.to(acc_ptr.dtype.element_ty)
         tl.store(acc_ptr + row_M[:, None] * P + p_P[None, :], acc_MP, mask=live_MP)
         tl.store(max_ptr + row_M, max_M, mask=live_M)
         tl.store(sum_ptr + row_M, sum_M, mask=live_M)
@@ -175,7 +176,7 @@ def combine_splits(
                 row_C = ((item + c_C) * G + h // GROUP) * ROWS + i * GROUP + h % GROUP
                 weight_C = tl.exp2(tl.load(max_ptr + row_C, mask=c_C < splits, other=float("-inf")) - best) / total
                 live_CP = (c_C < splits)[:, None] & (p_P[None, :] < P)
-                acc_CP = tl.load(acc_ptr + row_C[:, None] * P + p_P[None, :], mask=live_CP, other=0)
+                acc_CP = tl.load(acc_ptr + row_C[:, None] * P + p_P[None, :], mask=live_CP, other=0).to(tl.float32)
                 out_P += tl.sum(acc_CP * weight_C[:, None], 0)
             tl.store(out_ptr + ((start + i) * H + h) * P + p_P, out_P.to(out_ptr.dtype.element_ty), mask=p_P < P)
     end = tl.load(starts_ptr + num_seqs)
