@@ -132,8 +132,8 @@ def attend_splits(
             tl.store(out_ptr + out_M[:, None] + c_C[None, :], out_MC, mask=live_MC)
         else:
             out_M = (item * H + head_M).to(tl.int64)
-            acc_MC = acc_MC.to(acc_ptr.dtype.element_ty)
-            tl.store(acc_ptr + out_M[:, None] * C + c_C[None, :], acc_MC, mask=live_MC)
+            partial_MC = acc_MC.to(acc_ptr.dtype.element_ty)
+            tl.store(acc_ptr + out_M[:, None] * C + c_C[None, :], partial_MC, mask=live_MC)
             tl.store(max_ptr + out_M, max_M, mask=live_M)
             tl.store(sum_ptr + out_M, sum_M, mask=live_M)
 
