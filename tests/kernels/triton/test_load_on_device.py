@@ -219,7 +219,7 @@ def test_types_whose_experts_wait_for_the_host_are_not_captured(tmp_path: Path, 
     device = torch.device(DEVICE)
     staging = Staging(max_tokens=4, max_seqs=2, max_blocks_per_seq=2, num_columns=NUM_COLUMNS, device=device)
     _, why = make_device_step(
-        decoder, KVCache(decoder.spec, 4, 16, dtype, device), staging, DeviceSampler(staging.columns), max_seqs=2,
+        decoder, KVCache(decoder.spec, 4, 16, dtype, device), staging, DeviceSampler(staging.columns, decoder.spec.vocab_size), max_seqs=2,
         max_context=32, scratch_block=3, capture=lambda body: body,
     )  # fmt: skip
     if dtype == torch.bfloat16:
