@@ -49,11 +49,12 @@ TARGET = GPUTarget("cuda", 90, 32)
 PROCESSORS = 132
 SHARED_BYTES = 227 * 1024
 REGISTERS = 65536
+STACK_BYTES = 32  # what a program may put aside while it loops
 SPILLED_BYTES = (
     64  # of a thread, at most, in a candidate: it loses by the clock, and none should waste the tuner's time
 )
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
-MATRIX_KERNELS = ("token_tiles", "weight_tiles")
+MATRIX_KERNELS = {"token_tiles": "HGMMA", "weight_tiles": "HGMMA", "fp8_tiles": "QGMMA"}
 PERSISTENT = (*MATRIX_KERNELS, "attend_splits")
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
@@ -132,12 +133,33 @@ def compiled(launch: Launch) -> dict[str, Any]:
         usage = subprocess.run([BIN / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True)
         sass = subprocess.run([BIN / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr).groups())
-    issued = Counter(re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)[. ;]", sass, re.M))
+    issued = Counter(op for op, _ in _instructions(sass) if op)
     return {
         "kernel": launch.kernel.__name__, "warps": result.metadata.num_warps, "stages": result.metadata.num_stages,
         "registers": registers, "stack_bytes": stack, "shared_bytes": result.metadata.shared,
+        "loops": [dict(loop.most_common()) for loop in innermost_loops(sass)],
         "instructions": dict(issued.most_common()),
     }  # fmt: skip
+
+
+def _instructions(sass: str) -> list[tuple[str, str]]:
+    """(operation, the rest of its line), with the labels between them as (\"\", label)."""
+    pattern = r"^(\.L_\w+):|^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)([. ;].*)$"
+    return [(op, rest) if op else ("", label) for label, op, rest in re.findall(pattern, sass, re.M)]
+
+
+def innermost_loops(sass: str) -> list[Counter[str]]:
+    """What each loop that holds no other issues in one turn."""
+    lines = _instructions(sass)
+    label_at = {rest: place for place, (op, rest) in enumerate(lines) if not op}
+    spans = []
+    for place, (op, rest) in enumerate(lines):
+        target = re.search(r"\.L_\w+", rest) if op == "BRA" else None
+        first = label_at.get(target[0], len(lines)) if target else len(lines)
+        if first < place - 1:  # the jump to itself behind the end is no loop
+            spans.append((first, place))
+    inner = [span for span in spans if not any(o != span and span[0] <= o[0] and o[1] <= span[1] for o in spans)]
+    return [Counter(op for op, _ in lines[first : last + 1] if op) for first, last in inner]
 
 
 def _type_of(value: Any) -> str:
@@ -149,14 +171,16 @@ def _type_of(value: Any) -> str:
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """What must not be: spills, more shared memory than there is, a product without the matrix units."""
+    """What must not be: spills in an innermost loop or more than a few words of them, more shared memory than there is, a
+    product without the matrix units."""
     issued, found = result["instructions"], []
-    if result["stack_bytes"] or issued.get("STL") or issued.get("LDL"):
+    if result["stack_bytes"] > STACK_BYTES or any("STL" in loop or "LDL" in loop for loop in result["loops"]):
         found.append(f"spills ({result['stack_bytes']} bytes of stack)")
     if result["shared_bytes"] > SHARED_BYTES:
         found.append(f"{result['shared_bytes']} bytes of shared memory")
-    if result["kernel"] in MATRIX_KERNELS and not issued.get("HGMMA"):
-        found.append("no wgmma")
+    wanted = MATRIX_KERNELS.get(result["kernel"])
+    if wanted and not issued.get(wanted):
+        found.append(f"no {wanted}")
     return found
 
 

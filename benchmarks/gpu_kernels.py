@@ -24,7 +24,7 @@ from ridgepoint.kernels.route import route
 from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 
 BF16_TOLERANCE = 1e-2  # operands and results of 8 bits of mantissa
-FORMATS = ("fp8", "int8", "int4-32", "mxfp4")
+FORMATS = ("fp8", "fp8-a8", "int8", "int4-32", "mxfp4")
 BLOCK = 16
 To = Callable[[torch.Tensor], torch.Tensor]
 Case = Callable[[To], torch.Tensor]
@@ -147,12 +147,15 @@ def _product_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str
     if not packs_weights():
         return
     from ridgepoint.kernels.device_weight import pack_for_device
+    from ridgepoint.kernels.gemm.quantise import rounded_rows
 
     for fmt in FORMATS if t > 4 else FORMATS[-1:]:
         # The reference multiplies with the very weights that the packed codes stand for.
         def packed_linear(to: To, fmt: str = fmt) -> torch.Tensor:
             weight = pack_for_device(to(w), fmt)
-            return linear(to(x), weight) if _is_triton(x, to) else linear(to(x).float(), weight.dense()[0])
+            if _is_triton(x, to):
+                return linear(to(x), weight)
+            return linear(rounded_rows(to(x)) if fmt.endswith("-a8") else to(x).float(), weight.dense()[0])
 
         def packed_experts(to: To, fmt: str = fmt) -> torch.Tensor:
             packed = pack_for_device(to(gate_up), fmt, glu=True), pack_for_device(to(down), fmt)
@@ -161,6 +164,8 @@ def _product_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str
             return moe_experts(to(x).float(), to(weights), to(ids), packed[0].dense(), packed[1].dense(), SwiGlu())
 
         yield "linear", f"{fmt} {t}", packed_linear, BF16_TOLERANCE
+        if fmt.endswith("-a8"):
+            continue  # between its products the definition rounds nothing
         yield "moe_experts", f"{fmt} {t}", packed_experts, BF16_TOLERANCE
 
 
@@ -329,7 +334,7 @@ class ExpertLayer:
 
 
 def linear_section(run: Run) -> None:
-    """Products with packed weights at decode sizes, as a share of bandwidth over the packed bytes."""
+    """Products with packed weights at decode sizes, as a share of bandwidth over the packed bytes; fp8 at many rows too."""
     if not packs_weights():
         run.note("no packed weights for this device in this tree")
         return
@@ -345,6 +350,14 @@ def linear_section(run: Run) -> None:
                 timed = median_of([partial(linear, x, w) for w in weights], run.device, run.budget_s / 12)
             share = weights[0].nbytes / timed.seconds / run.rates["memory_bytes_per_s"]
             run.figure(f"{fmt}_{t}_bandwidth_frac", share, "", shape=[t, inputs, outputs], **timed.facts())
+        if fmt.startswith("fp8"):  # the same codes, as bf16 and as they are
+            t = 4096 if not run.smoke else 20
+            x = normal(t, inputs).to(run.device)
+            with torch.inference_mode():
+                timed = median_of([partial(linear, x, w) for w in weights], run.device, run.budget_s / 12)
+            run.figure(
+                f"{fmt}_{t}_tflops", 2.0 * t * inputs * outputs / timed.seconds / 1e12, "TFLOP/s", **timed.facts()
+            )
 
 
 # ---------------------------------------------------------------- attention
@@ -384,7 +397,8 @@ def _time_paged(run: Run, step: PagedStep, tokens: int, heads: int, kv_heads: in
 
 
 def mla(run: Run) -> None:
-    """Absorbed latent decoding as a share of its roof: the latents read once, or the arithmetic of all heads on them."""
+    """Absorbed latent decoding as a share of its roof: the latents read once, or the arithmetic of all heads on them. Prompts in
+    FLOP/s of what lifting takes."""
     heads, nope, rotary, latent, value = (4, 16, 16, 32, 16) if run.smoke else (128, 128, 64, 512, 128)
     batch, context = (3, 50) if run.smoke else (64, 4096)
     step = PagedStep([context] * batch, [1] * batch)
@@ -410,6 +424,18 @@ def mla(run: Run) -> None:
     run.figure(f"decode_{batch}x{context}_roof_frac", run.floor_s(flops, num_bytes) / timed.seconds, "",
                bandwidth_frac=num_bytes / timed.seconds / run.rates["memory_bytes_per_s"],
                tflops=flops / timed.seconds / 1e12, heads=heads, **timed.facts())  # fmt: skip
+    length = 40 if run.smoke else 2048
+    prompt = PagedStep([length], [length])
+    plan = paged_attention.prepare(*(t.to(run.device) for t in (prompt.starts, prompt.contexts, prompt.tables)), BLOCK)
+    q_nope, q_rope = (torch.randn(length, heads, w, device=run.device).bfloat16() for w in (nope, rotary))
+    with torch.inference_mode():
+        timed = median_of(
+            [partial(mla_attention.attend, q_nope, q_rope, kv, w_uk, w_uv, plan, scale, None) for kv in caches[:2]],
+            run.device, run.budget_s / 4,
+        )  # fmt: skip
+    # Lifted: every key of every head once, then causal attention over keys and values as wide as they are.
+    flops = 2.0 * length * heads * latent * (nope + value) + 1.0 * heads * length**2 * (nope + rotary + value)
+    run.figure(f"prompt_{length}_tflops", flops / timed.seconds / 1e12, "TFLOP/s", heads=heads, **timed.facts())
 
 
 # ---------------------------------------------------------------- rows and samples

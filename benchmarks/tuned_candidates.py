@@ -23,11 +23,11 @@ from ridgepoint.kernels.paged_attention import tunable as paged
 from ridgepoint.kernels.tuning import Config, ExpertTiles, LinearTiles, pinned
 from ridgepoint.kernels.tuning.tuner import Problem
 
-FORMATS = ("fp8", "int8-128", "int4-32", "mxfp4")
+FORMATS = ("fp8", "fp8-a8", "int8-128", "int4-32", "mxfp4")
 EXPERTS = {"qwen3-30b-a3b": (2048, 768, 128, 8), "gpt-oss-120b": (2880, 2880, 128, 4)}  # D, F, E, K
 HEADS = {"32:4x128": (32, 4, 128, None), "64:8x64 window": (64, 8, 64, 128)}
 LATENTS = (16, 128)  # heads
-PRODUCTS, SPLITS, TILES = ("token_tiles", "weight_tiles"), "attend_splits", "attend_tiles"
+PRODUCTS, SPLITS, TILES = ("token_tiles", "weight_tiles", "fp8_tiles"), "attend_splits", "attend_tiles"
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,11 @@ def precision_of(decoder: Decoder, kv_dtype: torch.dtype | None = None) -> Preci
     apart = (decoder.head, *(module for module in modules if isinstance(module, Router)))
     dense = [module.weight for module in modules if isinstance(module, Linear) and module not in apart]
     head = decoder.head.weight if decoder.head is not None else decoder.packed_head or decoder.embed.weight
-    rounded = any(getattr(weight, "format", "").endswith(A8) for weight in (*experts, *dense, head))
+    formats = [getattr(weight, "format", "") for weight in (*experts, *dense, head)]
+    rounded = {"fp8" if fmt.startswith("fp8") else "int8" for fmt in formats if fmt.endswith(A8)}
     return Precision(
         weights=_widest(dense, activations), experts=_widest(experts, activations), head=_format(head),
-        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations="int8" if rounded else activations,
+        kv=_OF_DTYPE[kv_dtype or decoder.compute_dtype], activations=min(rounded, default=activations),
         attention=activations, dispatch=activations, combine=activations,
     )  # fmt: skip
 

@@ -5,6 +5,9 @@ is cut into blocks of 128 inputs, zero-padded, and within a block the inputs are
 (s, h, q, b): a lane of a matrix instruction owns the inputs 16 s + 8 h + 2 q + b of one q, so what it needs lies together and
 reaches it in wide loads. Reordering changes no value; `dense` undoes it.
 
+`fp8-a8` keeps what `fp8` keeps, to the bit, and is multiplied as it is with activations rounded to fp8 (`gemm.quantise`); the
+others become bfloat16 in registers.
+
 Scales lie [matrices, parts, groups, rows], one per group of inputs and per `scale_rows` rows: float32 (fp8, int8), bfloat16
 (int4) or a power of two as its biased exponent (mxfp4). A padded input has code zero.
 """
@@ -16,10 +19,10 @@ from dataclasses import dataclass
 import torch
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels.packed import GROUPS, choose_scales
+from ridgepoint.kernels.packed import A8, GROUPS, choose_scales
 
 BLOCK = 128
-FORMATS = ("fp8", "int8", "int8-32", "int8-128", "int4-32", "int4-128", "mxfp4")
+FORMATS = ("fp8", "fp8-a8", "int8", "int8-32", "int8-128", "int4-32", "int4-128", "mxfp4")
 FP8_BLOCK_ROWS = 128
 FOUR_BITS = ("int4", "mxfp4")
 SCALE_DTYPES = {"fp8": torch.float32, "int8": torch.float32, "int4": torch.bfloat16, "mxfp4": torch.uint8}
@@ -58,12 +61,17 @@ class DeviceWeight:
     @property
     def group(self) -> int:
         """Inputs that share a scale; 0: all of them."""
-        return GROUPS[self.format]
+        return GROUPS[self.format.removesuffix(A8)]
 
     @property
     def kind(self) -> str:
         """The format without its group."""
         return self.format.split("-")[0]
+
+    @property
+    def product(self) -> str:
+        """Which products there are of it: the kind, with `-a8` where activations are rounded."""
+        return self.kind + (A8 if self.format.endswith(A8) else "")
 
     @property
     def nbytes(self) -> int:
@@ -121,8 +129,8 @@ def unfilled_for_device(
     parts = 2 if glu else 1
     if outputs % parts:
         raise ConfigError(f"a gated projection has as many gate as up rows, got {outputs} together")
-    kind, group = fmt.split("-")[0], GROUPS[fmt] or inputs
-    bits, scale_rows = (4 if kind in FOUR_BITS else 8), (FP8_BLOCK_ROWS if fmt == "fp8" else 1)
+    kind, group = fmt.split("-")[0], GROUPS[fmt.removesuffix(A8)] or inputs
+    bits, scale_rows = (4 if kind in FOUR_BITS else 8), (FP8_BLOCK_ROWS if kind == "fp8" else 1)
     rows, words = outputs // parts, -(-inputs // BLOCK) * BLOCK * bits // 32
     stored = (count, parts, -(-inputs // group), -(-rows // scale_rows))
     return DeviceWeight(

@@ -18,7 +18,7 @@ from torch import nn
 
 from ridgepoint.catalog.families import CheckpointConfig, Piece
 from ridgepoint.kernels.device_weight import DeviceWeight
-from ridgepoint.kernels.packed import GROUPS, Packed
+from ridgepoint.kernels.packed import A8, GROUPS, Packed
 from ridgepoint.models.checkpoint import fill, fill_region, materialise, open_checked, with_progress
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.pack import Role, matrices_of, pack_latents, widen_vectors
@@ -259,7 +259,7 @@ def _pack_group(
             parts = [(piece, read[form]) for piece, form in zip(pieces, forms, strict=True)]
             codes_OI = _joined([output_rows(codes.codes_OI, piece) for piece, codes in parts])
             scales_ON = _joined([output_rows(codes.scales_ON, piece) for piece, codes in parts])
-            group, kept = parts[0][1].group, GROUPS[room.format]
+            group, kept = parts[0][1].group, GROUPS[room.format.removesuffix(A8)]
             if kept and group > kept:  # a coarser group of the checkpoint is several of the kernels'
                 scales_ON = scales_ON.repeat_interleave(group // kept, 1)[:, : -(-room.inputs // kept)]
             rooms.fill_codes(room, index, codes_OI, scales_ON)

@@ -138,7 +138,7 @@ class DeviceRooms:
             return f"{fmt}, which takes Triton"
         if dtype != torch.bfloat16:
             return f"{fmt}, whose kernels take bf16 activations"
-        if fmt == "fp8" and _straddles_blocks(stored):
+        if fmt.startswith("fp8") and _straddles_blocks(stored):
             return f"fp8 whose scales differ within a block of {FP8_BLOCK_ROWS} x {BLOCK}"
         if fmt == "mxfp4" and _largest_exponent(stored) > MXFP4_MAX_EXPONENT:
             return f"mxfp4 with scales above 2^{MXFP4_MAX_EXPONENT - 127}"

@@ -86,7 +86,7 @@ def _packed_linears(decoder: Decoder) -> Iterator[tuple[Hashable, DeviceWeight]]
     for module in decoder.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, DeviceWeight):
-            yield (weight.kind, weight.inputs, weight.outputs), weight
+            yield (weight.product, weight.inputs, weight.outputs), weight
     if isinstance(decoder.packed_head, DeviceWeight):
         yield "head", decoder.packed_head
 

@@ -116,6 +116,18 @@ def test_a_step_gives_the_logits_of_the_decoded_model(tmp_path: Path, family: st
     assert error(logits_of(packed), logits_of(decoded)) <= 2e-2
 
 
+def test_fp8_as_stored_may_meet_rounded_activations(tmp_path: Path) -> None:
+    """The same codes and scales, another product; the cost model is told so."""
+    folder = stored_in(tmp_path, "qwen3_moe", "fp8-block")
+    plain, rounded = (load_packed(folder, fmt=fmt, rooms=ROOMS) for fmt in (None, "fp8-a8"))
+    pairs = [(w, matrices(plain)[name]) for name, w in matrices(rounded).items() if isinstance(w, DeviceWeight)]
+    both = [(one, other) for one, other in pairs if isinstance(other, DeviceWeight)]
+    assert both and all(one.format == "fp8-a8" and other.format == "fp8" for one, other in both)
+    assert all(torch.equal(one.codes, other.codes) and torch.equal(one.scales, other.scales) for one, other in both)
+    assert precision_of(rounded).activations == "fp8" and precision_of(plain).activations == "bf16"
+    assert 0 < error(logits_of(rounded), logits_of(plain)) <= 0.1
+
+
 def told_of(folder: Path, dtype: torch.dtype = torch.bfloat16) -> str:
     return summary(plan(*open_checked(folder), dtype, None, ROOMS))
 
@@ -207,7 +219,7 @@ def test_types_whose_experts_wait_for_the_host_are_not_captured(tmp_path: Path, 
     device = torch.device(DEVICE)
     staging = Staging(max_tokens=4, max_seqs=2, max_blocks_per_seq=2, num_columns=NUM_COLUMNS, device=device)
     _, why = make_device_step(
-        decoder, KVCache(decoder.spec, 4, 16, dtype, device), staging, DeviceSampler(staging.columns), max_seqs=2,
+        decoder, KVCache(decoder.spec, 4, 16, dtype, device), staging, DeviceSampler(staging.columns, decoder.spec.vocab_size), max_seqs=2,
         max_context=32, scratch_block=3, capture=lambda body: body,
     )  # fmt: skip
     if dtype == torch.bfloat16:

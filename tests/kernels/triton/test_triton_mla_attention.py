@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels.mla_attention import reference
+from ridgepoint.kernels.mla_attention import reference, triton_lifted
 from ridgepoint.kernels.mla_attention import triton as path
+from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
 from ridgepoint.kernels.paged_attention import reference as paged_reference
 from ridgepoint.kernels.paged_attention import triton as paged_path
+from ridgepoint.kernels.paged_attention.triton_plan import Cut
 
 F32_ORDER = 5e-6  # absorbed against lifted: the same sums in another order, twice
 BF16_ROUNDING = 2e-2  # of queries in the latent space, weights and results; four roundings deep
@@ -83,14 +85,75 @@ def test_agrees_in_bf16(heads: int) -> None:
     assert got.dtype == torch.bfloat16 and error(got, case.want(None)) < BF16_ROUNDING
 
 
+def is_lifted(case: Case, queries: int, context: int, window: int | None) -> bool:
+    """By counted multiply-adds of one head, as the paths' products have them."""
+    nope, value = case.w_uk.shape[1], case.w_uv.shape[1]
+    keys = context if window is None else min(context, window + queries - 1)
+    pairs = queries * (keys if window is None else min(keys, window))
+    lifted = keys * case.latent * (nope + value) + pairs * (nope + case.rope + value)
+    absorbed = queries * case.latent * (nope + value) + pairs * (2 * case.latent + case.rope)
+    return lifted < absorbed
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_what_takes_fewer_products_is_chosen(window: int | None) -> None:
+    """Prompts alone, prompts after much, decoding: each sequence is in exactly one list, and the lists say what counting says."""
+    case = Case([40, 5, 130, 140, 30, 1], [40, 5, 2, 35, 1, 1])
+    plan, num_tokens = paged_path.prepare(*case.sequences, case.page), 84
+    lift = lift_of(case.latent, *(w.shape[1] for w in (case.w_uk, case.w_uv)))
+    assert lift is not None
+    others = plan.work(Cut(window, 1, 8, parts=3, lift=lift), num_tokens)
+    lifted = plan.work(Cut(window, 1, 8, lift=lift, lifted=True), num_tokens)
+    shorts, longs = (
+        set(items[: int(count), 0].tolist())
+        for items, count in zip((others.short_items, others.long_items), others.counts, strict=True)
+    )
+    in_keys, in_queries = (
+        set(items[: int(count), 0].tolist())
+        for items, count in zip((lifted.short_items, lifted.long_items), lifted.counts, strict=True)
+    )
+    assert in_keys == in_queries and not (shorts & longs or (shorts | longs) & in_keys)
+    starts, contexts, _ = case.sequences
+    for b, (queries, context) in enumerate(zip(starts.diff().tolist(), contexts.tolist(), strict=True)):
+        place = shorts if queries == 1 else in_keys if is_lifted(case, queries, context, window) else longs
+        assert b in place, b
+    assert in_keys and longs and int(lifted.counts[0]) <= len(lifted.short_items)
+
+
+@pytest.mark.parametrize(
+    ("window", "kept"), [(40, None), (None, torch.float8_e4m3fn), (None, torch.int8)], ids=["plain", "fp8", "int8"]
+)
+def test_lifted_prompts_agree_with_the_definition(
+    window: int | None, kept: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside absorbed and decoding sequences, head by head."""
+    case = Case([20, 130, 140, 33], [20, 2, 35, 1], 2, kept=kept)
+    monkeypatch.setattr(triton_lifted, "ROOM_BYTES", 17 * 4 * 1600)
+    monkeypatch.setattr(triton_lifted, "KEY_TILE", 32)
+    assert [is_lifted(case, q, c, window) for q, c in ((20, 20), (2, 130), (35, 140))] == [True, False, True]
+    by_hand = None if kept is None else decoded(case)
+    assert error(case.got(window), case.want(window, by_hand)) < F32_ORDER
+
+
+def test_lifted_prompts_agree_in_bf16() -> None:
+    case = Case([140, 20], [70, 20], 2, (32, 16, 48, 64), dtype=torch.bfloat16)
+    assert is_lifted(case, 70, 140, None)
+    assert error(case.got(None), case.want(None)) < BF16_ROUNDING
+
+
+def decoded(case: Case) -> torch.Tensor:
+    """What the one-byte blocks of a cache say, read by hand."""
+    width, rows = case.latent + case.rope, case.kv.view(torch.uint8)
+    codes = rows[:, : 16 * width].contiguous().view(case.kv.dtype).float().view(-1, 16, width)
+    scales = rows[:, 16 * width :].contiguous().view(torch.float32).view(-1, 16, 2)
+    return codes * scales.repeat_interleave(torch.tensor([case.latent, case.rope]), dim=2)
+
+
 @pytest.mark.parametrize("kept", [torch.float8_e4m3fn, torch.int8], ids=["fp8", "int8"])
 def test_one_byte_blocks_hold_two_scales_per_token(kept: torch.dtype) -> None:
     """The blocks are read by hand here: what attention computes is what they say, and they say what was written."""
     case = Case([300, 33], [1, 9], kept=kept)
-    width, rows = case.latent + case.rope, case.kv.view(torch.uint8)
-    codes = rows[:, : 16 * width].contiguous().view(kept).float().view(-1, 16, width)
-    scales = rows[:, 16 * width :].contiguous().view(torch.float32).view(-1, 16, 2)
-    by_hand = codes * scales.repeat_interleave(torch.tensor([case.latent, case.rope]), dim=2)
+    by_hand = decoded(case)
     owned = case.plain.abs().amax(-1) > 0
     for part in (slice(0, case.latent), slice(case.latent, None)):
         plain = case.plain[..., part]

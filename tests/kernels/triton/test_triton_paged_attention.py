@@ -201,11 +201,21 @@ def test_types_that_cannot_be_kept_are_refused() -> None:
         path.allocate(1, 1, 1, 3, torch.int8, "cpu")
 
 
-def test_parts_divide_the_keys_of_a_step() -> None:
-    starts, contexts = torch.arange(4), torch.tensor([3000, 900, 5000])
-    work = path.prepare(starts, contexts, torch.zeros(3, 400, dtype=torch.int64), 16).work(
-        triton_plan.Cut(None, 1, 8, 6), 3
+@pytest.mark.parametrize("contexts", [[3000, 900, 5000], [4096] * 5, [17], [9000, 1, 1, 1]])
+def test_parts_share_a_step_so_that_it_ends_soonest(contexts: list[int]) -> None:
+    """The chosen length against every length there is: none of them has the same parts done earlier by more than the step
+    between two that are tried."""
+    parts, num = 6, len(contexts)
+    tables = torch.zeros(num, 600, dtype=torch.int64)
+    work = path.prepare(torch.arange(num + 1), torch.tensor(contexts), tables, 16).work(
+        triton_plan.Cut(None, 1, 8, parts), num
     )
-    length = 1536  # 8,900 keys in six, rounded up to whole tiles
-    assert work.split_tokens_B.tolist() == [length] * 3
-    assert work.short_items[: int(work.counts[0])].tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2], [2, 3]]
+
+    def rounds(length: int) -> int:
+        return -(-sum(-(-keys // length) for keys in contexts) // parts) * (length + triton_plan.SPLIT_COST)
+
+    length = int(work.split_tokens_B.max())
+    possible = range(triton_plan.SPLIT_TOKENS, max(contexts) + 2 * triton_plan.SPLIT_STEP, triton_plan.SPLIT_STEP)
+    assert rounds(length) <= 1.25 * min(rounds(each) for each in possible)
+    items = [[b, s] for b, keys in enumerate(contexts) for s in range(-(-keys // int(work.split_tokens_B[b])))]
+    assert work.short_items[: int(work.counts[0])].tolist() == items

@@ -16,6 +16,7 @@ from ridgepoint.kernels.add_shared import triton as add_shared
 from ridgepoint.kernels.device_weight import FORMATS, fill_codes, pack_for_device, unfilled_for_device
 from ridgepoint.kernels.embed import reference as embed_reference
 from ridgepoint.kernels.embed import triton as embed
+from ridgepoint.kernels.gemm.quantise import quantise_rows, rounded_rows
 from ridgepoint.kernels.glu import reference as glu_reference
 from ridgepoint.kernels.glu import triton as glu
 from ridgepoint.kernels.linear import triton as linear
@@ -23,7 +24,10 @@ from ridgepoint.kernels.packed import GROUPS, choose_scales, pack
 from ridgepoint.kernels.route import reference as route_reference
 from ridgepoint.kernels.route import triton as route
 
+STORED = [fmt for fmt in FORMATS if not fmt.endswith("-a8")]
 # Relative rms error of rounding normal weights to nearest: what the format itself costs (and no more).
+F32_SUMS = 2e-6  # of products that are exact
+FP8_ACTIVATIONS = 0.04  # three bits of mantissa: 2^-5 a value, less its spread
 LOSS = {
     "int8": 0.009,
     "int8-32": 0.007,
@@ -35,7 +39,7 @@ LOSS = {
 }
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", STORED)
 def test_packing_costs_what_the_format_costs(fmt: str) -> None:
     w = randn(2, 40, 300)
     packed = pack_for_device(w, fmt, glu=True)
@@ -53,7 +57,7 @@ def test_packing_costs_what_the_format_costs(fmt: str) -> None:
     assert torch.equal(again.dense(), dense), "codes are not recovered"
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", STORED)
 def test_codes_of_a_checkpoint_are_kept(fmt: str) -> None:
     """Any codes with any scales of the format come back as their products; 140 rows of a part are a block and a piece."""
     g, kind, group = torch.Generator().manual_seed(3), fmt.split("-")[0], GROUPS[fmt] or 300
@@ -102,7 +106,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
         linear.linear(randn(2, 64), pack_for_device(randn(4, 32), "int8"))
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", STORED)
 def test_linear(fmt: str) -> None:
     for rows, outputs, inputs in ((0, 8, 16), (1, 70, 256), (17, 33, 300)):
         x, w, bias = surrounded(randn(rows, inputs)), randn(outputs, inputs, seed=1), randn(outputs, seed=2)
@@ -111,6 +115,36 @@ def test_linear(fmt: str) -> None:
         assert error(linear.linear(x, packed, bias), want) <= BF16_WEIGHTS
         got = linear.linear_f32(x, packed, bias)
         assert got.dtype == torch.float32 and error(got, want) <= BF16_WEIGHTS
+
+
+@pytest.mark.parametrize("rows", [1, 8, 21])
+def test_activations_are_rounded_row_by_row(rows: int) -> None:
+    """Codes lie as those of weights do; a row of zeros, and one a thousand times larger than the others, are their own."""
+    x = surrounded(randn(rows, 300))
+    x[0], x[-1] = 0, 1000 * x[-1]
+    codes, scales = quantise_rows(x)
+    assert codes.shape == (rows, 384) and scales.shape == (3, rows)
+    in_order = (
+        codes.float().view(rows, 3, 4, 8, 2, 2).permute(0, 1, 3, 4, 2, 5).reshape(rows, 3, 128)
+    )  # q s h b: s h q b
+    got = (in_order * scales.T[:, :, None]).flatten(1)
+    assert torch.equal(got[:, :300], rounded_rows(x)) and int(got[:, 300:].abs().sum()) == 0
+    largest = x.float().abs().amax()
+    assert float((got[:, :300] - x.float()).abs().max()) <= float(largest) / 16
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(0, 8, 16), (1, 70, 256), (17, 200, 300), (150, 33, 160)])
+def test_fp8_codes_meet_fp8_codes(rows: int, outputs: int, inputs: int) -> None:
+    """Against the numbers that both sides stand for; against the plain activations the error is what rounding costs."""
+    x, w, bias = surrounded(randn(rows, inputs)), randn(outputs, inputs, seed=1), randn(outputs, seed=2)
+    packed, plain = pack_for_device(w, "fp8-a8"), pack_for_device(w, "fp8")
+    assert torch.equal(packed.codes, plain.codes) and torch.equal(packed.scales, plain.scales), "the same weights"
+    dense = packed.dense()[0].double()
+    want = rounded_rows(x).double() @ dense.T + bias.double()
+    got = linear.linear_f32(x, packed, bias)
+    assert got.dtype == torch.float32 and error(got, want) <= F32_SUMS
+    assert error(linear.linear(x, packed, bias), want) <= BF16
+    assert rows == 0 or F32_SUMS < error(got, x.double() @ dense.T + bias.double()) <= FP8_ACTIVATIONS
 
 
 def test_a_dense_head_keeps_its_float32_sums() -> None:

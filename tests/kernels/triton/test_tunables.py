@@ -10,9 +10,16 @@ from products import DEVICE
 
 import gpu_model
 from ridgepoint.catalog.models import catalog_model
+from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.kernels import tuning
-from ridgepoint.kernels.device_weight import pack_for_device
+from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, pack_for_device, unfilled_for_device
 from ridgepoint.kernels.dispatch import forced
+from ridgepoint.kernels.linear.tunable import linear_problem
+from ridgepoint.kernels.mla_attention import tunable as mla
+from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
+from ridgepoint.kernels.moe_experts.tunable import ExpertLayer, expert_problem
+from ridgepoint.kernels.paged_attention.triton import prepare
+from ridgepoint.kernels.paged_attention.triton_plan import Cut
 from ridgepoint.models.decoder import Block, Decoder
 from ridgepoint.models.paged import KVCache
 from ridgepoint.models.tunables import problems_of
@@ -62,6 +69,43 @@ def test_problems_cover_what_a_decoder_runs() -> None:
         for candidates in problem.rounds:
             tried = candidates(problem.estimate)
             assert tried[0] == problem.estimate and len(tried) == len(set(tried)) <= 6
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_format_has_tiles_to_try_beside_the_shipped_one(fmt: str) -> None:
+    """Few tokens and many, of experts and linears, without memory."""
+
+    def packed(num: int, outputs: int, inputs: int, glu: bool) -> DeviceWeight:
+        return unfilled_for_device(fmt, num, outputs, inputs, glu=glu, stacked=num > 1, device="meta")
+
+    layer = ExpertLayer(
+        gate_up=packed(128, 1536, 2048, True), down=packed(128, 2048, 768, False), activation=SwiGlu(), top_k=8
+    )
+    for size in (4, 8192):
+        for problem in (
+            expert_problem([layer], size, size),
+            linear_problem([packed(1, 8192, 4096, False)], size, size),
+        ):
+            assert problem.kind == packed(1, 128, 128, False).product
+            for candidates in problem.rounds:
+                tried = candidates(problem.estimate)
+                assert tried[0] == problem.estimate and len(set(tried)) > 1, (fmt, problem.op, size)
+
+
+@pytest.mark.parametrize(("context", "window"), [(170, None), (1024, None), (8192, None), (8192, 512)])
+def test_prompts_of_latent_layers_are_tuned_where_they_are_absorbed(context: int, window: int | None) -> None:
+    layer = mla.LatentLayer(
+        kv=torch.empty(9, 16, 576, dtype=torch.bfloat16, device="meta"), block_tokens=16, rope_dim=64, scale=1.0, window=window,
+        w_uk_HNC=torch.empty(128, 128, 512, device="meta"), w_uv_HVC=torch.empty(128, 128, 512, device="meta"),
+    )  # fmt: skip
+    lift = lift_of(512, 128, 128)
+    assert lift is not None
+    queries = mla.absorbed_queries(layer, context)
+    starts, contexts = torch.tensor([0, queries, 2 * queries]), torch.full((2,), context)
+    plan = prepare(starts.to(DEVICE), contexts.to(DEVICE), torch.zeros(2, 512, dtype=torch.int64, device=DEVICE), 16)
+    absorbed = plan.work(Cut(window, 1, 1, lift=lift), 2 * queries)
+    assert queries > 1 and absorbed.counts.tolist() == [0, 2 * queries]
+    assert plan.work(Cut(window, 1, 1, lift=lift, lifted=True), 2 * queries).counts.tolist() == [0, 0]
 
 
 def test_latent_layers_are_problems_too() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from ridgepoint.kernels.tuning.configs import Tile
 from ridgepoint.kernels.tuning.physics import Demand
 
-BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "int4": 4.25, "mxfp4": 4.25}  # of a weight, with its share of a scale
+# Of a weight, with its share of a scale.
+BITS = {"bf16": 16.0, "fp8": 8.0, "fp8-a8": 8.0, "int8": 8.0, "int4": 4.25, "mxfp4": 4.25}
 STREAMED_ROWS = 64  # of a matrix, up to which bf16 weights are streamed
 MATRIX_ROWS = 64  # of a tile of tokens, below which it would miss the wide matrix instruction
+AS_CODES = "fp8-a8"  # multiplied as they are, with activations of one byte, at twice the rate
 
 
 def heights(rows: float) -> list[tuple[int, int]]:
@@ -41,6 +43,11 @@ def _stream_tiles(kind: str, rows: float, parts: int) -> Iterator[Tile]:
             yield Tile(
                 kernel="weights", block_n=64 * parts, block_k=64, group=8, num_warps=4, num_stages=6, per_processor=2
             )
+    elif kind == AS_CODES:  # what is computed last takes registers beside the sums, so tiles are no wider
+        for block_n, num_warps in ((128, 8), (64 * parts, 4)):
+            for num_stages in (3, 4):
+                yield Tile(kernel="weights", block_n=block_n, block_k=128, group=16, num_warps=num_warps,
+                           num_stages=num_stages, per_processor=1)  # fmt: skip
     else:
         for block_n, num_warps in ((64 * parts, 4), (128 * parts, 8)):
             for num_stages in (2, 3):
@@ -63,19 +70,23 @@ def demand(
     """Of a product with `matrices` touched matrices, `rows` rows of tokens each. Tokens come from the L2 cache, and so do the
     weights of a matrix after its first block of tokens. Half a unit of padding is the mean where rows vary."""
     stored = BITS[kind] / 8
+    as_codes = kind == AS_CODES
+    token_bytes = 1 if as_codes else 2
     weights_stage = tile.block_n * tile.block_k * stored
     blocks = max(1.0, (rows + (unit or block_m) / 2) / block_m) if rows > 1 else 1.0
     waits = block_m * (tile.block_n // parts) * out_bytes if tile.kernel == "tokens" else 0  # the tile that is stored
     return Demand(
         warps=tile.num_warps, per_processor=tile.per_processor,
-        shared_bytes=int(tile.num_stages * (weights_stage + block_m * tile.block_k * 2) + waits),
-        accumulators=block_m * tile.block_n + _widened(kind, tile.block_n // parts), items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
-        item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * 2),
-        item_flops=2.0 * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
+        shared_bytes=int(tile.num_stages * (weights_stage + block_m * tile.block_k * token_bytes) + waits),
+        accumulators=block_m * tile.block_n + _beside_sums(kind, tile.block_n // parts, block_m), items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
+        item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
+        item_flops=(1.0 if as_codes else 2.0) * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
     )  # fmt: skip
 
 
-def _widened(kind: str, rows: int) -> int:
+def _beside_sums(kind: str, rows: int, block_m: int) -> int:
     """32-bit registers that a tile of codes takes as numbers on its way to the matrix units: 16-bit ones, two to each, and
-    of 8-bit codes float32 before that."""
+    of 8-bit codes float32 before that. Codes that are multiplied as they are take those of their last product instead."""
+    if kind == AS_CODES:
+        return rows * block_m
     return 0 if kind == "bf16" else int(rows * 128 * (1.5 if BITS[kind] >= 8 else 0.5))

@@ -14,6 +14,8 @@ import triton
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
 from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.dequantise import words_per_block
+from ridgepoint.kernels.gemm.fp8_tiles import fp8_tiles
+from ridgepoint.kernels.gemm.quantise import quantise_rows
 from ridgepoint.kernels.gemm.token_tiles import token_tiles
 from ridgepoint.kernels.gemm.weight_tiles import weight_tiles
 from ridgepoint.kernels.moe_experts.groups import Blocks, Groups
@@ -59,8 +61,11 @@ class Product:
         x = self.x if self.x.stride(-1) == 1 else self.x.contiguous()
         if out is None:
             out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
+        rounded = quantise_rows(x) if isinstance(self.w, DeviceWeight) and self.w.product == "fp8-a8" else None
         for blocks in (None,) if self.groups is None else self.groups.tables:
-            if self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
+            if rounded is not None:
+                self._run_fp8_tiles(*rounded, out, blocks)
+            elif self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
                 self._run_token_tiles(x, self.w, out, blocks)
             else:
                 self._run_weight_tiles(x, out, blocks)
@@ -142,5 +147,21 @@ class Product:
             GROUP_SIZE=group,
             SCALE_ROWS=scale_rows,
             TMA=tma,
+            **self._shared(blocks),
+        )
+
+    def _run_fp8_tiles(
+        self, codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, blocks: Blocks | None
+    ) -> None:
+        w, features = self.w, self.tile.block_n // self.parts
+        assert isinstance(w, DeviceWeight) and 128 % features == 0, "a tile's rows share their scale"
+        stored = w.codes.flatten(0, 1).view(torch.float8_e4m3fn)
+        fp8_tiles[self._grid(triton.cdiv(self.part_rows, features), blocks)](
+            x=codes,
+            x_scales=scales,
+            w=describe(stored, [1, features, self.tile.block_k]),
+            w_scales=w.scales,
+            out=out,
+            out_stride=out.stride(0),
             **self._shared(blocks),
         )

@@ -65,7 +65,7 @@ def _product(
         )
     if x_TI.shape[0] == 0:
         return out_TO if out_TO is not None else x_TI.new_empty(0, outputs, dtype=out_dtype)
-    kind = w.kind if isinstance(w, DeviceWeight) else "bf16"
+    kind = w.product if isinstance(w, DeviceWeight) else "bf16"
     choice = tuning.choose("linear", kind, x_TI.shape[0], (inputs, outputs), x_TI.device)
     return Product(
         x=x_TI, w=w, bias=bias_O, tile=choice.first, block_m=choice.block_m, out_dtype=out_dtype

@@ -20,12 +20,12 @@ from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 def linear_problem(weights: Sequence[DeviceWeight], rows: int, up_to: float) -> Problem:
     """Weights of one shape and format."""
     w = weights[0]
-    estimate: LinearTiles = tuning.choose("linear", w.kind, rows, (w.inputs, w.outputs), w.device)
+    estimate: LinearTiles = tuning.choose("linear", w.product, rows, (w.inputs, w.outputs), w.device)
 
     def demand_of(config: LinearTiles) -> Demand:
         return demand(
             config.first,
-            w.kind,
+            w.product,
             config.block_m,
             matrices=1,
             rows=rows,
@@ -40,12 +40,12 @@ def linear_problem(weights: Sequence[DeviceWeight], rows: int, up_to: float) -> 
         found = [
             LinearTiles(block_m=m, first=tile)
             for m in dict.fromkeys(m for m, _ in heights(rows))
-            for tile in tiles(w.kind, rows, m, 1)
+            for tile in tiles(w.product, rows, m, 1)
         ]
         return worth_timing(found, demand_of, processor_of(w.device), MOST, best)
 
     return Problem(
-        op="linear", kind=w.kind, shape=(w.inputs, w.outputs), size=rows, up_to=up_to, estimate=estimate, rounds=(candidates,),
+        op="linear", kind=w.product, shape=(w.inputs, w.outputs), size=rows, up_to=up_to, estimate=estimate, rounds=(candidates,),
         calls=lambda: _calls(weights, rows),
     )  # fmt: skip
 

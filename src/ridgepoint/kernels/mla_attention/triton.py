@@ -1,5 +1,6 @@
-"""Latent attention on GPUs, absorbed for every query: moved into the latent space (`q @ w_uk`), attended there, and moved
-out by `w_uv`, so that the cache is read as it lies, and once for all heads of a tile.
+"""Latent attention on GPUs. Queries are absorbed: moved into the latent space (`q @ w_uk`), attended there, and moved out by
+`w_uv`, so that the cache is read as it lies, and once for all heads of a tile. Prompts for which that is more work have their
+keys lifted instead (`triton_lifted`).
 
 A block is `[token, latent then rotary key]`; in one-byte types (fp8 e4m3, int8) the tokens are followed by two float32 scales
 each. Plans are those of `paged_attention`. Nothing here reads a number from the device.
@@ -15,18 +16,16 @@ import triton
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
+from ridgepoint.kernels.mla_attention.triton_lifted import attend_lifted, lift_of
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
-from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, KINDS, LARGEST, PLAIN
-from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
+from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, KINDS, LARGEST, PLAIN, partial_dtype
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Lift, Plan
 from ridgepoint.kernels.triton_call import num_multiprocessors
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
 
 MASKS_UNWRITTEN = True  # as in `paged_attention`
 SCALE_BYTES = 8  # of a token in one-byte blocks
-ROUNDS = (
-    2  # of programs over the splits of a step: a partial result of all heads is as many bytes as a few hundred latents
-)
 
 
 def split_tile(num_heads: int, latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
@@ -37,14 +36,16 @@ def split_tile(num_heads: int, latent_dim: int, bytes_per_channel: int, is_coded
     rows = min(32 if is_coded else 64, max(16, triton.next_power_of_2(num_heads)))
     if rows == 16:
         return Tile(16, 32, warps=8, stages=5) if is_coded else Tile(16, 32, warps=4, stages=5, per_sm=2)
-    return Tile(rows, 32, warps=8, stages=5)
+    if is_coded:
+        return Tile(rows, 32, warps=8, stages=5)
+    return Tile(rows, 64, warps=8, stages=5 if rows == 32 else 3)
 
 
 def query_tile(latent_dim: int, bytes_per_channel: int, is_coded: bool) -> Tile:
     """For several queries with all their heads."""
     if bytes_per_channel == 4 or latent_dim > 512:
         return Tile(16, 16, warps=4, stages=1)
-    return Tile(32 if is_coded else 64, 32, warps=8, stages=5)
+    return Tile(16, 32, warps=8, stages=5) if is_coded else Tile(64, 64, warps=8, stages=3)
 
 
 def allocate(
@@ -86,23 +87,34 @@ def attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    dtype = q_nope_THN.dtype
+    dtype, latent_dim = q_nope_THN.dtype, w_uk_HNC.shape[2]
+    lift = lift_of(latent_dim, w_uk_HNC.shape[1], w_uv_HVC.shape[1])
     q_HTC = torch.bmm(q_nope_THN.transpose(0, 1), w_uk_HNC.to(dtype))
-    o_THC = _attend_latents(q_HTC, q_rope_THR, kv, plan, scale, window)
-    o_HTV = torch.bmm(o_THC.transpose(0, 1), w_uv_HVC.to(dtype).transpose(1, 2))
-    return o_HTV.transpose(0, 1)
+    q_rope_THR = q_rope_THR if q_rope_THR.stride(2) == 1 else q_rope_THR.contiguous()
+    o_THC = _attend_latents(q_HTC, q_rope_THR, kv, plan, lift, scale, window)
+    out_THV = torch.bmm(o_THC.transpose(0, 1), w_uv_HVC.to(dtype).transpose(1, 2)).transpose(0, 1)
+    if lift is not None and plan.num_seqs < len(q_nope_THN):  # else nothing is long
+        q_nope_THN = q_nope_THN if q_nope_THN.stride(2) == 1 else q_nope_THN.contiguous()
+        scaled, page = _layout(kv, latent_dim + q_rope_THR.shape[2])
+        attend_lifted(q_nope_THN, q_rope_THR, kv, scaled, page, w_uk_HNC, w_uv_HVC, plan, lift, scale, window, out_THV)
+    return out_THV
 
 
 def _attend_latents(
-    q_HTC: torch.Tensor, q_rope_THR: torch.Tensor, kv: torch.Tensor, plan: Plan, scale: float, window: int | None
+    q_HTC: torch.Tensor,
+    q_rope_THR: torch.Tensor,
+    kv: torch.Tensor,
+    plan: Plan,
+    lift: Lift | None,
+    scale: float,
+    window: int | None,
 ) -> torch.Tensor:
+    """Results in the latent space; rows of lifted sequences are left as they are."""
     num_heads, num_tokens, latent_dim = q_HTC.shape
     rope_dim = q_rope_THR.shape[2]
     out_THC = torch.empty(num_tokens, num_heads, latent_dim, dtype=q_HTC.dtype, device=q_HTC.device)
     if num_tokens == 0 or plan.num_seqs == 0:
         return out_THC.zero_()
-    if q_rope_THR.stride(2) != 1:
-        q_rope_THR = q_rope_THR.contiguous()
     scaled, page = _layout(kv, latent_dim + rope_dim)
     shape, kind = (num_heads, latent_dim, rope_dim, window or 0), KINDS[kv.dtype]
     short: Tile = choose(
@@ -115,8 +127,8 @@ def _attend_latents(
     )  # fmt: skip
     head_tiles = triton.cdiv(num_heads, short.rows)
     programs = short.per_sm * num_multiprocessors(q_HTC.device)
-    # A partial result of all heads is as many bytes as a few hundred latents: two rounds of programs, and no more splits.
-    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, 2 * programs // head_tiles))
+    # A partial result of all heads is as many bytes as a few hundred latents: no more splits than keep the device busy.
+    cut = Cut(window, 1, max(1, long.rows // num_heads), parts=max(1, programs // head_tiles), lift=lift)
     work = plan.work(cut, num_tokens)
     facts: dict[str, Any] = {
         "H": num_heads, "PAGE": page, "C": latent_dim, "BLOCK_C": max(16, triton.next_power_of_2(latent_dim)),
@@ -130,22 +142,22 @@ def _attend_latents(
     )  # fmt: skip
     if len(work.long_items):
         tiles = triton.cdiv(cut.tile_queries * num_heads, long.rows)
-        kernels.attend_tiles[(tiles, len(work.long_items))](
+        kernels.attend_tiles[(len(work.long_items) * tiles,)](
             *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, **_tiling(long),
             TILE=cut.tile_queries,
         )  # fmt: skip
     partial_rows = len(work.short_items) * num_heads
-    acc = torch.empty(partial_rows, latent_dim, dtype=torch.float32, device=q_HTC.device)
+    acc = torch.empty(partial_rows, latent_dim, dtype=partial_dtype(q_HTC.dtype), device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
     kernels.attend_splits[(programs,)](
-        *read, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
+        *read, out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
         **_tiling(short),
     )  # fmt: skip
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0, 1,
         H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], MAX_SPLITS=MAX_SPLITS, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
-        num_warps=4,
+        WHOLE=False, num_warps=4,
     )  # fmt: skip
     return out_THC
 

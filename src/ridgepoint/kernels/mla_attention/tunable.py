@@ -1,4 +1,5 @@
-"""Latent attention as the tuner sees it: the splitting kernel at a number of decoding sequences, the tiling one on a prompt."""
+"""Latent attention as the tuner sees it, absorbed: the splitting kernel at a number of decoding sequences, the tiling one on
+sequences of several queries. Lifted prompts have one tile, which is not tuned."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from functools import partial
 import torch
 
 from ridgepoint.kernels.mla_attention import triton as path
+from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
 from ridgepoint.kernels.paged_attention.triton import KINDS, LARGEST, prepare
+from ridgepoint.kernels.paged_attention.triton_plan import SPLIT_COST, SPLIT_STEP, SPLIT_TOKENS
 from ridgepoint.kernels.tuning import AttentionTile, Config, choose
 from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
@@ -54,12 +57,25 @@ def decode_problem(layers: Sequence[LatentLayer], num_seqs: int, context: int, u
 
 
 def prompt_problem(layers: Sequence[LatentLayer], num_tokens: int, up_to: float) -> Problem:
+    """A step of `num_tokens` queries, in sequences short enough after their context that none is lifted."""
     layer = layers[0]
+    queries = absorbed_queries(layer, num_tokens)
+    contexts = [num_tokens] * max(1, num_tokens // queries)
     estimate = path.query_tile(layer.latent_dim, 2, layer.is_coded)
     return _problem(
-        "mla_prompt", layers, num_tokens, up_to, estimate, lambda best: query_tiles(layer, num_tokens, best), [num_tokens],
-        num_tokens,
+        "mla_prompt", layers, num_tokens, up_to, estimate, lambda best: query_tiles(layer, num_tokens, best), contexts,
+        queries,
     )  # fmt: skip
+
+
+def absorbed_queries(layer: LatentLayer, context: int) -> int:
+    """Of a sequence at the end of `context` keys: half as many as would have these lifted, all where none are."""
+    lift = lift_of(layer.latent_dim, layer.w_uk_HNC.shape[1], layer.w_uv_HVC.shape[1])
+    if lift is None:
+        return context
+    seen = min(context, layer.window or context)
+    least = seen * lift.key_cost / (lift.key_cost + seen * lift.pair_gain)  # that are
+    return max(1, min(context, int(least / 2)))
 
 
 def _problem(
@@ -95,19 +111,25 @@ def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: Attention
 
     def demand_of(tile: AttentionTile) -> Demand:
         head_tiles = -(-layer.num_heads // tile.rows)
-        most = max(1, 2 * tile.per_sm * processor.count // head_tiles)  # splits of the step
-        split = max(256, -(-num_seqs * keys_seen // most))
-        splits = num_seqs * -(-keys_seen // split)
+        split = _split_keys(num_seqs, keys_seen, max(1, tile.per_sm * processor.count // head_tiles))
+        each = -(-keys_seen // split)
+        splits = num_seqs * each
         width = layer.latent_dim + layer.rope_dim
         length = min(split, keys_seen)
         return Demand(
             warps=tile.warps, per_processor=tile.per_sm, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
             items=splits * head_tiles, item_bytes=length * width * layer.kv.element_size() / head_tiles,
             item_l2_bytes=length * width * layer.kv.element_size(), item_flops=2.0 * tile.rows * length * (width + layer.latent_dim), in_flight_bytes=_shared(layer, tile),
-            addresses=_addresses(tile), more_bytes=splits * layer.num_heads * (layer.latent_dim + 2) * 4.0,
+            addresses=_addresses(tile), more_bytes=splits * layer.num_heads * (2.0 * layer.latent_dim + 8) if each > 1 else 0.0,
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor, MOST, best)
+
+
+def _split_keys(num_seqs: int, keys: int, parts: int) -> int:
+    """The length of splits with which equal sequences are done first (see `triton_plan.Cut.parts`)."""
+    lengths = range(SPLIT_TOKENS, max(SPLIT_TOKENS, keys) + SPLIT_STEP, SPLIT_STEP)
+    return min(lengths, key=lambda n: (-(-num_seqs * -(-keys // n) // parts) * (n + SPLIT_COST), -n))
 
 
 def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> list[AttentionTile]:
@@ -119,14 +141,16 @@ def query_tiles(layer: LatentLayer, num_tokens: int, best: AttentionTile) -> lis
         if rows < 64 or not layer.is_coded  # codes are widened in registers that 64 rows of results do not leave
     ]
 
+    keys_seen = min(num_tokens - absorbed_queries(layer, num_tokens) / 2, layer.window or num_tokens)  # by a query
+
     def demand_of(tile: AttentionTile) -> Demand:
         queries = max(1, tile.rows // layer.num_heads)
         tiles = -(-queries * layer.num_heads // tile.rows)
         return Demand(
             warps=tile.warps, per_processor=1, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
             items=tiles * -(-num_tokens // queries), item_bytes=0.0, addresses=_addresses(tile),
-            item_l2_bytes=num_tokens / 2 * (layer.latent_dim + layer.rope_dim) * layer.kv.element_size(),
-            item_flops=2.0 * tile.rows * num_tokens / 2 * (2 * layer.latent_dim + layer.rope_dim), in_flight_bytes=1 << 20,
+            item_l2_bytes=keys_seen * (layer.latent_dim + layer.rope_dim) * layer.kv.element_size(),
+            item_flops=2.0 * tile.rows * keys_seen * (2 * layer.latent_dim + layer.rope_dim), in_flight_bytes=1 << 20,
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)

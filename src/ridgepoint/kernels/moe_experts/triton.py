@@ -59,7 +59,7 @@ def moe_experts(
 
 
 def _tiles(x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, gate_up: Weight, down: Weight) -> tuning.ExpertTiles:
-    kinds = {w.kind if isinstance(w, DeviceWeight) else "bf16" for w in (gate_up, down)}
+    kinds = {w.product if isinstance(w, DeviceWeight) else "bf16" for w in (gate_up, down)}
     if len(kinds) != 1 or not on_device(*(w.codes for w in (gate_up, down) if isinstance(w, DeviceWeight))):
         raise ConfigError(f"gate-up and down weights must share a format and a device, got {', '.join(sorted(kinds))}")
     num_experts, outputs, inputs = gate_up.shape

@@ -32,7 +32,7 @@ class ExpertLayer:
 
     @property
     def kind(self) -> str:
-        return self.gate_up.kind if isinstance(self.gate_up, DeviceWeight) else "bf16"
+        return self.gate_up.product if isinstance(self.gate_up, DeviceWeight) else "bf16"
 
 
 def expert_problem(layers: Sequence[ExpertLayer], tokens: int, up_to_tokens: float) -> Problem:

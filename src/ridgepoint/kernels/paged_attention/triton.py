@@ -60,6 +60,13 @@ def query_tile(head_dim: int, group: int, bytes_per_channel: int, is_coded: bool
     return Tile(max(128, group_rows), keys, warps=8, stages=3)
 
 
+def partial_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of a split's result before it is joined with the others: bfloat16 beside bfloat16, whose range holds any sum and whose
+    rounding the result has anyway; it is written and read again, and half the bytes are 3 % of a long decode. Maxima and
+    sums stay float32."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
 def allocate(
     num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
@@ -135,13 +142,13 @@ def attend(
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
     numbers = (q_THP.stride(0), plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0)
     if len(work.long_items):
-        kernels.attend_tiles[(num_kv_heads, len(work.long_items))](
+        kernels.attend_tiles[(len(work.long_items) * num_kv_heads,)](
             q_THP, kv, scales, sinks, out_THP, *sequences, work.long_items, work.counts, *numbers,
             **shape, **tile_facts, BLOCK_M=long.rows, BLOCK_N=long.keys, STAGES=long.stages, num_warps=long.warps,
         )  # fmt: skip
     rows = short.rows // group * group
     partial_rows = len(work.short_items) * num_kv_heads * rows
-    acc = torch.empty(partial_rows, head_dim, dtype=torch.float32, device=q_THP.device)
+    acc = torch.empty(partial_rows, head_dim, dtype=partial_dtype(q_THP.dtype), device=q_THP.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_THP.device)
     kernels.attend_splits[(short.per_sm * num_multiprocessors(q_THP.device),)](
         q_THP, kv, scales, sinks, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers,
@@ -150,7 +157,7 @@ def attend(
     )  # fmt: skip
     kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0,
-        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, num_warps=1,
+        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, WHOLE=True, num_warps=1,
     )  # fmt: skip
     return out_THP
 

@@ -140,6 +140,7 @@ def attend_splits(
             begin, end, end, position_M, g, scale_M, window, G, PAGE, P, BLOCK_P, BLOCK_N, SCALED, True, STAGES,
         )  # fmt: skip
         row_M = (work * ROWS + m_M).to(tl.int64)
+        acc_MP = acc_MP.to(acc_ptr.dtype.element_ty)
         tl.store(acc_ptr + row_M[:, None] * P + p_P[None, :], acc_MP, mask=live_MP)
         tl.store(max_ptr + row_M, max_M, mask=live_M)
         tl.store(sum_ptr + row_M, sum_M, mask=live_M)
@@ -150,19 +151,18 @@ def combine_splits(
     acc_ptr, max_ptr, sum_ptr, out_ptr, starts_ptr, contexts_ptr, first_item_ptr, split_tokens_ptr,
     num_tokens, num_seqs, window, short_queries,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, h) joins the splits of a short sequence, always in the same order. Rows past the last sequence become
+    """Program (b, h) joins the splits of a short sequence, always in the same order; single ones too only if WHOLE. Rows past the last sequence become
     zero: they pad a recorded step, and whatever comes after should meet numbers there."""
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     GROUP: tl.constexpr = H // G
     p_P = tl.arange(0, BLOCK_P)
     start = tl.load(starts_ptr + b)
     queries = (tl.load(starts_ptr + b + 1) - start).to(tl.int32)
-    if (queries > 0) & (queries <= short_queries):
-        context = tl.load(contexts_ptr + b).to(tl.int32)
-        num_keys = context - first_key(context - queries, window)
-        splits = tl.cdiv(num_keys, tl.load(split_tokens_ptr + b))
+    context = tl.load(contexts_ptr + b).to(tl.int32)
+    splits = tl.cdiv(context - first_key(context - queries, window), tl.load(split_tokens_ptr + b))
+    if (queries > 0) & (queries <= short_queries) & (WHOLE | (splits > 1)):
         item = tl.load(first_item_ptr + b).to(tl.int64)
         s_S = tl.arange(0, MAX_SPLITS)
         for i in range(0, queries):
@@ -176,7 +176,7 @@ def combine_splits(
                 row_C = ((item + c_C) * G + h // GROUP) * ROWS + i * GROUP + h % GROUP
                 weight_C = tl.exp2(tl.load(max_ptr + row_C, mask=c_C < splits, other=float("-inf")) - best) / total
                 live_CP = (c_C < splits)[:, None] & (p_P[None, :] < P)
-                acc_CP = tl.load(acc_ptr + row_C[:, None] * P + p_P[None, :], mask=live_CP, other=0)
+                acc_CP = tl.load(acc_ptr + row_C[:, None] * P + p_P[None, :], mask=live_CP, other=0).to(tl.float32)
                 out_P += tl.sum(acc_CP * weight_C[:, None], 0)
             tl.store(out_ptr + ((start + i) * H + h) * P + p_P, out_P.to(out_ptr.dtype.element_ty), mask=p_P < P)
     end = tl.load(starts_ptr + num_seqs)
@@ -193,7 +193,7 @@ def attend_tiles(
 ):  # fmt: skip
     """Long sequences: program (item, g) attends for one tile of queries. Keys that every row sees pass without a mask,
     between a masked head (a window's edge) and a masked tail (the diagonal)."""
-    item, g = tl.program_id(1), tl.program_id(0)
+    item, g = tl.program_id(0) // G, tl.program_id(0) % G
     if item >= tl.load(counts_ptr + 1):
         return
     GROUP: tl.constexpr = H // G

@@ -110,7 +110,7 @@ def split_tiles(layer: PagedLayer, num_seqs: int, context: int, best: AttentionT
             accumulators=tile.rows * (width + tile.keys) + _widened(layer, tile), items=items,
             item_bytes=2.0 * min(tile.split_keys, keys_seen) * width * size,
             item_flops=4.0 * tile.rows * min(tile.split_keys, keys_seen) * width,
-            in_flight_bytes=_buffers(tile, width, size), addresses=SPLIT_ADDRESSES, more_bytes=items * layer.group * (width + 2) * 4.0,
+            in_flight_bytes=_buffers(tile, width, size), addresses=SPLIT_ADDRESSES, more_bytes=items * layer.group * (2.0 * width + 8),
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
