@@ -81,15 +81,15 @@ def draw(result: dict) -> str:
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{label}</text>')
     roof = result["machine_roof"]
     reads = [read / 1e9 for rounds in result["measure_read_bytes_per_s"].values() for read in rounds]
-    condition = (
+    conditions = [
         f"Random Qwen3-MoE, 1.3 B parameters, 0.23 B active, bf16, context 128; {result['threads']} threads of"
-        f" {result['hardware']['cpu'].split(' (')[0]}; roof: memory {min(reads):.0f} to {max(reads):.0f} GB/s around the points,"
+        f" {result['hardware']['cpu'].split(' (')[0]}",
+        f"Roof: memory {min(reads):.0f} to {max(reads):.0f} GB/s around the points,"
         f" {roof['bf16_flops_per_s'] / 1e9:,.0f} GFLOP/s"
-    )
-    parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 20}">{condition}</text>')
-    if top > 1:
-        note = "Above 100 %: memory was faster at that point than around it."
-        parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 5}">{note}</text>')
+        + ("; above 100 % memory was faster at the point than around it" if top > 1 else ""),
+    ]
+    for line, condition in enumerate(conditions):
+        parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 20 + 15 * line}">{condition}</text>')
     parts.append("</svg>\n")
     return "\n".join(parts)
 
