@@ -146,7 +146,7 @@ def rotate_heads(
             is_value = block >= KEY_BLOCKS
             plane = is_value.to(tl.int32)
             head_N -= plane * KEY_BLOCKS * HEADS
-            live_N = (head_N < G) & (slot >= 0)
+            live_N = head_N < tl.where(slot >= 0, G, 0)
             cell_N = ((slot // PAGE * 2 + plane) * G + head_N) * PAGE + slot % PAGE
             out_N = out_ptr + cell_N * P
             if is_value:
