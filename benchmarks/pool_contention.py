@@ -3,7 +3,7 @@
     python benchmarks/pool_contention.py --json benchmarks/results/pool_contention.json
     python benchmarks/pool_contention.py --smoke
 
-The pool gives a step fewer threads while it is crowded: how many is shown. A step of many small operators (each ends in a barrier) is replayed alone, then beside one process that never stops, then
+A step of many small operators (each ends in a barrier) is replayed alone, then beside one process that never stops, then
 beside one for every core. Fair shares of the cores would stretch a step to `(threads + processes) / cores` of its own time.
 """
 
@@ -36,32 +36,27 @@ def small_step(num_ops: int, width: int) -> Recording:
     return recorded
 
 
-def step_times(step: Recording, seconds: float) -> tuple[list[float], float]:
-    """Seconds of each step, and how many threads they had in the mean."""
+def step_times(step: Recording, seconds: float) -> list[float]:
     times: list[float] = []
-    threads = 0
     deadline = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < deadline:
-        threads += native.num_threads_now()
         started = time.perf_counter()
         step.replay(8, 0)
         times.append(time.perf_counter() - started)
-    return times, threads / len(times)
+    return times
 
 
 def beside(num_processes: int, step: Recording, seconds: float) -> dict[str, float]:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
     try:
         time.sleep(0.3 if busy else 0.0)
-        times, threads = step_times(step, seconds)
+        times = sorted(step_times(step, seconds))
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    times.sort()
     return {
         "processes": num_processes,
-        "threads": threads,
         "median_us": statistics.median(times) * 1e6,
         "mean_us": statistics.mean(times) * 1e6,
         "p99_us": times[int(0.99 * (len(times) - 1))] * 1e6,
@@ -70,10 +65,10 @@ def beside(num_processes: int, step: Recording, seconds: float) -> dict[str, flo
 
 def table(result: dict[str, Any]) -> str:
     """Microseconds of a step by the number of competing processes."""
-    rows = [f"{'processes':>9}{'threads':>9}{'median us':>12}{'mean us':>12}{'p99 us':>12}{'mean, of alone':>16}"]
+    rows = [f"{'processes':>9}{'median us':>12}{'mean us':>12}{'p99 us':>12}{'mean, of alone':>16}"]
     alone = result["rows"][0]["mean_us"]
     rows += [
-        f"{row['processes']:9}{row.get('threads', result['threads']):9.1f}{row['median_us']:12.0f}{row['mean_us']:12.0f}{row['p99_us']:12.0f}{row['mean_us'] / alone:16.2f}"
+        f"{row['processes']:9}{row['median_us']:12.0f}{row['mean_us']:12.0f}{row['p99_us']:12.0f}{row['mean_us'] / alone:16.2f}"
         for row in result["rows"]
     ]
     return "\n".join(rows)

@@ -227,10 +227,8 @@ int32_t rp_isa_supported(int32_t isa);
 int32_t rp_isa_current();
 int32_t rp_isa_force(int32_t isa);
 
-// Threads of the pool, the caller included, and how many of them the next step gets: fewer beside busy processes.
-// Spinning: microseconds a worker stays awake after its last work.
+// Threads of the pool, the caller included. Spinning: microseconds a worker stays awake after its last work.
 int32_t rp_threads();
-int32_t rp_threads_now();
 int32_t rp_set_threads(int32_t threads, int32_t spin_us);
 
 // Zeroed memory in huge pages where the system gives them.

@@ -80,7 +80,7 @@ extern "C" {
 
 int64_t rp_take_chunks(int32_t fd, uint8_t* memory, const FileChunk* chunks, int64_t count, int32_t* error) {
     rp::Take take{fd, memory, chunks, count, {count}, {}};
-    rp::parallel(rp::take_region, &take, rp::pool_threads());
+    rp::parallel(rp::take_region, &take);
     *error = take.error.load();
     return take.failed.load();
 }

@@ -292,7 +292,7 @@ int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const 
     using namespace rp;
     if (source_dtype == RP_DTYPE_CODE && (weight->format == RP_F32 || weight->format == RP_BF16)) return -1;
     Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype, scales, scale_stride};
-    parallel(pack_region, &job, pool_threads());
+    parallel(pack_region, &job);
     return 0;
 }
 

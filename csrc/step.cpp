@@ -93,7 +93,7 @@ int fail(int code) {
 int run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_rows, double* seconds) {
     std::lock_guard<std::mutex> lock(step_mutex);
     Step step{ops, count, tokens, logit_rows, 0, 0, seconds};
-    const int threads = threads_now();
+    const int threads = pool_threads();
     for (int64_t i = 0; i < count; i++) {
         const OpHeader& header = *static_cast<const OpHeader*>(ops[i]);
         if (header.op < 0 || header.op >= RP_NUM_OPS || !kOperators[header.op]) return fail(kBadOp);
@@ -109,7 +109,7 @@ int run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_row
     step.shared_bytes = round_up(step.shared_bytes, 4096);
     step.local_bytes = round_up(step.local_bytes, 4096) + 4096;  // threads never share a page
     if (!arena.reserve(step.shared_bytes + threads * step.local_bytes)) return fail(kNoMemory);
-    parallel(run_step, &step, threads);
+    parallel(run_step, &step);
     return step.error.load() ? fail(step.error.load()) : kOk;
 }
 
@@ -156,7 +156,6 @@ int32_t rp_abi_version() { return RP_ABI_VERSION; }
 int32_t rp_layout_version() { return RP_LAYOUT_VERSION; }
 const char* rp_last_error() { return rp::last_error; }
 int32_t rp_threads() { return rp::pool_threads(); }
-int32_t rp_threads_now() { return rp::threads_now(); }
 
 int32_t rp_set_threads(int32_t threads, int32_t spin_us) {
     if (threads < 1 || spin_us < 0) return -1;
@@ -205,11 +204,11 @@ double rp_probe_read(int64_t bytes, int32_t repeats) {
     uint8_t* data = static_cast<uint8_t*>(rp_alloc(bytes));
     if (!data) return 0;
     rp::ReadProbe probe{data, bytes};
-    rp::parallel(rp::write_region, &probe, rp::pool_threads());
+    rp::parallel(rp::write_region, &probe);
     double best = 0;
     for (int32_t i = 0; i < repeats; i++) {
         const auto start = std::chrono::steady_clock::now();
-        rp::parallel(rp::read_region, &probe, rp::pool_threads());
+        rp::parallel(rp::read_region, &probe);
         const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (bytes / s > best) best = static_cast<double>(bytes) / s;
     }
@@ -221,7 +220,7 @@ double rp_probe_peak(int32_t format, int32_t milliseconds) {
     std::lock_guard<std::mutex> lock(rp::step_mutex);
     rp::PeakProbe probe{format, milliseconds};
     const auto start = std::chrono::steady_clock::now();
-    rp::parallel(rp::peak_region, &probe, rp::pool_threads());
+    rp::parallel(rp::peak_region, &probe);
     return probe.flops.load() / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 }

@@ -3,14 +3,10 @@
 //
 // At a barrier a thread spins about as long as a healthy wait lasts, then sleeps on a futex: whoever is late has most
 // likely lost its core to another process, and this one's core is free for either meanwhile.
-//
-// A thread that keeps losing its core holds up all the others at every barrier, so a region beside busy processes runs on
-// fewer threads (`Crowding`). Results do not depend on how many there are.
 #include "team.h"
 
 #include <pthread.h>
 #include <sched.h>
-#include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -39,7 +35,6 @@ inline void relax() {
 
 constexpr int kPausesBeforeSleep = 8000;  // some 100 to 250 microseconds: longer than nearly any healthy wait at a barrier
 constexpr int kPausesBeforeYield = 250;   // of a worker without work
-constexpr int kThreadBits = 16;
 
 // Sleeps while `word` is `value`; may return early. `asleep` tells the waker whether a call is needed: it is raised
 // before the word is read again (by the system), and read after the word has changed.
@@ -62,54 +57,14 @@ template <class Word> void wake_all(std::atomic<Word>& word, std::atomic<int32_t
 #endif
 }
 
-int64_t clock_ns(clockid_t clock) {
-    timespec t;
-    clock_gettime(clock, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-int64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
-
-// Until `word` is no longer `value`; returns the nanoseconds it slept.
-template <class Word> int64_t wait_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
+// Until `word` is no longer `value`.
+template <class Word> void wait_while(std::atomic<Word>& word, Word value, std::atomic<int32_t>& asleep) {
     for (int spins = 0; spins < kPausesBeforeSleep; spins++) {
-        if (word.load(std::memory_order_acquire) != value) return 0;
+        if (word.load(std::memory_order_acquire) != value) return;
         relax();
     }
-    const int64_t start = now_ns();
     while (word.load(std::memory_order_acquire) == value) sleep_while(word, value, asleep);
-    return now_ns() - start;
 }
-
-// Decides how many threads a region gets, from the core time that other processes took in the regions before it: wall time
-// in which a thread neither ran nor slept of its own accord. While more is taken than a thread is worth, one fewer is used;
-// all are tried again after a pause that doubles as long as the trial fails.
-class Crowding {
-public:
-    int threads(int all) {
-        if (fewer_ > 0 && now_ns() >= retry_ns_) fewer_ = 0;
-        return all - fewer_ > 0 ? all - fewer_ : 1;
-    }
-    void saw(int threads, int64_t wall_ns, int64_t taken_ns) {
-        wall_ns_ += wall_ns;
-        taken_ns_ += taken_ns;
-        if (wall_ns_ < kWindowNs) return;
-        if (threads > 1 && taken_ns_ > kShareTaken * static_cast<double>(wall_ns_)) {
-            if (fewer_ == 0) pause_ns_ = pause_ns_ * 2 < kLongestPauseNs ? pause_ns_ * 2 : kLongestPauseNs;
-            fewer_++;
-            retry_ns_ = now_ns() + pause_ns_;
-        } else if (fewer_ == 0) {
-            pause_ns_ = kShortestPauseNs;
-        }
-        wall_ns_ = taken_ns_ = 0;
-    }
-
-private:
-    static constexpr int64_t kWindowNs = 4'000'000;  // some time slices of the system's scheduler
-    static constexpr int64_t kShortestPauseNs = 50'000'000, kLongestPauseNs = 400'000'000;
-    static constexpr double kShareTaken = 0.25;  // of one core
-    int fewer_ = 0;
-    int64_t wall_ns_ = 0, taken_ns_ = 0, retry_ns_ = 0, pause_ns_ = kShortestPauseNs;
-};
 
 }  // namespace
 
@@ -171,8 +126,7 @@ void Team::barrier(Wanted* meanwhile) {
         __builtin_prefetch(meanwhile->at, 0, 2);
         meanwhile->at += 64;
     }
-    const int64_t slept_ns = wait_while(phase_, phase, asleep_);
-    if (slept_ns) waited_ns_.fetch_add(slept_ns, std::memory_order_relaxed);
+    wait_while(phase_, phase, asleep_);
 }
 
 struct Pool {
@@ -181,9 +135,7 @@ struct Pool {
     void (*body)(Team&, int, void*) = nullptr;
     void* context = nullptr;
     int spin_us = 200;
-    Crowding crowding;
-    std::atomic<int64_t> away_ns{0};  // wall time of the region's threads in which they did not run
-    alignas(64) std::atomic<uint64_t> epoch{0};  // count of regions << kThreadBits | threads of this one
+    alignas(64) std::atomic<uint64_t> epoch{0};  // count of regions
     alignas(64) std::atomic<int32_t> running{0};
     std::atomic<int32_t> caller_asleep{0};
     alignas(64) std::atomic<int> asleep{0};
@@ -198,14 +150,14 @@ struct Pool {
 
     ~Pool() {
         stopping.store(true);
-        publish(0);
+        publish();
         for (auto& worker : workers) worker.join();
     }
 
     int size() const { return static_cast<int>(workers.size()) + 1; }
 
-    void publish(uint64_t threads) {
-        epoch.store(((epoch.load(std::memory_order_relaxed) >> kThreadBits) + 1) << kThreadBits | threads, std::memory_order_seq_cst);
+    void publish() {
+        epoch.fetch_add(1, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst) > 0) {
             std::lock_guard<std::mutex> lock(sleep_mutex);
             wake.notify_all();
@@ -232,34 +184,20 @@ struct Pool {
             wait_beyond(seen);
             seen = epoch.load(std::memory_order_acquire);
             if (stopping.load()) return;
-            if (index >= static_cast<int>(seen & ((1 << kThreadBits) - 1))) continue;
-            part(index);
+            body(team, index, context);
             if (running.fetch_sub(1, std::memory_order_seq_cst) == 1) wake_all(running, caller_asleep);
         }
     }
 
-    // A thread's share of the region, from its own start: waking it up is not time that anybody took.
-    void part(int index) {
-        const int64_t start = now_ns(), ran = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-        body(team, index, context);
-        const int64_t ran_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - ran;
-        away_ns.fetch_add(now_ns() - start - ran_ns, std::memory_order_relaxed);
-    }
-
-    void run(void (*b)(Team&, int, void*), void* c, int threads) {
-        team.size_ = threads;
+    void run(void (*b)(Team&, int, void*), void* c) {
         team.rewind();
-        if (threads == 1) { b(team, 0, c); return; }
+        if (size() == 1) { b(team, 0, c); return; }
         body = b;
         context = c;
-        team.waited_ns_.store(0, std::memory_order_relaxed);
-        away_ns.store(0, std::memory_order_relaxed);
-        running.store(threads - 1, std::memory_order_relaxed);
-        const int64_t start = now_ns();
-        publish(static_cast<uint64_t>(threads));
-        part(0);
+        running.store(size() - 1, std::memory_order_relaxed);
+        publish();
+        b(team, 0, c);
         for (int32_t left; (left = running.load(std::memory_order_acquire)) != 0;) wait_while(running, left, caller_asleep);
-        crowding.saw(threads, now_ns() - start, away_ns.load() - team.waited_ns_.load());
     }
 };
 
@@ -293,16 +231,9 @@ Pool& ready_pool() {
 
 }  // namespace
 
-void parallel(void (*body)(Team&, int, void*), void* context, int threads) {
+void parallel(void (*body)(Team&, int, void*), void* context) {
     std::lock_guard<std::mutex> lock(pool_mutex);
-    Pool& ready = ready_pool();
-    ready.run(body, context, threads < ready.size() ? threads : ready.size());
-}
-
-int threads_now() {
-    std::lock_guard<std::mutex> lock(pool_mutex);
-    Pool& ready = ready_pool();
-    return ready.crowding.threads(ready.size());
+    ready_pool().run(body, context);
 }
 
 int pool_threads() { return wanted_threads; }

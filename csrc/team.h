@@ -64,14 +64,11 @@ private:
     alignas(64) std::atomic<int32_t> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
     alignas(64) std::atomic<int32_t> asleep_{0};
-    std::atomic<int64_t> waited_ns_{0};  // asleep at barriers, all threads of the region together
 };
 
-// Runs body(team, thread) on the first `threads` threads of the pool and returns when all have. Calls from several threads queue.
-void parallel(void (*body)(Team&, int, void*), void* context, int threads);
+// Runs body(team, thread) on every thread of the pool and returns when all have. Calls from several threads queue.
+void parallel(void (*body)(Team&, int, void*), void* context);
 int pool_threads();
-// How many of them are worth using now: fewer while other processes keep taking the cores away.
-int threads_now();
 void set_pool_threads(int threads, int spin_us);
 
 }  // namespace rp

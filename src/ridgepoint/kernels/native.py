@@ -284,11 +284,6 @@ def num_threads() -> int:
     return int(library().rp_threads())
 
 
-def num_threads_now() -> int:
-    """How many of them the next operators run on: fewer while other processes keep taking their cores."""
-    return int(library().rp_threads_now())
-
-
 def _spin_us() -> int:
     return int(os.environ.get("RIDGEPOINT_SPIN_US", SPIN_US))
 

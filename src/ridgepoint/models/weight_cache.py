@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ridgepoint.catalog import families
+from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import pack
 from ridgepoint.models import identity
@@ -171,6 +172,8 @@ def _keep(wanted: Wanted, targets: dict[str, Target], buffers: Buffers, announce
         _remove_unused(wanted.cache, before)
     except OSError as error:
         announce(f"weight cache not kept: {wanted.cache} cannot be written: {error.strerror or error}")
+    except CheckpointError as error:  # the folder is gone by now
+        announce(f"weight cache not kept: {error.message}")
     else:
         announce(f"weight cache kept: {si(size, 'B')} in {time.perf_counter() - began:.1f} s at {wanted.path(content)}")
 
