@@ -2,80 +2,76 @@
 //
 // A tile that reads its panel alone (few rows: memory binds) fetches what it reads itself some steps later and, near the
 // panel's end, the beginning of the next one. It asks for its own columns only, so that a panel read in two passes comes
-// from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch a part each of the
-// next panel, since the first of them alone would have to wait for this one.
+// from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch an equal part each of
+// the next panel: the first of them alone would wait for memory, and memory for the others.
 
 constexpr int64_t kAheadBytes = 8192;  // 400 ns at a thread's 20 GB/s: a few times what memory takes to answer
 
-class Ahead {
+// `w` is the step (or the scales of a group) that the tile reads now, in a pass over V vectors of outputs from `column` on.
+template <int V> class Follow {
 public:
-    // Pass `pass` of `passes` over the tile's columns.
-    Ahead(const Tile& t, int pass, int passes) {
-        if (t.turns == 1) follow(t, pass, passes);
-        else if (t.panel_next && t.columns == kPanel) take_turn(t, pass, passes);
+    Follow(const Tile& t, int column) : reads_scales_(column == 0) {
+        const int64_t unit = t.grouped ? t.panel_bytes * t.group_steps / t.steps : 256;
+        const int64_t rounded = (kAheadBytes + unit - 1) / unit * unit;
+        const int64_t distance = rounded < t.panel_bytes ? rounded : t.panel_bytes;
+        const uint8_t* next = t.panel_next ? t.panel_next : t.panel;
+        offset_ = distance + column * 4;
+        last_ = t.panel + t.panel_bytes - distance;
+        to_next_ = next - (t.panel + t.panel_bytes);
     }
-    int lines() const { return lines_; }  // of 64 bytes, per step
-    bool near() const { return near_; }
-    void ask() {
-        if (near_) {
-            if (lines_ == 4) ask_near<4>();
-            else if (lines_ == 2) ask_near<2>();
-            else ask_near<1>();
-        } else {
-            if (lines_ == 2) ask_far<2>();
-            else if (lines_ == 1) ask_far<1>();
-        }
-    }
-    template <int Lines> void ask_near() {
+    void step(const uint8_t* w) {
+        cross(w);
 #pragma GCC unroll 4
-        for (int i = 0; i < Lines; i++) __builtin_prefetch(at_ + 64 * i, 0, 3);  // into the first level: it is read very soon
-        advance(256);
+        for (int i = 0; i < V; i++) __builtin_prefetch(w + offset_ + 64 * i, 0, 3);  // into the first level: it is read very soon
     }
-    template <int Lines> void ask_far() {
-#pragma GCC unroll 4
-        for (int i = 0; i < Lines; i++) prefetch(at_ + 64 * i);
-        at_ += 64 * Lines;
-    }
-    // A group's scales are part of the panel and of no step.
-    void ask_scales(int64_t bytes) {
-        if (near_) {
-            for (int64_t i = 0; asks_scales_ && i < bytes; i += 64) __builtin_prefetch(at_ + i, 0, 3);
-            advance(bytes);
-        } else if (lines_) {
-            for (owed_ += bytes * lines_ / 4; owed_ >= 64; owed_ -= 64, at_ += 64) prefetch(at_);
-        }
+    void scales(const uint8_t* w, int64_t bytes) {
+        cross(w);
+        for (int64_t i = 0; reads_scales_ && i < bytes; i += 64) __builtin_prefetch(w + offset_ + i, 0, 3);
     }
 
 private:
-    void follow(const Tile& t, int pass, int passes) {
-        const int64_t unit = t.grouped ? t.panel_bytes * t.group_steps / t.steps : 256;
-        const int64_t distance = (kAheadBytes + unit - 1) / unit * unit;
-        near_ = true;
-        asks_scales_ = pass == 0;
-        lines_ = t.columns / 16 / passes;
-        const int64_t column = t.first_column * 4 + pass * lines_ * 64;
-        then_ = (t.panel_next ? t.panel_next : t.panel) + column;
-        at_ = t.panel + distance + column;
-        end_ = t.panel + t.panel_bytes;
-        advance(0);
-    }
-    void take_turn(const Tile& t, int pass, int passes) {
-        const int64_t per_tile = t.turns <= 3 ? 2 : 1, all_steps = t.panel_bytes / 256;
-        const int64_t lines = per_tile > passes ? per_tile / passes : 1;
-        if (pass >= per_tile || (t.turn + 1) * per_tile > 4) return;
-        lines_ = static_cast<int>(lines);
-        at_ = t.panel_next + (t.turn * per_tile + pass * lines) * 64 * all_steps;
-    }
-    void advance(int64_t bytes) {
-        at_ += bytes;
-        if (at_ >= end_) {
-            at_ = then_;
-            end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
-        }
+    void cross(const uint8_t* w) {
+        if (w < last_) return;
+        offset_ += to_next_;
+        last_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
     }
 
-    const uint8_t *at_ = nullptr, *then_ = nullptr, *end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
-    int64_t owed_ = 0;
-    int lines_ = 0;
-    bool near_ = false, asks_scales_ = false;
+    const uint8_t* last_;
+    int64_t offset_, to_next_;
+    bool reads_scales_;
 };
+
+template <int V> class Turn {
+public:
+    Turn(const Tile& t, int column) {
+        if (!t.panel_next) return;
+        constexpr int kPasses = kPanel / (16 * V);
+        const int64_t parts = t.turns * kPasses, part = t.turn * kPasses + column / (16 * V);
+        pitch_ = 64 * parts;
+        due_ = t.panel;
+        at_ = t.panel_next + t.panel_bytes * part / parts / 64 * 64;
+    }
+    // Of at least two turns: at most two lines are due when four have been read.
+    void step(const uint8_t* w) {
+        fetch(w);
+        if (V == 4) fetch(w);
+    }
+    void scales(const uint8_t*, int64_t) {}
+
+private:
+    void fetch(const uint8_t* w) {
+        if (w < due_) return;
+        prefetch(at_);
+        at_ += 64;
+        due_ += pitch_;
+    }
+
+    const uint8_t *at_ = nullptr, *due_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
+    int64_t pitch_ = 0;
+};
+
+// use(ahead), for the pass over V vectors of outputs from `column` on.
+template <int V, class Use> inline void fetching(const Tile& t, int column, Use&& use) {
+    if (t.turns == 1) use(Follow<V>(t, column));
+    else use(Turn<V>(t, column));
+}

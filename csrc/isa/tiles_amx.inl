@@ -69,13 +69,13 @@ template <class T, int R> inline void amx_clear() {
     unrolled<4>([](auto tile) { T::template clear<tile.value>(); });
 }
 
-template <class T, int R> inline void amx_bf16_tile(const Tile& t, int first_vector, Ahead& ahead) {
+template <class T, int R, class Ahead> inline void amx_bf16_tile(const Tile& t, int first_vector, Ahead ahead) {
     using G = Grid<R>;
     RowTile rows[2] = {{t.x, 0, t.rows < kTileRows ? t.rows : kTileRows}, {t.x, R > 1 ? kTileRows : 0, R > 1 ? t.rows - kTileRows : 1}};
     amx_clear<T, R>();
     for (int64_t first = 0; first < t.steps; first += kAmxBlock) {
         const int steps = static_cast<int>(t.steps - first < kAmxBlock ? t.steps - first : kAmxBlock);
-        for (int s = 0; s < steps; s++) ahead.ask();
+        for (int s = 0; s < steps; s++) ahead.step(t.panel + (first + s) * 256);
         unrolled<R>([&](auto r) { rows[r.value].template load<T, 4 + r.value>(first * 4, steps * 4, kTileBytes); });
         unrolled<G::kVectors>([&](auto v) {
             load_vector<T, G::weights(v.value)>(t.panel + first * 256, first_vector + v.value, steps, kAmxBlock);
@@ -92,13 +92,10 @@ template <class T, int R> inline void amx_bf16_tile(const Tile& t, int first_vec
 template <class T> void amx_bf16(const Tile& t) {
     T::configure(amx_shapes(t.rows, kAmxBlock));
     if (t.rows <= kTileRows) {
-        Ahead ahead(t, 0, 1);
-        amx_bf16_tile<T, 1>(t, 0, ahead);
+        fetching<4>(t, 0, [&](auto ahead) { amx_bf16_tile<T, 1>(t, 0, ahead); });
     } else {
-        for (int pass = 0; pass < 2; pass++) {
-            Ahead ahead(t, pass, 2);
-            amx_bf16_tile<T, 2>(t, 2 * pass, ahead);
-        }
+        for (int vector = 0; vector < 4; vector += 2)
+            fetching<2>(t, 16 * vector, [&](auto ahead) { amx_bf16_tile<T, 2>(t, vector, ahead); });
     }
     T::release();
 }
@@ -139,7 +136,7 @@ inline void amx_add_group(const Tile& t, const int32_t* sums, int64_t group_at, 
     }
 }
 
-template <class T, int F, int Planes, int R, bool Grouped> inline void amx_codes_tile(const Tile& t, int first_vector, Ahead& ahead) {
+template <class T, int F, int Planes, int R, bool Grouped, class Ahead> inline void amx_codes_tile(const Tile& t, int first_vector, Ahead ahead) {
     using G = Grid<R>;
     constexpr int kRowsPerStep = F == RP_INT8 ? 1 : 2;  // rows of a tile of weights that a step of the panel fills
     const __m512i table = F == RP_MXFP4 ? doubled_fp4() : _mm512_setzero_si512();
@@ -152,10 +149,10 @@ template <class T, int F, int Planes, int R, bool Grouped> inline void amx_codes
         const uint8_t* scales = w;
         if (Grouped) {
             w += scale_bytes(F);
-            ahead.ask_scales(scale_bytes(F));
+            ahead.scales(scales, scale_bytes(F));
         }
         const int64_t steps = t.steps - first < t.group_steps ? t.steps - first : t.group_steps, lines = steps * kRowsPerStep;
-        for (int64_t s = 0; s < steps; s++) ahead.ask();
+        for (int64_t s = 0; s < steps; s++) ahead.step(w + s * 256);
         for (int p = 0; p < Planes; p++) {
             amx_clear<T, R>();
             for (int64_t line = 0; line < lines; line += block) {
@@ -190,13 +187,10 @@ template <class T, int F, int Planes, bool Grouped> inline void amx_codes_grid(c
     memset(t.out, 0, static_cast<size_t>(t.rows) * kPanel * 4);
     T::configure(amx_shapes(t.rows, static_cast<int>(lines < kAmxBlock ? lines : kAmxBlock)));
     if (t.rows <= kTileRows) {
-        Ahead ahead(t, 0, 1);
-        amx_codes_tile<T, F, Planes, 1, Grouped>(t, 0, ahead);
+        fetching<4>(t, 0, [&](auto ahead) { amx_codes_tile<T, F, Planes, 1, Grouped>(t, 0, ahead); });
     } else {
-        for (int pass = 0; pass < 2; pass++) {
-            Ahead ahead(t, pass, 2);
-            amx_codes_tile<T, F, Planes, 2, Grouped>(t, 2 * pass, ahead);
-        }
+        for (int vector = 0; vector < 4; vector += 2)
+            fetching<2>(t, 16 * vector, [&](auto ahead) { amx_codes_tile<T, F, Planes, 2, Grouped>(t, vector, ahead); });
     }
     T::release();
 }

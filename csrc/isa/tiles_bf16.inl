@@ -18,7 +18,7 @@ inline __m512bh pair(const uint8_t* row, int64_t k) {
     return (__m512bh)_mm512_set1_epi32(bits);
 }
 
-template <int R, bool Near, int Lines> inline void bf16_dot_tile(const Tile& t, Ahead ahead) {
+template <int R, class Ahead> inline void bf16_dot_tile(const Tile& t, Ahead ahead) {
     __m512 acc[R][4];
     const uint8_t* x[R];
 #pragma GCC unroll 8
@@ -29,8 +29,7 @@ template <int R, bool Near, int Lines> inline void bf16_dot_tile(const Tile& t, 
     }
     const uint8_t* w = t.panel;
     for (int64_t k = 0; k < t.steps; k++, w += 256) {
-        if constexpr (Near) ahead.ask_near<Lines>();
-        else ahead.ask_far<Lines>();
+        ahead.step(w);
         const __m512bh w0 = pairs(w), w1 = pairs(w + 64), w2 = pairs(w + 128), w3 = pairs(w + 192);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -49,11 +48,7 @@ template <int R, bool Near, int Lines> inline void bf16_dot_tile(const Tile& t, 
 
 template <int R> void bf16_dot_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_dot_rows<R - 1>(t); return; }
-    const Ahead ahead(t, 0, 1);
-    if (ahead.near()) bf16_dot_tile<R, true, 4>(t, ahead);
-    else if (ahead.lines() == 2) bf16_dot_tile<R, false, 2>(t, ahead);
-    else if (ahead.lines() == 1) bf16_dot_tile<R, false, 1>(t, ahead);
-    else bf16_dot_tile<R, false, 0>(t, ahead);
+    fetching<4>(t, 0, [&](auto ahead) { bf16_dot_tile<R>(t, ahead); });
 }
 
 double dot_peak(int32_t format, int64_t iterations) {

@@ -40,7 +40,7 @@ template <int F, int K, int R, int V> inline void code_products(const Words (&li
     if constexpr (K + 1 < kInputs) code_products<F, K + 1>(line, x, acc);
 }
 
-template <int F, int R, int V> inline void codes_lanes_tile(const Tile& t, int column) {
+template <int F, int R, int V, class Ahead> inline void codes_lanes_tile(const Tile& t, int column, Ahead ahead) {
     constexpr int kInputs = F == RP_INT4 || F == RP_MXFP4 ? 8 : 4;
     Lanes total[R][V];
     const float* x[R];
@@ -49,19 +49,18 @@ template <int F, int R, int V> inline void codes_lanes_tile(const Tile& t, int c
         for (int v = 0; v < V; v++) total[r][v] = zero();
     }
     const uint8_t* w = t.panel;
-    Ahead ahead(t, column / (16 * V), 4 / V);
     for (int64_t first = 0; first < t.steps; first += t.group_steps) {
         const uint8_t* scales = w;
         if (t.grouped) {
             w += scale_bytes(F);
-            ahead.ask_scales(scale_bytes(F));
+            ahead.scales(scales, scale_bytes(F));
         }
         const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
         Lanes acc[R][V];
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) acc[r][v] = zero();
         for (int64_t s = 0; s < n; s++, w += 256) {
-            ahead.ask();
+            ahead.step(w);
             Words line[V];
             for (int v = 0; v < V; v++) line[v] = load_line<F>(w + 4 * column + 64 * v);
             code_products<F, 0>(line, x, acc);
@@ -82,5 +81,6 @@ template <int F, int R, int V> inline void codes_lanes_tile(const Tile& t, int c
 template <int F, int R> void codes_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) codes_lanes_rows<F, R - 1>(t); return; }
     constexpr int V = code_vectors(R);
-    for (int column = 0; column < kPanel; column += 16 * V) codes_lanes_tile<F, R, V>(t, column);
+    for (int column = 0; column < kPanel; column += 16 * V)
+        fetching<V>(t, column, [&](auto ahead) { codes_lanes_tile<F, R, V>(t, column, ahead); });
 }

@@ -74,7 +74,7 @@ inline void pair_products(const Words (&line)[V], const uint8_t* const (&x)[R], 
 }
 
 // R rows against 16 V outputs from `column` on.
-template <int F, int R, int V, bool Grouped> inline void int16_tile(const Tile& t, int column) {
+template <int F, int R, int V, bool Grouped, class Ahead> inline void int16_tile(const Tile& t, int column, Ahead ahead) {
     Lanes total[R][V];
     const uint8_t* x[R];
     for (int r = 0; r < R; r++) {
@@ -82,13 +82,12 @@ template <int F, int R, int V, bool Grouped> inline void int16_tile(const Tile& 
         for (int v = 0; v < V; v++) total[r][v] = zero();
     }
     const uint8_t* w = t.panel;
-    Ahead ahead(t, column / (16 * V), 4 / V);
     const int64_t group_bytes = 2 * PairOrder<F>::inputs * t.group_steps;
     for (int64_t first = 0; first < t.steps; first += t.group_steps) {
         const uint8_t* scales = w;
         if (Grouped) {
             w += scale_bytes(F);
-            ahead.ask_scales(scale_bytes(F));
+            ahead.scales(scales, scale_bytes(F));
         }
         const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
         float activation[R];
@@ -99,7 +98,7 @@ template <int F, int R, int V, bool Grouped> inline void int16_tile(const Tile& 
             x[r] += sizeof(Int16Header);
         }
         for (int64_t s = 0; s < n; s++, w += 256) {
-            ahead.ask();
+            ahead.step(w);
             Words line[V];
             for (int v = 0; v < V; v++) line[v] = load_words(w + 4 * column + 64 * v);
             pair_products<F, 0>(line, x, acc);
@@ -124,10 +123,11 @@ template <int F, int R, int V, bool Grouped> inline void int16_tile(const Tile& 
 template <int F, int R> void int16_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) int16_rows<F, R - 1>(t); return; }
     constexpr int V = int16_vectors(R);
-    for (int column = 0; column < kPanel; column += 16 * V) {
-        if (F != RP_INT8 || t.grouped) int16_tile<F, R, V, true>(t, column);
-        else int16_tile<F, R, V, false>(t, column);
-    }
+    for (int column = 0; column < kPanel; column += 16 * V)
+        fetching<V>(t, column, [&](auto ahead) {
+            if (F != RP_INT8 || t.grouped) int16_tile<F, R, V, true>(t, column, ahead);
+            else int16_tile<F, R, V, false>(t, column, ahead);
+        });
 }
 
 // Products of pairs in registers, with the sums of the tallest tile; each product waits for its sum, or one would do for all.

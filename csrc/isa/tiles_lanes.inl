@@ -10,7 +10,7 @@ inline void f32_prepare(const PackedWeight& w, const void* x, int32_t dtype, voi
     for (int64_t i = w.inputs; i < padded_inputs(w); i++) y[i] = 0.0f;
 }
 
-template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t column, Ahead ahead) {
+template <int R, int V, class Ahead> inline void bf16_lanes_tile(const Tile& t, int column, Ahead ahead) {
     Lanes acc[R][V];
     const float* x[R];
     for (int r = 0; r < R; r++) {
@@ -19,7 +19,7 @@ template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t colum
     }
     const uint8_t* w = t.panel + column * 4;
     for (int64_t k = 0; k < t.steps; k++, w += 256) {
-        ahead.ask();
+        ahead.step(t.panel + 256 * k);
         Lanes even[V], odd[V];
         for (int v = 0; v < V; v++) load_pairs(w + 64 * v, even[v], odd[v]);
         for (int r = 0; r < R; r++) {
@@ -35,7 +35,7 @@ template <int R, int V> inline void bf16_lanes_tile(const Tile& t, int64_t colum
         for (int v = 0; v < V; v++) store(t.out + r * kPanel + column + 16 * v, acc[r][v]);
 }
 
-template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column, Ahead ahead) {
+template <int R, int V, class Ahead> inline void f32_lanes_tile(const Tile& t, int column, Ahead ahead) {
     Lanes acc[R][V];
     const float* x[R];
     for (int r = 0; r < R; r++) {
@@ -44,7 +44,7 @@ template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column
     }
     const float* w = reinterpret_cast<const float*>(t.panel) + column;
     for (int64_t k = 0; k < t.steps; k++, w += kPanel) {
-        ahead.ask();
+        ahead.step(t.panel + 256 * k);
         Lanes wide[V];
         for (int v = 0; v < V; v++) wide[v] = load(w + 16 * v);
         for (int r = 0; r < R; r++) {
@@ -58,20 +58,19 @@ template <int R, int V> inline void f32_lanes_tile(const Tile& t, int64_t column
 
 template <int R> void bf16_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_lanes_rows<R - 1>(t); return; }
-    constexpr int V = lane_vectors(R), passes = kPanel / (16 * V);
-    for (int pass = 0; pass < passes; pass++) bf16_lanes_tile<R, V>(t, 16 * V * pass, Ahead(t, pass, passes));
+    constexpr int V = lane_vectors(R);
+    for (int column = 0; column < kPanel; column += 16 * V)
+        fetching<V>(t, column, [&](auto ahead) { bf16_lanes_tile<R, V>(t, column, ahead); });
+}
+template <int R, int V> inline void f32_lanes_columns(const Tile& t) {
+    for (int column = t.first_column; column < t.first_column + t.columns; column += 16 * V)
+        fetching<V>(t, column, [&](auto ahead) { f32_lanes_tile<R, V>(t, column, ahead); });
 }
 template <int R> void f32_lanes_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) f32_lanes_rows<R - 1>(t); return; }
-    if (t.columns == kPanel) {
-        constexpr int V = lane_vectors(R), passes = kPanel / (16 * V);
-        for (int pass = 0; pass < passes; pass++) f32_lanes_tile<R, V>(t, 16 * V * pass, Ahead(t, pass, passes));
-    } else {
-        constexpr int V = lane_vectors(R) < 2 ? 1 : 2;
-        const int passes = t.columns / (16 * V);
-        for (int pass = 0; pass < passes; pass++)
-            f32_lanes_tile<R, V>(t, t.first_column + pass * 16 * V, Ahead(t, pass, passes));
-    }
+    constexpr int V = lane_vectors(R);
+    if (t.columns == kPanel) f32_lanes_columns<R, V>(t);
+    else f32_lanes_columns<R, (V < 2 ? 1 : 2)>(t);
 }
 
 double lanes_peak(int32_t, int64_t iterations) {

@@ -74,7 +74,7 @@ template <int F> inline __m512 scales_of(const uint8_t* scales, int v) {
 }
 
 // R rows against 16 V outputs from `column` on.
-template <int F, int Planes, int R, int V, bool Grouped> inline void vnni_tile(const Tile& t, int column) {
+template <int F, int Planes, int R, int V, bool Grouped, class Ahead> inline void vnni_tile(const Tile& t, int column, Ahead ahead) {
     constexpr int kHalves = F == RP_INT8 ? 1 : 2;
     const __m512i table = F == RP_MXFP4 ? _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0))
                                         : _mm512_setzero_si512();
@@ -88,12 +88,11 @@ template <int F, int Planes, int R, int V, bool Grouped> inline void vnni_tile(c
         for (int v = 0; v < V; v++) total[r][v] = _mm512_setzero_ps();
     }
     const uint8_t* w = t.panel;
-    Ahead ahead(t, column / (16 * V), 4 / V);
     for (int64_t first = 0; first < t.steps; first += t.group_steps) {
         const uint8_t* scales = w;
         if (Grouped) {
             w += scale_bytes(F);
-            ahead.ask_scales(scale_bytes(F));
+            ahead.scales(scales, scale_bytes(F));
         }
         const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
         __m512i acc[Planes][R][V];
@@ -108,7 +107,7 @@ template <int F, int Planes, int R, int V, bool Grouped> inline void vnni_tile(c
                 for (int v = 0; v < V; v++) acc[p][r][v] = _mm512_set1_epi32(header.start[p]);
         }
         for (int64_t s = 0; s < n; s++, w += 256) {
-            ahead.ask();
+            ahead.step(w);
 #pragma GCC unroll 2
             for (int half = 0; half < kHalves; half++) {
                 __m512i code[V];
@@ -158,10 +157,11 @@ template <int F, int Planes> constexpr int vnni_vectors(int rows) {
 template <int F, int Planes, int R> void vnni_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) vnni_rows<F, Planes, R - 1>(t); return; }
     constexpr int V = vnni_vectors<F, Planes>(R);
-    for (int column = 0; column < kPanel; column += 16 * V) {
-        if (F != RP_INT8 || t.grouped) vnni_tile<F, Planes, R, V, true>(t, column);
-        else vnni_tile<F, Planes, R, V, false>(t, column);
-    }
+    for (int column = 0; column < kPanel; column += 16 * V)
+        fetching<V>(t, column, [&](auto ahead) {
+            if (F != RP_INT8 || t.grouped) vnni_tile<F, Planes, R, V, true>(t, column, ahead);
+            else vnni_tile<F, Planes, R, V, false>(t, column, ahead);
+        });
 }
 
 double integer_peak(int64_t iterations) {
