@@ -161,17 +161,22 @@ int64_t row_collect(const float* x, int64_t n, float floor, float* out) {
 
 template <int D> float sum_squares_as(const void* x, int64_t n, float centre) {
     const Lanes c = set1(centre);
-    Lanes total = zero();
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
+    Lanes total = zero(), others[3] = {zero(), zero(), zero()};  // chains that do not wait for each other
+    const auto square = [&](Lanes& sum, int64_t i) {
         const Lanes d = sub(load_as<D>(x, i), c);
-        total = fma(d, d, total);
+        sum = fma(d, d, sum);
+    };
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        square(total, i);
+        for (int j = 0; j < 3; j++) square(others[j], i + 16 * (j + 1));
     }
+    for (; i + 16 <= n; i += 16) square(total, i);
     if (i < n) {
         const Lanes d = sub(load_tail<D>(x, i, n - i, centre), c);
         total = fma(d, d, total);
     }
-    return fold_sum(total);
+    return fold_sum(add(add(total, others[0]), add(others[1], others[2])));
 }
 float row_sum_squares(const void* x, int32_t dtype, int64_t n, float centre) {
     return dtype == RP_DTYPE_F32 ? sum_squares_as<RP_DTYPE_F32>(x, n, centre) : sum_squares_as<RP_DTYPE_BF16>(x, n, centre);

@@ -14,11 +14,21 @@ template <class Body> void each_row(const Region& region, int64_t n, Body&& body
     for (int64_t i = first; i < last; i++) body(i);
 }
 
+// body(row, part), of n rows of some parts each.
+template <class Body> void each_part(const Region& region, int64_t n, int64_t parts, Body&& body) {
+    const int64_t size = region.team.size(), first = n * parts * region.thread / size, last = n * parts * (region.thread + 1) / size;
+    int64_t row = first / parts, part = first % parts;
+    for (int64_t i = first; i < last; i++) {
+        body(row, part);
+        if (++part == parts) { part = 0; row++; }
+    }
+}
+
 void norm(const void* raw, int64_t rows, Region& region) {
     const NormOp& op = *static_cast<const NormOp*>(raw);
     const KernelTable& t = region.table;
-    each_row(region, rows * op.groups, [&](int64_t item) {
-        const int64_t row = item / op.groups, at = item % op.groups * op.width;
+    each_part(region, rows, op.groups, [&](int64_t row, int64_t group) {
+        const int64_t at = group * op.width;
         const void* x = offset(op.x, row * op.x_stride + at, op.dtype);
         if (op.delta) {
             void* sum = offset(op.sum, row * op.sum_stride + at, op.dtype);
@@ -35,9 +45,9 @@ void norm(const void* raw, int64_t rows, Region& region) {
 
 void rope(const void* raw, int64_t rows, Region& region) {
     const RopeOp& op = *static_cast<const RopeOp*>(raw);
-    each_row(region, rows * op.heads, [&](int64_t item) {
-        const int64_t row = item / op.heads, at = item % op.heads * op.width;
-        const uint8_t* x = offset(op.x, row * op.x_stride + item % op.heads * op.x_head_stride, op.dtype);
+    each_part(region, rows, op.heads, [&](int64_t row, int64_t head) {
+        const int64_t at = head * op.width;
+        const uint8_t* x = offset(op.x, row * op.x_stride + head * op.x_head_stride, op.dtype);
         uint8_t* y = offset(op.y, row * op.y_stride + at, op.dtype);
         const int64_t table = row * op.table_stride, turned = 2 * op.half;
         region.table.rotate(x, op.dtype, op.cos + table, op.sin + table, op.half, op.interleaved, y);

@@ -367,17 +367,14 @@ def test_float32_results_do_not_depend_on_company_or_chunks() -> None:
             assert engine.generate([prompt], params)[0].logprobs == together.logprobs
 
 
-def test_steps_hold_twice_the_ridge_of_prompts_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_beside_readers_have_the_ridge_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.available():
         pytest.skip(f"native kernels {native.load_error()}")
     decoder = tiny_decoder(torch.bfloat16)
-    assert step_size.usual_step_tokens(decoder, 24) == (
-        512,
-        "usual for cpu",
-    )  # plain weights: the ridge is torch's affair
+    assert step_size.usual_mixed_tokens(decoder) is None  # plain weights: the ridge is torch's affair
     pack_for_serving(decoder, None)
-    ridges = {}
-    for ratio in (4.0, 20.0, 1e4):
+    chunks = []
+    for ratio in (4.0, 60.0, 1e4):
         roofs = Roofs(
             read_bytes_per_s=1e9,
             f32_flops_per_s=1.0,
@@ -387,13 +384,16 @@ def test_steps_hold_twice_the_ridge_of_prompts_where_nobody_says(monkeypatch: py
         )
         monkeypatch.setattr(step_size, "_roofs", lambda threads, roofs=roofs: roofs)
         ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=ratio * 1e9, bytes_per_s=1e9)
-        tokens, why = step_size.usual_step_tokens(decoder, 24)
-        ridges[ratio] = tokens - 24
-        assert tokens - 24 == 512 if 2 * ridge > 512 else 2 * ridge <= tokens - 24 < 2 * ridge + 64
-        assert ("too long" in why) == (2 * ridge > 512)
-    assert ridges[4.0] < ridges[20.0] < ridges[1e4] == 512
-    lines: list[str] = []
-    engine_around(
-        decoder, EngineOptions(model="tiny", num_blocks=8, max_num_seqs=24), lines.append, name="tiny", eos_ids=()
-    )
-    assert any(line.startswith("max_step_tokens 536: 512 of prompts") for line in lines)
+        mixed = step_size.usual_mixed_tokens(decoder)
+        assert mixed is not None and ridge <= mixed[0] < ridge + 64
+        chunks.append(mixed[0])
+    assert chunks[0] < chunks[1] < chunks[2]
+
+    def limits(**options: Any) -> tuple[int, int | None]:
+        asked = EngineOptions(model="tiny", num_blocks=8, max_num_seqs=24, **options)
+        found = engine_around(decoder, asked, lambda line: None, name="tiny", eos_ids=()).scheduler.limits
+        return found.max_step_tokens, found.mixed_prompt_tokens
+
+    assert limits() == (512, chunks[2])
+    assert limits(max_step_tokens=100) == (100, None)  # who asks for a size gets it
+    assert limits(mixed_prompt_tokens=7) == (512, 7)

@@ -42,7 +42,7 @@ limits = st.builds(
     Limits,
     num_blocks=st.integers(3, 30), block_tokens=st.sampled_from([2, 3, 4, 8]), max_num_seqs=st.integers(1, 5),
     max_step_tokens=st.sampled_from([5, 6, 9, 12, 24]), max_context=st.just(MAX_CONTEXT), max_waiting=st.integers(0, 12),
-    step_budget_s=st.sampled_from([None, None, 0.5, 1.5, 3.0]), prefix_cache=st.booleans(),
+    mixed_prompt_tokens=st.sampled_from([None, 1, 4, 9]), step_budget_s=st.sampled_from([None, None, 0.5, 1.5, 3.0]), prefix_cache=st.booleans(),
 )  # fmt: skip
 params = st.builds(
     SamplingParams,
@@ -111,6 +111,10 @@ class Traffic(RuleBasedStateMachine):
         assert 0 < batch.num_tokens <= self.limits.max_step_tokens
         assert len({id(s.request) for s in batch.segments}) == len(batch.segments) <= self.limits.max_num_seqs
         boarded = {id(segment.request) for segment in batch.segments}
+        readers = {id(request) for request in decoding}
+        if boarded & readers and self.limits.mixed_prompt_tokens is not None:
+            prompt_tokens = sum(s.num_tokens for s in batch.segments if id(s.request) not in readers)
+            assert prompt_tokens <= self.limits.mixed_prompt_tokens
         for request in decoding:  # nobody who is read from skips a step, unless its blocks were taken
             assert id(request) in boarded or request.row < 0
         if self.scheduler.preemptions_total > preempted_before:

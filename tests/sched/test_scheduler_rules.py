@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from ridgepoint.errors import ConfigError, RequestError
+from ridgepoint.sched.budget import StepBudget
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.prefix import PrefixIndex, block_key, root_key
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Limits, Scheduler
-from ridgepoint.sched.step import Batch, StepResult, StepShape
+from ridgepoint.sched.step import Batch, Segment, StepResult, StepShape
 
 
 class Driver:
@@ -300,6 +301,32 @@ def test_no_more_readers_board_than_the_interval_carries() -> None:
     assert set(driver.step()) == {"b", "c", "d"}
 
 
+def test_prompts_are_bounded_beside_readers_only() -> None:
+    driver = Driver(max_step_tokens=40, mixed_prompt_tokens=8)
+    driver.add("a", 30)
+    assert driver.step() == {"a": (0, 30)}  # nobody waits for this step
+    driver.add("b", 21)
+    driver.add("c", 5)
+    assert driver.step() == {"a": (30, 1), "b": (0, 8)}
+    assert driver.step() == {"a": (31, 1), "b": (8, 8)}
+    driver.scheduler.cancel("a")
+    assert driver.step() == {"b": (16, 5), "c": (0, 5)}
+    assert driver.step() == {"b": (21, 1), "c": (5, 1)}
+
+
+def test_a_preempted_prompt_gives_its_room_beside_readers_back() -> None:
+    driver = Driver()
+    budget = StepBudget(40, None, None)
+    reader, prompt = driver.add("r", 1), driver.add("p", 20)
+    budget.board(Segment(reader, 0, 1, True))
+    budget.readers_boarded(8)
+    assert budget.largest_chunk(0, 20) == 8
+    budget.board_prompt(Segment(prompt, 0, 6, False))
+    assert budget.num_tokens_left == 2
+    budget.unboard(prompt.arrival)
+    assert budget.num_tokens_left == 8
+
+
 def test_limits_are_validated() -> None:
     good = {
         "num_blocks": 1,
@@ -315,6 +342,8 @@ def test_limits_are_validated() -> None:
             Limits(**(good | {name: 0}))
     with pytest.raises(ConfigError, match="max_step_tokens"):
         Limits(**(good | {"max_num_seqs": 2}))
+    with pytest.raises(ConfigError, match="mixed_prompt_tokens"):
+        Limits(**good, mixed_prompt_tokens=0)
     with pytest.raises(ConfigError, match="timer"):
         Scheduler(Limits(**good, step_budget_s=1.0))
 

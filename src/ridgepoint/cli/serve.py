@@ -73,6 +73,10 @@ def serve(
         int, typer.Option(help="Sequences that may queue; past it 429.", rich_help_panel=_ENGINE)
     ] = 256,
     max_step_tokens: Annotated[int | None, typer.Option(help="Tokens per step.", rich_help_panel=_ENGINE)] = None,
+    mixed_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of these, of prompts while others decode; none: what suits.", rich_help_panel=_ENGINE),
+    ] = None,
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -123,8 +127,8 @@ def serve(
     source = find_model(model, revision=revision)
     options = EngineOptions(
         model=str(source.folder), dtype=dtype, kv_dtype=kv_dtype, device=device, threads=threads,
-        max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens, hardware=hardware, calibration=calibration,
-        step_budget_s=step_budget_s,
+        max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens,
+        mixed_prompt_tokens=mixed_prompt_tokens, hardware=hardware, calibration=calibration, step_budget_s=step_budget_s,
         max_context=max_context, block_tokens=block_tokens, kv_bytes=kv_bytes, num_blocks=num_blocks,
         prefix_cache=prefix_cache, weight_format=weight_format, weight_cache=weight_cache, tune_s=tune_s,
     )  # fmt: skip

@@ -32,6 +32,7 @@ def make_scheduler(options: EngineOptions, timer: StepTimer | None = None) -> Sc
             max_step_tokens=options.max_step_tokens,
             max_context=options.max_context,
             max_waiting=options.max_waiting,
+            mixed_prompt_tokens=options.mixed_prompt_tokens,
             step_budget_s=options.step_budget_s,
             prefix_cache=options.prefix_cache,
         ),

@@ -41,6 +41,8 @@ class EngineOptions:
     device           `cpu` or `cuda`
     max_num_seqs     sequences that may run together
     max_step_tokens  tokens of one step, over all sequences; at least `max_num_seqs`
+    mixed_prompt_tokens  of these, tokens of prompts while some sequence decodes and waits for the step; None chooses them by
+                     the machine's ridge where `max_step_tokens` is left open too, and else bounds nothing
     step_budget_s    predicted seconds a step may take (the timetable's interval); None fills steps by tokens alone
     hardware         what the prediction is for: a catalogue id or a .toml file (`ridgepoint calibrate MODEL` writes this
                      machine's); None predicts nothing
@@ -63,6 +65,7 @@ class EngineOptions:
     device: str | None = None
     max_num_seqs: int = 64
     max_step_tokens: int | None = None
+    mixed_prompt_tokens: int | None = None
     step_budget_s: float | None = None
     hardware: str | None = None
     calibration: str = "serving"
@@ -86,6 +89,7 @@ class EngineOptions:
         positive = (
             "max_num_seqs",
             "max_step_tokens",
+            "mixed_prompt_tokens",
             "block_tokens",
             "kv_bytes",
             "num_blocks",

@@ -1,7 +1,8 @@
-"""How many tokens a step holds where nobody says: enough of a prompt that reading the weights hides behind arithmetic, and no
-more, because everybody who reads along waits for the step.
+"""How many tokens a step holds where nobody says: the usual number, and beside sequences that decode as many of prompts as
+the ridge has. Up to there reading the weights, which the decoding pays for, hides their arithmetic; past it every prompt
+token costs its whole arithmetic, and everybody who reads along waits for it.
 
-With the native kernels the ridge is computed from rates measured at the start; elsewhere the number is the usual one.
+The ridge is computed from rates measured at the start, with the native kernels; elsewhere prompts take what there is.
 """
 
 from __future__ import annotations
@@ -20,26 +21,23 @@ from ridgepoint.nn.linear import Linear
 from ridgepoint.units import si
 
 USUAL = {"cpu": 512, "cuda": 8192}
-RIDGES = 2  # a chunk of twice the ridge reaches nearly the rate of a long one
 ALIGN = 64  # so that a rate measured a little lower does not change the step
 
 
-def usual_step_tokens(decoder: Decoder, max_num_seqs: int) -> tuple[int, str]:
-    """The number and why."""
-    device = decoder.embed.weight.device.type
-    usual = USUAL.get(device, USUAL["cpu"])
+def usual_step_tokens(device: str, max_num_seqs: int) -> int:
+    """Tokens of a whole step."""
+    return max(USUAL.get(device, USUAL["cpu"]), max_num_seqs)
+
+
+def usual_mixed_tokens(decoder: Decoder) -> tuple[int, str] | None:
+    """Tokens of prompts beside sequences that decode, and why; None where no ridge is known."""
     widest = _widest(decoder)
     if widest is None:
-        return max(usual, max_num_seqs), f"usual for {device}"
+        return None
     roofs = _roofs(native.num_threads())
     flops_per_s, bytes_per_s = roofs.flops_per_s(widest.struct), roofs.read_bytes_per_s
     ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
-    chunk = -(-RIDGES * ridge // ALIGN) * ALIGN
-    why = f"{chunk} of prompts, {RIDGES} times the ridge ({si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')})"
-    if chunk > usual:
-        why = f"{usual} of prompts: for {RIDGES} times the ridge, {chunk}, readers would wait too long"
-        chunk = usual
-    return chunk + max_num_seqs, f"{why}, and one for each of {max_num_seqs} sequences"
+    return -(-ridge // ALIGN) * ALIGN, f"the ridge, {si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')}"
 
 
 def _widest(decoder: Decoder) -> Packed | None:

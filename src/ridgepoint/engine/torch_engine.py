@@ -22,7 +22,7 @@ from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
-from ridgepoint.engine.step_size import usual_step_tokens
+from ridgepoint.engine.step_size import usual_mixed_tokens, usual_step_tokens
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
@@ -166,13 +166,17 @@ def resolve_memory(
         announce(f"max_context {max_context}: what the KV memory holds, below the model's {spec.max_context}")
     elif options.max_context is None:
         announce(f"max_context {max_context}: the model's")
-    max_step_tokens = options.max_step_tokens
+    max_step_tokens, mixed_prompt_tokens = options.max_step_tokens, options.mixed_prompt_tokens
     if max_step_tokens is None:
-        max_step_tokens, why = usual_step_tokens(decoder, options.max_num_seqs)
-        announce(f"max_step_tokens {max_step_tokens}: {why}")
+        max_step_tokens = usual_step_tokens(device.type, options.max_num_seqs)
+        announce(f"max_step_tokens {max_step_tokens}: usual for {device.type}")
+        if mixed_prompt_tokens is None and (mixed := usual_mixed_tokens(decoder)) is not None:
+            mixed_prompt_tokens, why = mixed
+            announce(f"mixed_prompt_tokens {mixed_prompt_tokens}: {why}")
     return replace(
-        options, num_blocks=num_blocks, kv_bytes=None, max_context=max_context, max_step_tokens=max_step_tokens
-    )
+        options, num_blocks=num_blocks, kv_bytes=None, max_context=max_context, max_step_tokens=max_step_tokens,
+        mixed_prompt_tokens=mixed_prompt_tokens,
+    )  # fmt: skip
 
 
 def _choose_device(options: EngineOptions, announce: Callable[[str], None]) -> torch.device:

@@ -33,7 +33,8 @@ _by_arrival = attrgetter("arrival")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The room there is. `step_budget_s` needs a timer; without it steps are filled by tokens alone."""
+    """The room there is. `mixed_prompt_tokens` bounds the prompts of a step in which somebody decodes. `step_budget_s` needs
+    a timer; without it steps are filled by tokens alone."""
 
     num_blocks: int
     block_tokens: int
@@ -41,6 +42,7 @@ class Limits:
     max_step_tokens: int
     max_context: int
     max_waiting: int
+    mixed_prompt_tokens: int | None = None
     step_budget_s: float | None = None
     prefix_cache: bool = True
 
@@ -53,6 +55,8 @@ class Limits:
                 f"max_step_tokens {self.max_step_tokens} is below max_num_seqs {self.max_num_seqs}",
                 hint="every running sequence needs room for one token in each step",
             )
+        if self.mixed_prompt_tokens is not None and self.mixed_prompt_tokens < 1:
+            raise ConfigError(f"mixed_prompt_tokens must be at least 1, got {self.mixed_prompt_tokens}")
 
 
 class Scheduler:
@@ -154,6 +158,7 @@ class Scheduler:
                 continue  # the last one is being computed
             elif request.row >= 0 and self._grow(request, request.num_computed + 1, budget):
                 budget.board(Segment(request, request.num_computed, 1, True))
+        budget.readers_boarded(limits.mixed_prompt_tokens)
 
         in_flight: set[bytes] = set()  # keys of blocks that this very step works on
         oldest_behind = True
@@ -181,7 +186,7 @@ class Scheduler:
             aligned = (start + count) // size * size - start
             count = aligned if aligned > 0 else count
         if count > 0 and self._grow(request, start + count, budget):
-            budget.board(Segment(request, start, count, count == wanted))
+            budget.board_prompt(Segment(request, start, count, count == wanted))
             if self._caches(request):
                 touched = min(-(-(start + count) // size), len(request.tokens) // size)
                 in_flight.update(request.block_keys(touched, size)[start // size :])
