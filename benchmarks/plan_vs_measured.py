@@ -41,7 +41,7 @@ from picks import (
     summary,
     what_costs,
 )
-from regret import by_whose_error, grid_step, shared_error_alone, taken_apart
+from regret import by_whose_error, grid_step, shared_error_alone, taken_apart, why_missed
 from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE
 
 LIMITS = {"goals": goals, "all_limits": all_limits, "quartiles": quartiles}
@@ -100,7 +100,7 @@ def measure(rows: list[Row], *, fast: bool) -> dict[str, Any]:
     result["excess_by_spread"] = {name: excess_by_spread(groups, LIMITS[name]) for name in ("goals", "all_limits")}
     result["regret"] = {
         name: {
-            "taken_apart": taken_apart(groups, limits), "grid_step": grid_step(groups, limits),
+            "taken_apart": taken_apart(groups, limits), "why_missed": why_missed(groups, limits), "grid_step": grid_step(groups, limits),
             "by_whose_error": by_whose_error(groups, limits), "shared_error_alone": shared_error_alone(groups, limits),
         }
         for name, limits in LIMITS.items()
@@ -170,7 +170,12 @@ def _regret(result: dict[str, Any]) -> list[str]:
             for part in found
         ]
         reach.append([f"  {name}", f"{found[0]['spread']:.3f}", *cells])
-    return [*_aligned(apart), "", *_aligned(reach)]
+    missed = [
+        f"  {label}: the best was "
+        + ", ".join(f"{why} {share:.0%}" for why, share in parts[reading]["why_missed"].items())
+        for reading, label in READINGS.items()
+    ]
+    return [*_aligned(apart), *missed, "", *_aligned(reach)]
 
 
 PROTOCOLS = {

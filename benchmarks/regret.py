@@ -117,6 +117,27 @@ def _usual_margin(groups: Sequence[Group]) -> float:
     return float(np.median(np.concatenate([group.margin for group in groups])))
 
 
+def why_missed(groups: Sequence[Group], limits: Limits) -> dict[str, float]:
+    """Shares of the limits by what became of the best configuration: taken (or one of equal cost), or passed over because it was predicted to
+    break the limit, because it came nearer to it than the margin, or because another was predicted cheaper."""
+    count: dict[str, int] = defaultdict(int)
+    for group in groups:
+        cost = group.cost(group.measured_s)
+        for limit in limits(group.measured_s):
+            best = int(np.where(group.measured_s <= limit, cost, np.inf).argmin())
+            chosen = pick(group, limit)
+            if group.measured_s[chosen] <= limit and cost[chosen] <= cost[best] * (1 + 1e-9):
+                count["taken"] += 1
+            elif group.predicted_s[best] > limit:
+                count["predicted over the limit"] += 1
+            elif group.predicted_s[best] * np.exp(group.margin[best]) > limit:
+                count["within the margin"] += 1
+            else:
+                count["predicted dearer"] += 1
+    total = sum(count.values())
+    return {reason: number / total for reason, number in sorted(count.items(), key=lambda item: -item[1])}
+
+
 def taken_apart(groups: Sequence[Group], limits: Limits) -> dict[str, float]:
     """Mean log excess of the picks that keep their limit, a step at a time: the grid and the margin (exact times), what the group's
     shared error adds, what errors of the ranking add. `broken_frac` beside each: limits broken on the way."""

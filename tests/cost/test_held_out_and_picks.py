@@ -105,6 +105,9 @@ def test_an_error_that_a_group_shares_costs_no_ranking() -> None:
     assert slow["margin"] == 0.0 and slow["shared error"] == slow["all"] > 0.2 and slow["ranking"] == 0.0
     fast = regret.taken_apart([_candidates([-0.1, -0.1, -0.1, -0.1])], limits)
     assert fast["all"] == 0.0 and fast["ranking broken_frac"] == 0.0  # no time lies within a tenth above its limit
+    assert regret.why_missed([_candidates([0, 0, 0, 0], margin=0.1)], limits) == {"within the margin": 1.0}
+    assert regret.why_missed([_candidates([0.1, 0.1, 0.1, 0.1])], limits) == {"predicted over the limit": 1.0}
+    assert regret.why_missed([_candidates([0.0, 0.0, -0.8, -0.9])], lambda _: [0.0145]) == {"predicted dearer": 1.0}
     mixed = regret.taken_apart([_candidates([0.0, 0.1, 0.0, -0.1])], limits)
     assert mixed["shared error"] == 0.0 < mixed["ranking"]
 
