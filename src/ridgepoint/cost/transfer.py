@@ -31,9 +31,9 @@ class Overhead:
 
 COMPILED_OVERHEADS = {
     "step_overhead_s": Overhead(middle_s=1e-4, low_s=5e-5, high_s=2e-4, why="the host starts one compiled program a step"),
-    "kernel_overhead_s": Overhead(middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="an operation's first rows fill the arrays"),
+    "kernel_overhead_s": Overhead(middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="the start of an operation, a guess"),
     "collective_overhead_s": Overhead(
-        middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="a hop of TPU links is published as about a microsecond, and half of a doubling's ranks are neighbours"
+        middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="a hop of TPU links is published as about a microsecond; half of one a doubling makes three among 64 chips"
     ),
     "hop_latency_s": Overhead(middle_s=2e-6, low_s=1e-6, high_s=4e-6, why="two such hops, out of a slice or between stages"),
 }  # fmt: skip
