@@ -73,10 +73,9 @@ def test_tuned_engines_are_near_submissions_in_a_hurry() -> None:
 
 
 def test_submissions_faster_than_a_plain_step_lie_between_plans_without_and_with_drafts() -> None:
-    """Three tokens of the model's own module, accepted as `benchmarks/recipes.py` says; at 6 and 8 ms a token."""
+    """At 6 and 8 ms a token even the fastest tenth of plain engines is too slow, and the middle of engines that draft three tokens is not:
+    the model's own module, accepted as `benchmarks/recipes.py` says."""
     fastest = [row for row in rows() if float(row["tpot_ms"]) < 9]
     assert len(fastest) >= 4 and {row["hardware"] for row in fastest} == set(CHIPS)
     for row in fastest:
-        for calibration in ("serving", "tuned"):
-            plain = throughput_ratio(row, calibration)
-            assert plain < 1 < throughput_ratio(row, calibration, draft_tokens=3), (row["id"], calibration)
+        assert throughput_ratio(row, "tuned") < 1 < throughput_ratio(row, "serving", draft_tokens=3), row["id"]

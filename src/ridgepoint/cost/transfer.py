@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.calibration import Calibration, calibration
+from ridgepoint.cost.step import Z80
 from ridgepoint.errors import ConfigError
 
 MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
 UNMEASURED_LOG_SD = 0.2  # how much less is known of a chip whose kind was not among them (an estimate)
-Z80 = 1.2815515655446004  # an 80 % interval's ends in standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
