@@ -18,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from figures import spread_of
-from held_out import Folds, by_model, deployments, drop_unplaceable, leave_one_out
+from held_out import deployments, drop_unplaceable, stated_spreads, unseen_models
 from measured_rows import Row, available, data_dir, gated, serving_rows
 from ridgepoint.cost.calibration import BEFORE_FIT, Calibration
 from ridgepoint.cost.closed_loop_fit import fit_closed_loop
@@ -30,11 +29,7 @@ TUNED_NOISE = 0.05  # a quantile needs a loss that is sharp at zero
 
 
 def calibrations(rows: list[Row]) -> list[Calibration]:
-    pooled, _ = leave_one_out(Folds(rows, by_model), nested=False)
-    spreads = {
-        "uncertainty": spread_of(pooled.log_error("tpot")),
-        "ttft_uncertainty": spread_of(pooled.log_error("ttft")),
-    }
+    spreads = dict(zip(("uncertainty", "ttft_uncertainty"), stated_spreads(unseen_models(rows)), strict=True))
     priced = [deployment for _, deployment in deployments(rows)]
     fitted = fit_closed_loop(priced, BEFORE_FIT)
     source = f"measure_: fitted to {len(rows)} points of aggregated serving on H100, H200, B200"

@@ -1,8 +1,9 @@
 """Predictions of measured serving rows by constants that never saw them: leave one model, or one system, out.
 
 Each fold fits the shared constants on the other models (or systems) and predicts the one left out. The width of its
-interval, and with it the margin of a pick, comes from leaving one more model out among the training rows alone (also where a system is left
-out: without a second of three systems, one would be left to fit, a worse predictor than the one that is judged). Fits are kept by what they left
+interval, and with it the margin of a pick, is what the package itself would state of those rows: the spread of what a fit misses on models
+it has not seen (`stated_spreads`, which `fit_calibration.py` ships). That procedure is what is judged, on models and on systems alike; where a
+system is left out it knows nothing of how systems differ, and the interval's coverage there says what that costs. Fits are kept by what they left
 out: the inner folds of two outer folds share half of them.
 """
 
@@ -180,8 +181,18 @@ class Folds:
         """Leave-one-model-out among the rows left when `value` is away: what may be learnt about errors without looking at it."""
         if self.key is by_model:
             return concat([self.held_out(other, value) for other in self.values if other != value])
-        rest = Folds([row for row in self.rows if self.key(row) != value], by_model)
-        return concat([rest.held_out(other) for other in rest.values])
+        return unseen_models([row for row in self.rows if self.key(row) != value])
+
+
+def unseen_models(rows: Sequence[Row]) -> Predictions:
+    """Every row by a fit to the other models among `rows`."""
+    folds = Folds(rows, by_model)
+    return concat([folds.held_out(value) for value in folds.values])
+
+
+def stated_spreads(predictions: Predictions) -> tuple[float, float]:
+    """(TPOT, TTFT): the uncertainty that goes with constants whose misses on unseen models these are."""
+    return spread_of(predictions.log_error("tpot")), spread_of(predictions.log_error("ttft"))
 
 
 def leave_one_out(folds: Folds, *, nested: bool = True) -> tuple[Predictions, dict[str, Any]]:
@@ -193,8 +204,7 @@ def leave_one_out(folds: Folds, *, nested: bool = True) -> tuple[Predictions, di
         started = time.time()
         fold = folds.held_out(value)
         if nested:
-            inner = folds.inner(value)
-            fold = fold.with_spreads(spread_of(inner.log_error("tpot")), spread_of(inner.log_error("ttft")))
+            fold = fold.with_spreads(*stated_spreads(folds.inner(value)))
         parts[value] = fold
         report[value] = {
             "tpot": error_summary(fold.log_error()), "ttft": error_summary(fold.log_error("ttft")),

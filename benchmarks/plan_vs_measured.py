@@ -8,8 +8,8 @@
 Nothing is fitted on the held-out side (`held_out.py`): each fold fits the shared constants on the other models (or systems) and predicts
 the one left out; interval widths and the margin of a pick come from an inner leave-one-out among the training rows. Five-shot: the
 method asks for five points of a held-out deployment, adjusts, and is judged on the rest of it. Picks (`picks.py`): in each (model,
-system, workload) group the planner chooses among the measured configurations without seeing their times. Energy:
-`power_vs_measured.py`, the same way.
+system, workload) group the planner chooses among the measured configurations without seeing their times; `regret.py` says why a pick costs
+more than the best and what it could cost at least. Energy: `power_vs_measured.py`, the same way.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from picks import (
     summary,
     what_costs,
 )
+from regret import by_whose_error, grid_step, shared_error_alone, taken_apart, why_missed
 from ridgepoint.cost.calibration import BEFORE_FIT, ROOFLINE
 
 LIMITS = {"goals": goals, "all_limits": all_limits, "quartiles": quartiles}
@@ -97,6 +98,13 @@ def measure(rows: list[Row], *, fast: bool) -> dict[str, Any]:
     result["what_the_excess_is"] = {name: what_costs(groups, LIMITS[name]) for name in ("goals", "all_limits")}
     result["picks_differ_by"] = {name: picks_differ_by(groups, LIMITS[name]) for name in ("goals", "all_limits")}
     result["excess_by_spread"] = {name: excess_by_spread(groups, LIMITS[name]) for name in ("goals", "all_limits")}
+    result["regret"] = {
+        name: {
+            "taken_apart": taken_apart(groups, limits), "why_missed": why_missed(groups, limits), "grid_step": grid_step(groups, limits),
+            "by_whose_error": by_whose_error(groups, limits), "shared_error_alone": shared_error_alone(groups, limits),
+        }
+        for name, limits in LIMITS.items()
+    }  # fmt: skip
     report, informed = five_shot(models)
     informed_groups = groups_of(informed)
     report["picks"] = {name: summary(outcomes(informed_groups, limits)) for name, limits in LIMITS.items()}
@@ -136,6 +144,38 @@ def _aligned(lines: list[list[str]]) -> list[str]:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
         for line in lines
     ]
+
+
+READINGS = {"goals": "round limits", "all_limits": "20 a decade", "quartiles": "quartiles"}
+
+
+def _regret(result: dict[str, Any]) -> list[str]:
+    """Why picks cost more than the best one, and what predictors that err by one part alone could reach."""
+    parts = result["regret"]
+    apart = [["mean log excess of kept picks, by cause", "margin", "shared error", "ranking", "all", "next row costs"]]
+    for reading, label in READINGS.items():
+        found = parts[reading]["taken_apart"]
+        values = [f"{found[cause]:.3f}" for cause in ("margin", "shared error", "ranking", "all")]
+        apart.append([f"  {label}", *values, f"{parts[reading]['grid_step']['median_step_frac']:+.0%}"])
+    head = [f"{label}: keep, cost (margin)" for label in READINGS.values()]
+    reach = [["least margin that keeps 90 %, in hindsight", "spread", *head]]
+    rows = {
+        name: [parts[reading]["by_whose_error"][name] for reading in READINGS]
+        for name in parts["goals"]["by_whose_error"]
+    }
+    rows["drawn shared errors, perfect ranking"] = [parts[reading]["shared_error_alone"] for reading in READINGS]
+    for name, found in rows.items():
+        cells = [
+            f"{part['keeps_limit_frac']:.1%}, {part['median_excess_cost_frac']:+.1%} ({part['margin']:.2f})"
+            for part in found
+        ]
+        reach.append([f"  {name}", f"{found[0]['spread']:.3f}", *cells])
+    missed = [
+        f"  {label}: the best was "
+        + ", ".join(f"{why} {share:.0%}" for why, share in parts[reading]["why_missed"].items())
+        for reading, label in READINGS.items()
+    ]
+    return [*_aligned(apart), *missed, "", *_aligned(reach)]
 
 
 PROTOCOLS = {
@@ -179,7 +219,8 @@ def table(result: dict[str, Any]) -> str:
     last = f"engine versions alone: {noise['configurations']} configurations"
     if noise["configurations"]:
         last += f", slowest over fastest {noise['median_ratio']:.2f} median, {noise['p90_ratio']:.2f} p90"
-    return "\n".join([*lines, *_aligned(picks), f"  20 a decade: picks differ from the best by {by}", "", last])
+    differ = f"  20 a decade: picks differ from the best by {by}"
+    return "\n".join([*lines, *_aligned(picks), differ, "", *_regret(result), "", last])
 
 
 def main() -> int:

@@ -83,6 +83,66 @@ def test_blurred_times_cost_more() -> None:
     assert blurred["0.02"]["mean_excess_cost_frac"] < blurred["0.30"]["mean_excess_cost_frac"]
 
 
+def _candidates(errors: list[float], margin: float = 0.0) -> object:
+    """The first two of one build, the others of another in two layouts; clients double as times grow by 1.4."""
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    rows = tuple(
+        SimpleNamespace(model="m", hardware=SimpleNamespace(id="h"), engine=engine, version="1", precision_name="fp8", layout=tp)
+        for engine, tp in (("a", 1), ("a", 1), ("b", 1), ("b", 2))
+    )  # fmt: skip
+    times = np.array([0.010, 0.014, 0.020, 0.028])
+    return replace(group(list(times), list(times * np.exp(errors)), margin=margin), rows=rows)
+
+
+def test_an_error_that_a_group_shares_costs_no_ranking() -> None:
+    regret = pytest.importorskip("regret")
+    limits = lambda _: [0.0145, 0.0205, 0.0285]  # noqa: E731 - each just above a measured time
+    exact = regret.taken_apart([_candidates([0, 0, 0, 0], margin=0.1)], limits)
+    assert exact["margin"] == exact["all"] > 0.2 and exact["ranking"] == exact["shared error"] == 0.0
+    slow = regret.taken_apart([_candidates([0.1, 0.1, 0.1, 0.1])], limits)
+    assert slow["margin"] == 0.0 and slow["shared error"] == slow["all"] > 0.2 and slow["ranking"] == 0.0
+    fast = regret.taken_apart([_candidates([-0.1, -0.1, -0.1, -0.1])], limits)
+    assert fast["all"] == 0.0 and fast["ranking broken_frac"] == 0.0  # no time lies within a tenth above its limit
+    assert regret.why_missed([_candidates([0, 0, 0, 0], margin=0.1)], limits) == {"within the margin": 1.0}
+    assert regret.why_missed([_candidates([0.1, 0.1, 0.1, 0.1])], limits) == {"predicted over the limit": 1.0}
+    assert regret.why_missed([_candidates([0.0, 0.0, -0.8, -0.9])], lambda _: [0.0145]) == {"predicted dearer": 1.0}
+    mixed = regret.taken_apart([_candidates([0.0, 0.1, 0.0, -0.1])], limits)
+    assert mixed["shared error"] == 0.0 < mixed["ranking"]
+
+
+def test_what_predictors_with_part_of_the_errors_reach() -> None:
+    regret = pytest.importorskip("regret")
+    found = _candidates([0.1, 0.3, 0.0, -0.2])
+    shared = {name: regret.shared_by([found], owner)[0] for name, owner in regret.OWNERS.items()}
+    assert shared["the group"] == pytest.approx([0.05] * 4)
+    assert shared["the engine build"] == pytest.approx([0.2, 0.2, -0.1, -0.1])
+    assert shared["the build in one layout"] == pytest.approx([0.2, 0.2, 0.0, -0.2])
+    limits = lambda _: [0.0142, 0.0202, 0.0282]  # noqa: E731
+    parts = regret.by_whose_error([found], limits)
+    for name, part in shared.items():
+        assert parts[f"only what {name} shares"]["spread"] == pytest.approx(np.sqrt(np.mean(part**2)))
+    assert all(part["keeps_limit_frac"] == 1.0 for part in parts.values())
+    step = regret.grid_step([found], limits)
+    assert step["median_nearest_log"] == pytest.approx(math.log(0.0202 / 0.020))
+    drawn = regret.shared_error_alone([found], limits)
+    assert drawn["spread"] == pytest.approx(0.05) and drawn["keeps_limit_frac"] >= 0.9
+
+
+@needs_table
+def test_a_system_left_out_is_judged_by_the_uncertainty_the_package_would_state() -> None:
+    """Of the rows of the other systems alone, by the procedure that writes the shipped constants."""
+    import fit_calibration
+    import held_out
+
+    rows = [row for row in measured_rows.serving_rows()[0] if row.refused is None][::48]
+    folds = held_out.Folds(rows, held_out.by_system)
+    system = folds.values[0]
+    stated = fit_calibration.calibrations([row for row in rows if row.hardware.id != system])[0]
+    assert held_out.stated_spreads(folds.inner(system)) == (stated.uncertainty, stated.ttft_uncertainty)
+
+
 @needs_table
 def test_what_a_pick_differs_by() -> None:
     from dataclasses import replace

@@ -320,6 +320,42 @@ def test_the_latency_of_an_exchange_grows_with_the_depth_of_its_tree() -> None:
     assert waits_s(8.0) == pytest.approx(3 * waits_s(2.0))
 
 
+def test_an_all_to_all_through_a_switch_is_as_late_whatever_its_ranks() -> None:
+    """Two rounds a dispatch and two a combine; a torus passes tokens on, round by round."""
+    slow = replace(ROOFLINE, collective_overhead_s=1e-5)
+    spec = model_spec("deepseek-v3")
+    sparse_layers = sum(isinstance(layer.ffn, MoeSpec) for layer in spec.layers)
+
+    def latency_s(chip: str, ranks: float) -> float:
+        layout = Layout(dp_attention=ranks, ep=ranks)
+        terms = step_cost(
+            spec, accelerator(chip), layout, Precision.named("fp8"), StepBatch.decode(256.0, 100.0), slow
+        ).terms
+        return float(next(term.seconds for term in terms if term.name == "collectives"))
+
+    for ranks in (4.0, 8.0, 64.0):
+        assert latency_s("gb200", ranks) == pytest.approx(sparse_layers * 2 * 2 * 1e-5)
+    assert latency_s("tpu-v5p", 64.0) == pytest.approx(sparse_layers * 2 * 6 * 1e-5)
+
+
+@pytest.mark.parametrize("layout", [Layout(dp_attention=16, ep=16), Layout(tp=16)])
+def test_an_exchange_beyond_the_domain_pays_the_networks_latency(layout: Layout) -> None:
+    """Once an exchange, and on no wire of a rack that holds all ranks."""
+    far = replace(ROOFLINE, hop_latency_s=1e-5)
+    spec = model_spec("deepseek-v3")
+    kinds = [(layer.ffn, layer.mixer) for layer in spec.layers]
+    exchanges = 2 * (len(kinds) if layout.tp > 1 else sum(isinstance(ffn, MoeSpec) for ffn, _ in kinds))
+
+    def seconds(chip: str, constants: Calibration) -> float:
+        cost = step_cost(
+            spec, accelerator(chip), layout, Precision.named("fp8"), StepBatch.decode(256.0, 100.0), constants
+        )
+        return float(cost.estimate_s)
+
+    assert seconds("h200", far) - seconds("h200", ROOFLINE) == pytest.approx(exchanges * 1e-5)
+    assert seconds("gb200", far) == seconds("gb200", ROOFLINE)
+
+
 def test_native_4_bit_operands_need_no_unpacking() -> None:
     """Blackwell multiplies 4-bit by 8-bit operands as they lie in memory; Hopper widens them first."""
     spec, batch = model_spec("gpt-oss-120b"), StepBatch.decode(64.0, 2048.0)

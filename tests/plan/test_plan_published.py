@@ -2,7 +2,9 @@
 
 DeepSeek-R1 in fp8 on B200 and GB200. A submission is one team's best on a public harness with a few nodes, the plan any layout on
 any number of chips: within a factor of two is agreement. The `serving` calibration is the middle of measured engines and is held to more
-than that at 20 ms a token and slower; faster than that overheads decide, and only a `tuned` engine comes near such submissions.
+than that at 20 ms a token and slower. Faster than 10 ms the published front is that of drafting submissions, whatever the table's label
+says: its authors write that the cheapest configurations at 125 tokens a second all draft, and no measured row without drafts is as fast
+(`tests/cost/test_measured_rows.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ridgepoint.plan.named import named_model
+from ridgepoint.plan.named import named_drafter, named_model
 from ridgepoint.plan.pools import parse_pool
 from ridgepoint.plan.search import Question, plan
 from ridgepoint.plan.workload import Goal, Workload
@@ -22,6 +24,7 @@ DATA = Path(os.environ.get("RIDGEPOINT_DATA") or Path(__file__).parents[3] / "sh
 PUBLISHED = DATA / "published_numbers.csv"
 CHIPS = {"B200": "b200", "GB200 NVL72": "gb200"}
 FACTOR = 2.0
+ACCEPTANCE = 0.656  # of each drafted token, as `benchmarks/recipes.py` states with its source
 
 
 def rows() -> list[dict[str, str]]:
@@ -36,13 +39,18 @@ def rows() -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def throughput_ratio(row: dict[str, str], calibration: str) -> float:
+def throughput_ratio(row: dict[str, str], calibration: str, draft_tokens: int = 0) -> float:
     """Planned over published tokens per second and chip, prompts counted, at the published time per token."""
     lengths = int(row["input_len"]), int(row["output_len"])
-    work = Workload(input_tokens=lengths[0], output_tokens=lengths[1], users=2000)
+    model = named_model("deepseek-r1")
+    work = Workload(
+        input_tokens=lengths[0], output_tokens=lengths[1], users=2000, draft_tokens=draft_tokens,
+        acceptance=ACCEPTANCE if draft_tokens else 0.0,
+    )  # fmt: skip
     goal = Goal(tpot_s=float(row["tpot_ms"]) / 1e3, confidence=0.5)
     pools = (parse_pool(CHIPS[row["hardware"]], "fp8", engine=calibration),)
-    chosen = plan(Question(model=named_model("deepseek-r1"), pools=pools, workload=work, goal=goal)).choice.chosen
+    drafter = named_drafter("mtp", model) if draft_tokens else None
+    chosen = plan(Question(model=model, pools=pools, workload=work, goal=goal, drafter=drafter)).choice.chosen
     return chosen["requests_per_s"] * sum(lengths) / chosen["chips"] / float(row["tok_s_per_gpu"])
 
 
@@ -53,12 +61,21 @@ def test_middle_engines_reach_submissions_at_leisure() -> None:
     assert all(1 / 1.25 < ratio < 1.25 for ratio in ratios.values()), ratios
 
 
-def test_tuned_engines_are_near_submissions_on_nodes_in_a_hurry() -> None:
-    """From 8 to 14 ms a token. Racks at 8 ms and anything at 6 are beyond what the constants reach: a fifth of it."""
-    hurried = [row for row in rows() if float(row["tpot_ms"]) < 14.5]
-    on_nodes = [row for row in hurried if float(row["tpot_ms"]) > 8 and row["hardware"] == "B200"]
-    assert len(on_nodes) >= 4
-    tuned = {row["id"]: throughput_ratio(row, "tuned") for row in on_nodes}
+def test_tuned_engines_are_near_submissions_in_a_hurry() -> None:
+    """From 10 to 14 ms a token, on nodes and on racks."""
+    hurried = [row for row in rows() if 9.9 < float(row["tpot_ms"]) < 14.5]
+    assert len(hurried) >= 4 and {row["hardware"] for row in hurried} == set(CHIPS)
+    tuned = {row["id"]: throughput_ratio(row, "tuned") for row in hurried}
     assert all(1 / FACTOR < ratio < FACTOR for ratio in tuned.values()), tuned
-    middle = [throughput_ratio(row, "serving") for row in on_nodes]
-    assert sorted(middle)[len(middle) // 2] < sorted(tuned.values())[len(tuned) // 2] < 1.5
+    middle = {row["id"]: throughput_ratio(row, "serving") for row in hurried}
+    assert all(middle[name] < tuned[name] for name in tuned)
+    assert 0.5 < sorted(middle.values())[len(middle) // 2] < 1.25, middle
+
+
+def test_submissions_faster_than_a_plain_step_lie_between_plans_without_and_with_drafts() -> None:
+    """At 6 and 8 ms a token even the fastest tenth of plain engines is too slow, and the middle of engines that draft three tokens is not:
+    the model's own module, accepted as `benchmarks/recipes.py` says."""
+    fastest = [row for row in rows() if float(row["tpot_ms"]) < 9]
+    assert len(fastest) >= 4 and {row["hardware"] for row in fastest} == set(CHIPS)
+    for row in fastest:
+        assert throughput_ratio(row, "tuned") < 1 < throughput_ratio(row, "serving", draft_tokens=3), row["id"]

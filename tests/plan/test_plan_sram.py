@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.catalog.hardware import accelerator, accelerators
 from ridgepoint.cost import StepBatch, filled_frac, memory_per_chip, step_cost
+from ridgepoint.cost.transfer import COMPILED_OVERHEADS, calibration_for
 from ridgepoint.plan.explain import decode_layout
 from ridgepoint.plan.layouts import IN_SRAM, MAIN, RESIDENCES, WEIGHTS_IN_SRAM, enumerate_layouts, residences
 from ridgepoint.plan.named import named_model
@@ -30,7 +32,7 @@ def pool() -> Pool:
 
 @pytest.fixture(scope="module")
 def hurried(pool: Pool) -> Plan:
-    return ask(pool, 0.9e-3)
+    return ask(pool, 1e-3)
 
 
 def ask(pool: Pool, tpot_s: float) -> Plan:
@@ -113,3 +115,24 @@ def test_unknown_sram_speed_is_said() -> None:
         )
     )
     assert any("speed of its SRAM is unknown" in line for line in report(found)["assumptions"])
+
+
+@pytest.mark.parametrize("chip", [c.id for c in accelerators().values() if c.kind in ("tpu", "sram")])
+def test_overheads_of_compiled_steps_are_estimates_with_ends_and_reasons(chip: str) -> None:
+    """Each overhead the chip's constants carry, and an interval as wide as the least known of them."""
+    constants = calibration_for(accelerator(chip), "serving")
+    assert constants.provenance.startswith(f"estimate_: {chip} runs a step as one compiled program")
+    for name, overhead in COMPILED_OVERHEADS.items():
+        assert getattr(constants, name) == overhead.middle_s
+        assert overhead.low_s < overhead.middle_s < overhead.high_s and overhead.why in constants.provenance
+        width = np.exp(1.2815 * constants.uncertainty)
+        assert width > overhead.high_s / overhead.middle_s and width > overhead.middle_s / overhead.low_s
+    assert calibration_for(accelerator(chip), "roofline").uncertainty == 0.0
+
+
+def test_a_plan_on_compiled_steps_says_that_their_overheads_are_estimates(hurried: Plan) -> None:
+    data = report(hurried)
+    (line,) = [line for line in data["assumptions"] if "tpu-v5e by calibration compiled-step" in line]
+    assert "estimate_" in line and "0.5 us (0.25 to 1:" in line
+    step = data["choice"]["figures"]["tpot_s"]
+    assert step["high"] / step["middle"] > 2 and step["provenance"] == "estimate"

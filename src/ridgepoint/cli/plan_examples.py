@@ -52,7 +52,7 @@ EXAMPLES = {
         title="OLMoE (7B, 1B active) in the SRAM of TPU v5e chips",
         asks="A copilot wants more than a thousand tokens a second for each of sixteen users. Main memory is too slow for that however many "
         "chips share it; the 128 MiB of on-chip memory of 64 chips hold the whole model and its cache. What does that speed cost?",
-        command="plan olmoe-1b-7b --hardware tpu-v5e:64 --precision int4 --users 16 --input-tokens 500 --output-tokens 200 --tpot-ms 0.9 --explain",
+        command="plan olmoe-1b-7b --hardware tpu-v5e:64 --precision int4 --users 16 --input-tokens 500 --output-tokens 200 --tpot-ms 1 --explain",
     ),
 }  # fmt: skip
 

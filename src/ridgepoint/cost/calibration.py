@@ -21,7 +21,8 @@ class Calibration:
 
     `matmul_efficiency` and `attention_efficiency` are of dense FLOP/s, `memory_efficiency` (weights) and `kv_efficiency` of
     bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `kernel_overhead_s` is paid per launched
-    kernel, `collective_overhead_s` per exchange and doubling of its ranks. `overlap_power` shapes the smooth maximum of compute and
+    kernel, `collective_overhead_s` per round of an exchange (`step._rounds`), `hop_latency_s` where one
+    leaves the scale-up domain. `overlap_power` shapes the smooth maximum of compute and
     memory time of one kernel (high: perfect overlap). `prompt_overhead_s` is host time for which a boarding prompt holds up every decoder, beside
     its computation. Constants may be arrays of alternatives while a fit tries them.
     """

@@ -20,7 +20,7 @@ from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost import links
 from ridgepoint.cost.amounts import Collective, Kernel, StepAmounts, step_amounts
-from ridgepoint.cost.arrays import Num, is_scalar, largest, log2, soft_max
+from ridgepoint.cost.arrays import Num, is_scalar, largest, log2, soft_max, where
 from ridgepoint.cost.batch import StepBatch
 from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.energy import DEFAULT_ENERGY, EnergyModel, step_joules
@@ -199,7 +199,7 @@ def price_step(
     for collective in amounts.collectives:
         sent, seconds = _exchange_s(collective, hardware, layout, calibration)
         _add(merged, _idle_term(collective.name, collective.repeats * seconds, collective.repeats * sent))
-        collectives = collectives + collective.repeats * _doublings(collective)
+        collectives = collectives + collective.repeats * _rounds(collective, hardware)
     launch_s = launches * calibration.kernel_overhead_s
     if not graph:
         launch_s = largest(
@@ -287,19 +287,29 @@ def _price_kernel(
 def _exchange_s(
     collective: Collective, hardware: Accelerator, layout: Layout, calibration: Calibration
 ) -> tuple[Num, Num]:
-    """(bytes sent per chip, seconds) of one exchange, latency of a collective not included."""
+    """(bytes sent per chip, seconds) of one exchange: its bytes, and the network's latency where it leaves the scale-up domain; the
+    latency of its rounds inside not included."""
     efficiency = calibration.link_efficiency
-    if collective.kind == "all_reduce":
-        return links.all_reduce(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
-    if collective.kind == "all_to_all":
-        return links.all_to_all(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
-    seconds = links.hop(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
-    return collective.payload_bytes, seconds + calibration.hop_latency_s
+    if collective.kind == "hop":
+        seconds = links.hop(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
+        return collective.payload_bytes, seconds + calibration.hop_latency_s
+    move = links.all_reduce if collective.kind == "all_reduce" else links.all_to_all
+    sent, seconds = move(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
+    leaves = collective.ranks > links.domain_chips(hardware, layout)
+    return sent, seconds + where(leaves, calibration.hop_latency_s, 0.0)
 
 
-def _doublings(collective: Collective) -> Num:
-    """Rounds of a tree over the ranks, which is what the latency of an exchange grows with; a hop between stages is one."""
-    return 1.0 if collective.kind == "hop" else log2(largest(collective.ranks * 1.0, 1.0))
+DIRECT_ROUNDS = 2.0  # what is sent, and the flags by which its receivers know that it has come
+
+
+def _rounds(collective: Collective, hardware: Accelerator) -> Num:
+    """What the latency of an exchange is paid by. A sum over ranks is a tree, a round per doubling; an all-to-all through a switch
+    writes to every peer directly, however many there are, while a torus passes it on; a hop between stages is one."""
+    if collective.kind == "hop":
+        return 1.0
+    if collective.kind == "all_to_all" and hardware.kind != "tpu":
+        return where(collective.ranks > 1, DIRECT_ROUNDS, 0.0)
+    return log2(largest(collective.ranks * 1.0, 1.0))
 
 
 def _idle_term(name: str, seconds: Num, link_bytes: Num) -> Term:

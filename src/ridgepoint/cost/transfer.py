@@ -7,15 +7,38 @@ carries its constants in its hardware file, which then stand above all others.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.calibration import Calibration, calibration
+from ridgepoint.cost.step import Z80
 from ridgepoint.errors import ConfigError
 
 MEASURED_SINCE = 2022  # launch year of the oldest accelerator in the measurements the calibrations were fitted to
 UNMEASURED_LOG_SD = 0.2  # how much less is known of a chip whose kind was not among them (an estimate)
-COMPILED_LOG_SD = 0.3  # and of one whose overheads are another kind's altogether (an estimate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """An overhead nobody has published for this kind of chip: an estimate between ends that should hold it with 80 % probability."""
+
+    middle_s: float
+    low_s: float
+    high_s: float
+    why: str
+
+
+COMPILED_OVERHEADS = {
+    "step_overhead_s": Overhead(middle_s=1e-4, low_s=5e-5, high_s=2e-4, why="the host starts one compiled program a step"),
+    "kernel_overhead_s": Overhead(middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="the start of an operation, a guess"),
+    "collective_overhead_s": Overhead(
+        middle_s=5e-7, low_s=2.5e-7, high_s=1e-6, why="a hop of TPU links is published as about a microsecond; half of one a doubling makes three among 64 chips"
+    ),
+    "hop_latency_s": Overhead(middle_s=2e-6, low_s=1e-6, high_s=4e-6, why="two such hops, out of a slice or between stages"),
+}  # fmt: skip
+
+
 ENGINE_CONSTANTS = tuple(item.name for item in fields(Calibration) if item.name not in ("name", "provenance"))
 
 
@@ -52,17 +75,27 @@ def _as_measured(chip: Accelerator, base: Calibration) -> Calibration:
 
 def _compiled_step(chip: Accelerator, base: Calibration) -> Calibration:
     """Chips that run a whole step as one compiled program launch no kernels, and their collectives are part of it: what is left
-    of the overheads is the start of each operation and the hops of its links, whose length is published as about a microsecond: half
-    of one per doubling of the ranks makes three for an exchange among 64 chips."""
+    of the overheads is the start of each operation and the hops of its links. All of them are estimates, and where a step is small they are
+    most of it, so the interval is as wide as if they were all of it and erred together."""
+    spread = max(
+        math.log(end / overhead.middle_s if end > overhead.middle_s else overhead.middle_s / end) / Z80
+        for overhead in COMPILED_OVERHEADS.values()
+        for end in (overhead.low_s, overhead.high_s)
+    )
+    stated = "; ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {item.middle_s * 1e6:g} us ({item.low_s * 1e6:g} to {item.high_s * 1e6:g}: {item.why})"
+        for name, item in COMPILED_OVERHEADS.items()
+    )
     return replace(
         base,
         name="compiled-step",
-        provenance=f"estimate_: {chip.id} runs a step as one compiled program, so operations and hops cost about a microsecond; "
-        f"efficiencies of {base.name}",
-        step_overhead_s=1e-4, kernel_overhead_s=5e-7, eager_kernel_s=5e-7, prefill_host_kernel_s=0.0, prompt_overhead_s=0.0, collective_overhead_s=5e-7, hop_latency_s=2e-6,
+        provenance=f"estimate_: {chip.id} runs a step as one compiled program, whose overheads nobody has published: {stated}; "
+        f"efficiencies of {base.name}, measured on GPUs",
+        **{name: item.middle_s for name, item in COMPILED_OVERHEADS.items()},
+        eager_kernel_s=COMPILED_OVERHEADS["kernel_overhead_s"].middle_s, prefill_host_kernel_s=0.0, prompt_overhead_s=0.0,
         prefill_slowdown=1.2,
-        uncertainty=float((base.uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
-        ttft_uncertainty=float((base.ttft_uncertainty**2 + COMPILED_LOG_SD**2) ** 0.5),
+        uncertainty=math.hypot(base.uncertainty, spread),
+        ttft_uncertainty=math.hypot(base.ttft_uncertainty, spread),
     )  # fmt: skip
 
 
