@@ -84,6 +84,9 @@ def test_no_color_means_none() -> None:
         (["complete", "a", "--api-key", "k"], "--url"),
         (["bench", "serve", "--url", "http://127.0.0.1:1", "--rate", "1", "--trace", "x"], "--trace"),
         (["bench", "serve", "--url", "http://127.0.0.1:1", "--trace", "/nowhere.csv"], "/nowhere.csv"),
+        (["bench", "serve", "--url", "http://127.0.0.1:1", "--save", "/nowhere/a.json"], "--save /nowhere/a.json"),
+        (["calibrate", "--out", "/nowhere/a.toml"], "no folder /nowhere"),
+        (["plan", "gpt-oss-120b", "--hardware", "h200", "--html", "/"], "--html / is a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(arguments: list[str], says: str) -> None:
@@ -127,6 +130,19 @@ def test_a_bug_is_named_without_a_trace() -> None:
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
     )
     assert done.returncode == 1 and "ZeroDivisionError" in one_error(done)
+
+
+def test_a_full_disk_is_named_and_not_a_bug() -> None:
+    code = (
+        "import errno, ridgepoint.engine.inventory as m\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'plan.html')\n"
+        "m.inventory = full\n"
+        "from ridgepoint.cli.main import main; main(['models'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
+    )
+    assert (done.returncode, one_error(done)) == (2, "error: plan.html: No space left on device")
 
 
 def test_ctrl_c_exits_130_quietly() -> None:

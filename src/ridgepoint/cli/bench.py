@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
+
 if TYPE_CHECKING:
     from ridgepoint.server.bench.arrivals import Arrival
     from ridgepoint.server.bench.drive import Outcome, Prompts, Target
@@ -55,8 +57,10 @@ def serve(
     goal_ttft_s: Annotated[float | None, typer.Option(help="Goodput: first token within this.")] = None,
     goal_tpot_s: Annotated[float | None, typer.Option(help="Goodput: time per token within this.")] = None,
     goal_e2e_s: Annotated[float | None, typer.Option(help="Goodput: whole answer within this.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the JSON report here too.")] = None,
-    save_requests: Annotated[Path | None, typer.Option(help="Write one JSON line per request here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the JSON report here too.", callback=output_file)] = None,
+    save_requests: Annotated[
+        Path | None, typer.Option(help="Write one JSON line per request here.", callback=output_file)
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
 ) -> None:
     from ridgepoint.errors import ConfigError, EngineError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
 from ridgepoint.errors import ConfigError
 from ridgepoint.units import si
 
@@ -29,7 +30,9 @@ def calibrate(
         str | None,
         typer.Argument(help="Checkpoint folder or hub id whose steps to time as well; none: the machine alone."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the hardware file here instead of stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the hardware file here instead of stdout.", callback=output_file)
+    ] = None,
     name: Annotated[str, typer.Option(help="The hardware's id in the file.")] = "this-machine",
     seconds: Annotated[float, typer.Option(help="Time budget of each of the dozen measurements.")] = 0.3,
     steps: Annotated[int, typer.Option(help="Steps of MODEL the constants are fitted to.")] = 12,

@@ -11,7 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -75,17 +75,24 @@ def main(arguments: list[str] | None = None) -> None:
     except RidgepointError as error:
         _say(f"error: {error}")
         sys.exit(EXIT_BUG if isinstance(error, EngineError) else EXIT_USER)
+    except OSError as error:  # a file that cannot be read or written, a full disk
+        if error.filename is None or os.environ.get("RIDGEPOINT_DEBUG"):
+            _fail_as_bug(error)
+        _say(f"error: {error.filename}: {error.strerror}")
+        sys.exit(EXIT_USER)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; its class moved between typer's versions
             _say(f"error: {error.format_message().rstrip('.')} (hint: {_help_of(error)})")
             sys.exit(EXIT_USER)
-        if os.environ.get("RIDGEPOINT_DEBUG"):
-            raise
-        _say(
-            f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)"
-        )
-        sys.exit(EXIT_BUG)
+        _fail_as_bug(error)
     sys.exit(code)
+
+
+def _fail_as_bug(error: Exception) -> NoReturn:
+    if os.environ.get("RIDGEPOINT_DEBUG"):
+        raise error
+    _say(f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)")
+    sys.exit(EXIT_BUG)
 
 
 def _help_of(error: Exception) -> str:

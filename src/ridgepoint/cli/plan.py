@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
 from ridgepoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def plan(
         typer.Option("--explain", help="Also: roofs by batch, terms, rack boundary, old accelerators, assumptions."),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.plan/1).")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a self-contained page with charts.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a self-contained page with charts.", callback=output_file)
+    ] = None,
     example: Annotated[str | None, typer.Option(help="Run a worked example by name, or `all`.")] = None,
     write: Annotated[
         Path | None, typer.Option(help="With --example: write the pages (Markdown) into this folder.")
