@@ -76,9 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
         _say(f"error: {error}")
         sys.exit(EXIT_BUG if isinstance(error, EngineError) else EXIT_USER)
     except OSError as error:  # a file that cannot be read or written, a full disk
-        if error.filename is None or os.environ.get("RIDGEPOINT_DEBUG"):
-            _fail_as_bug(error)
-        _say(f"error: {error.filename}: {error.strerror}")
+        if os.environ.get("RIDGEPOINT_DEBUG"):
+            raise
+        _say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror or error}")
         sys.exit(EXIT_USER)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; its class moved between typer's versions
