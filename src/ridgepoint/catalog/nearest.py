@@ -22,7 +22,8 @@ def _plain(name: str) -> str:
 
 
 def _likeness(asked: str, key: str) -> float:
-    """1 and more where one contains the other, the more of it the better; else the share of letters in common order."""
-    if asked and (asked in key or key in asked):
-        return 1 + min(len(asked), len(key)) / max(len(asked), len(key))
-    return SequenceMatcher(None, asked, key).ratio()
+    """The share of letters in common order; at least alike where one contains the other, and more the more of it."""
+    letters = SequenceMatcher(None, asked, key).ratio()
+    if not asked or (asked not in key and key not in asked):
+        return letters
+    return max(letters, _ALIKE + 0.3 * min(len(asked), len(key)) / max(len(asked), len(key)))
