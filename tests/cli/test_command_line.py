@@ -110,6 +110,14 @@ def test_models_as_json(tmp_path: Path) -> None:
     assert "org/name" in run("models", HF_HUB_CACHE=str(tmp_path), NO_COLOR="1", COLUMNS="200").stdout
 
 
+def test_a_pipe_gets_whole_rows_and_a_screen_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows = run("kv-hold", "deepseek-v3", "--hardware", "h200").stdout.splitlines()
+    assert [row.split()[0] for row in rows[2:-1]] == ["memory", "host", "local", "spinning", "drop"]
+    narrow = run("kv-hold", "deepseek-v3", "--hardware", "h200", "--mean-pause-s", "60", COLUMNS="80").stdout
+    assert "…" not in narrow and max(map(len, narrow.splitlines()[1:-1])) <= 80
+
+
 def test_a_closed_pipe_is_not_an_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from ridgepoint.cli.main import main; main(['models', '--json'])"],

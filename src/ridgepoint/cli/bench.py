@@ -157,12 +157,12 @@ def _shown_arguments() -> list[str]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import seconds
 
-    out = Console()
+    out = Screen()
     out.print(f"[bold]{report['model']}[/bold] at {report['url']}; arrivals: {report['arrivals']}", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("measure_")

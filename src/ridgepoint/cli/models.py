@@ -29,12 +29,12 @@ def models(
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import si
 
-    out = Console()
+    out = Screen()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("model", "where", "family", "weights", "can be served"):
         table.add_column(head)

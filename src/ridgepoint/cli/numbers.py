@@ -44,12 +44,12 @@ def numbers(
     if json_:
         print(json.dumps({"schema": SCHEMA, "numbers": [asdict(row) for row in rows]}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     from ridgepoint.cli.figures import figure
+    from ridgepoint.cli.screen import Screen
 
-    out = Console()
+    out = Screen()
     for name in dict.fromkeys(row.section for row in rows):
         table = Table(
             box=None, pad_edge=False, header_style="bold", title=name, title_justify="left", title_style="bold"

@@ -231,11 +231,10 @@ def _answer(plan: Plan, *, explain: bool, json_: bool, html: Path | None) -> Non
     if json_:
         print(json.dumps(data, indent=2))
     else:
-        from rich.console import Console
-
+        from ridgepoint.cli.screen import Screen
         from ridgepoint.plan.render import render
 
-        render(data, Console(), wide=explain)
+        render(data, Screen(), wide=explain)
 
 
 def _examples(name: str, write: Path | None) -> None:

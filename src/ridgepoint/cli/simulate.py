@@ -87,12 +87,12 @@ def simulate(
 
 
 def _show(title: str, limits: Limits, figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import seconds
 
-    out = Console()
+    out = Screen()
     out.print(f"[bold]{title}[/bold]; KV for {limits.num_blocks * limits.block_tokens:,} tokens", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(("simulate_", *(f"p{which:g}" for which in PERCENTILES))):
