@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_every_help_ends_in_an_example(path: list[str]) -> None:
     assert last.startswith("Example:"), last
 
 
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_help_fits_eighty_columns_with_nothing_cut(path: list[str]) -> None:
+    from typer.testing import CliRunner
+
+    text = CliRunner().invoke(build(), [*path, "--help"], env={"COLUMNS": "80", "NO_COLOR": "1"}).output
+    assert "…" not in text and not re.search(r"\w\.\.\.$", text, re.M)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_server_s_options_stand_under_their_headings() -> None:
+    text = run("serve", "--help").stdout
+    assert text.index("\nOptions:") < text.index("\nEngine:") < text.index("\nLimits of one request:")
+    assert text.index("\nEngine:") < text.index("--kv-dtype") < text.index("\nLimits of one request:")
+
+
 def test_no_color_means_none() -> None:
     assert "\x1b[" not in run("--help", NO_COLOR="1", FORCE_COLOR="").stdout
 
@@ -79,6 +95,7 @@ def test_no_color_means_none() -> None:
         (["serve", "--port", "70000", "/"], "config.json"),
         (["serve", "/nowhere"], "/nowhere"),
         (["serve", "--dtype", "float8"], "float8"),
+        (["bench"], "missing command"),
         (["complete"], "PROMPT"),
         (["complete", "a", "--url", "ftp://x"], "ftp://x"),
         (["complete", "a", "--api-key", "k"], "--url"),

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 SCHEMA = "ridgepoint.bench.serve/1"
 
-app = typer.Typer(help="Measure.", no_args_is_help=True, epilog="Example: ridgepoint bench serve --help")
+app = typer.Typer(
+    help="Measure a server that runs.",
+    epilog="Example: ridgepoint bench serve --help",
+    rich_markup_mode=None,
+)
 
 
 def register(root: typer.Typer) -> None:
@@ -30,6 +34,7 @@ def register(root: typer.Typer) -> None:
 
 @app.command(
     "serve",
+    short_help="Load an OpenAI-compatible server and time its answers.",
     help="Load an OpenAI-compatible server: --concurrency clients in a closed loop, or --rate / --trace in an open one.",
     epilog="Example: ridgepoint bench serve --url http://127.0.0.1:8000 --concurrency 8",
 )

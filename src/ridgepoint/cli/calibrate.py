@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command(
-        "calibrate", epilog="Example: ridgepoint calibrate ./checkpoint --out this-machine.toml"
+        "calibrate", short_help="Measure this machine, and the engine on it.", epilog="Example: ridgepoint calibrate ./checkpoint --out this-machine.toml"
     )(calibrate)  # fmt: skip
 
 
@@ -41,8 +41,8 @@ def calibrate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
-    """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the engine and
-    fit the step law's constants to them. Writes all of it with its provenance."""
+    """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the
+    engine and fit the step law's constants to them. Writes all of it with its provenance."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ConfigError(f"--name must be lower-case letters, digits and dashes, got {name!r}")
     if not 0 < seconds <= 60:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "complete",
+        short_help="Continue a text.",
         help="Continue PROMPT; stdout is only what comes after it. '-' reads the prompt from stdin.",
         epilog="Example: ridgepoint complete 'def read_json(path):' --max-tokens 48",
     )(complete)

@@ -11,7 +11,11 @@ from ridgepoint.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
-    app.command("explain-kernels", epilog="Example: ridgepoint explain-kernels stdlib-moe")(explain_kernels)
+    app.command(
+        "explain-kernels",
+        short_help="Say which kernels run here.",
+        epilog="Example: ridgepoint explain-kernels stdlib-moe",
+    )(explain_kernels)
 
 
 def explain_kernels(

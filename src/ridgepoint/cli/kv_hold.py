@@ -17,6 +17,7 @@ SCHEMA = "ridgepoint.kv-hold/1"
 def register(app: typer.Typer) -> None:
     app.command(
         "kv-hold",
+        short_help="How long a pause's KV is worth keeping, and where.",
         help="Break-even hold time of a paused request's KV per memory tier, against recomputing it.",
         epilog="Example: ridgepoint kv-hold deepseek-v3 --hardware h200 --context 32000 --reuse-prob 0.5",
     )(kv_hold)

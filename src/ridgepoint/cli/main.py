@@ -27,6 +27,7 @@ app = typer.Typer(
     epilog="Example: ridgepoint complete 'def read_json(path):'",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: see help_sections
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

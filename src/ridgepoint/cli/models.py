@@ -11,6 +11,7 @@ import typer
 def register(app: typer.Typer) -> None:
     app.command(
         "models",
+        short_help="List the models that are here.",
         help="List the embedded model, models in the local hub cache, and the supported families.",
         epilog="Example: ridgepoint models --json",
     )(models)

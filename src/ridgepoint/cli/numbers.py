@@ -17,6 +17,7 @@ MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3")
 def register(app: typer.Typer) -> None:
     app.command(
         "numbers",
+        short_help="The table behind the plans.",
         help="Energy, latency, ridge points, bytes per token and $/Mtok floors, computed from the catalogue.",
         epilog="Example: ridgepoint numbers --section ridge --hardware h200",
     )(numbers)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "plan",
+        short_help="Choose hardware, layout and batch for a goal.",
         help="Choose hardware, layout, batch and prefill:decode ratio for a model and a goal, and say what binds.",
         epilog="Example: ridgepoint plan minimax-m2 --hardware gb200-nvl72 --users 5000 --tpot-ms 20 --ttft-ms 1000 --explain",
     )(plan)

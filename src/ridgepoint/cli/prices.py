@@ -22,6 +22,7 @@ SCHEMA = "ridgepoint.prices/1"
 def register(app: typer.Typer) -> None:
     app.command(
         "prices",
+        short_help="What an API price list gives away.",
         help="Infer bytes per token, active parameters and prefill/decode balance from API prices.",
         epilog="Example: ridgepoint prices google gemini-2.5-pro",
     )(prices)

@@ -24,6 +24,7 @@ _FORMATS = Literal["int8", "int8-g128", "int4-g32", "int4-g128", "fp8-block", "m
 def register(app: typer.Typer) -> None:
     app.command(
         "quantize",
+        short_help="Write a checkpoint in fewer bits.",
         help="Write the checkpoint SOURCE (folder, hub id, or 'stdlib-moe' for the embedded model) to the new folder OUT "
         "in fewer bits. Norms, embeddings and routers stay as they are.",
         epilog="Example: ridgepoint quantize stdlib-moe /tmp/stdlib-int4 --format int4-g32",

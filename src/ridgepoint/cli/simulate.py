@@ -19,6 +19,7 @@ SHOWN_REFUSALS = 3
 def register(app: typer.Typer) -> None:
     app.command(
         "simulate",
+        short_help="Try traffic with predicted seconds.",
         help="Serve made-up traffic with the real scheduler and predicted seconds.",
         epilog="Example: ridgepoint simulate gpt-oss-120b --hardware h200 --rate 4 --prompt-tokens 1000 --output-tokens 300",
     )(simulate)
