@@ -222,6 +222,11 @@ class EngineClient:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    @property
+    def failure(self) -> str | None:
+        """What the engine died of; None while it lives, and after a drain or close."""
+        return self._failure
+
     async def wait_ended(self) -> EngineError | None:
         """Wait until the process ends: None after a drain or close, else the error it died of."""
         await self._ended.wait()
