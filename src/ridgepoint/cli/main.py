@@ -1,7 +1,7 @@
 """`ridgepoint`: builds the command line from one file per noun, and is the one place where errors become exit codes.
 
 Every module of this package that has `register(app)` adds its commands. Exit codes: 0 done; 2 the user can mend it (one
-line on stderr says how); 1 a bug; 130 Ctrl-C. A closed pipe (`| head`) ends the command quietly. stdout is data.
+line on stderr says how); 3 a plan whose goal nothing keeps; 1 a bug; 130 Ctrl-C. A closed pipe (`| head`) ends the command quietly. stdout is data.
 """
 
 from __future__ import annotations

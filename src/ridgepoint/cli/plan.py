@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ridgepoint.plan.search import Plan, Question
 
 
+EXIT_INFEASIBLE = 3  # an answer was printed: no deployment keeps the goal
+
+
 def register(app: typer.Typer) -> None:
     app.command(
         "plan",
@@ -236,6 +239,8 @@ def _answer(plan: Plan, *, explain: bool, json_: bool, html: Path | None) -> Non
         from ridgepoint.plan.render import render
 
         render(data, Screen(), wide=explain)
+    if not data["feasible"]:
+        raise typer.Exit(EXIT_INFEASIBLE)
 
 
 def _examples(name: str, write: Path | None) -> None:

@@ -27,7 +27,6 @@ LIMIT_NAMES = {
     "usd_per_mtok": "USD per Mtok",
     "watts": "power",
     "chips": "chips",
-    "supply": "chips needed / chips there are",
 }
 LIMIT_UNITS = {
     "worst_wait_s": "s",
@@ -36,7 +35,6 @@ LIMIT_UNITS = {
     "usd_per_mtok": "USD",
     "watts": "W",
     "chips": "chips",
-    "supply": "x",
 }
 
 
@@ -107,17 +105,23 @@ def _headline(report: dict[str, Any]) -> Text:
     else:
         text.append("no deployment keeps the goal; the closest is " + report["choice"]["name"], style="bold yellow")
         for failure in report["failures"]:
-            unit = _unit(failure["metric"])
-            best = value(failure["best"], unit) + _sure(goal, failure["metric"])
-            how = (
-                f"the least any deployment reaches is {best}"
-                if failure["alone"]
-                else f"reachable alone ({best}) but not with the other limits"
-            )
-            text.append(
-                f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow"
-            )
+            text.append(f"\n  fails: {failure_text(failure, goal, '<=')}", style="yellow")
     return text
+
+
+def failure_text(failure: dict[str, Any], goal: dict[str, Any], sign: str) -> str:
+    """Which limit fails, and how near to it anything comes."""
+    metric, best = failure["metric"], failure["best"]
+    if metric == "supply":
+        many = f"{best:,.3g} times as many as there are"
+        return f"chips: {f'no deployment needs fewer than {many}' if failure['alone'] else f'{many} alone, more with the other limits'}"
+    unit = LIMIT_UNITS[metric]
+    reached = value(best, unit) + _sure(goal, metric)
+    return f"{LIMIT_NAMES[metric]} {sign} {value(failure['limit'], unit)}: " + (
+        f"the least any deployment reaches is {reached}"
+        if failure["alone"]
+        else f"reachable alone ({reached}) but not with the other limits"
+    )
 
 
 def searched_text(searched: dict[str, Any]) -> str:
@@ -152,10 +156,6 @@ WAYS = {"hbm": "chip memory", "ddr": "host DDR", "flash": "flash", "disk": "disk
 def _sure(goal: dict[str, Any], metric: str) -> str:
     timed = metric in ("ttft_s", "tpot_s", "worst_wait_s", "usd_per_mtok")
     return f" at confidence {goal['confidence']:g}" if timed and goal["confidence"] > 0.5 else ""
-
-
-def _unit(name: str) -> str:
-    return LIMIT_UNITS[name]
 
 
 def _print_deployments(report: dict[str, Any], console: Console) -> None:
