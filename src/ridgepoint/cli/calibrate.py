@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ridgepoint.cost.machine import MachineMeasure
 
 
+SCHEMA = "ridgepoint.calibrate/1"
+
+
 def register(app: typer.Typer) -> None:
     app.command(
         "calibrate", short_help="Measure this machine, and the engine on it.", epilog="Example: ridgepoint calibrate ./checkpoint --out this-machine.toml"
@@ -39,7 +42,7 @@ def calibrate(
     weight_format: Annotated[
         str | None, typer.Option(help="How the CPU kernels keep MODEL's matrices: bf16, int8, int4-32, ...")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
 ) -> None:
     """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the
     engine and fit the step law's constants to them. Writes all of it with its provenance."""
@@ -70,7 +73,7 @@ def calibrate(
         out.write_text(text)
         _tell(f"wrote {out}")
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps({"schema": SCHEMA, **result}, indent=1))
     elif out is None:
         print(text, end="")
 

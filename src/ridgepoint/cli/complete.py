@@ -43,7 +43,9 @@ def complete(
         str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end (schema ridgepoint.complete/1).")
+    ] = False,
 ) -> None:
     from ridgepoint.cli.backend import find_backend
     from ridgepoint.errors import ConfigError

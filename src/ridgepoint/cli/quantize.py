@@ -47,7 +47,7 @@ def quantize(
         list[str] | None, typer.Option(help="Leave matrices of this name as they are; * matches, repeat for more.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.quantize/1).")] = False,
 ) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
