@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ridgepoint import __version__
-from ridgepoint.errors import EngineError, RidgepointError
+from ridgepoint.errors import EngineError, RidgepointError, StartError
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 _ORDER = ("serve", "chat", "complete", "models", "plan", "train", "bench")  # of the help; others follow by name
@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     except RidgepointError as error:
         _say(f"error: {error}")
-        sys.exit(EXIT_BUG if isinstance(error, EngineError) else EXIT_USER)
+        ours = isinstance(error, EngineError) and not isinstance(error, StartError)
+        sys.exit(EXIT_BUG if ours else EXIT_USER)
     except OSError as error:  # a file that cannot be read or written, a full disk
         if os.environ.get("RIDGEPOINT_DEBUG"):
             raise
