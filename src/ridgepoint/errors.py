@@ -57,6 +57,10 @@ class EngineError(RidgepointError):
     """The engine process failed or cannot take work."""
 
 
+class StartError(EngineError):
+    """The engine refused its options or its checkpoint: the user can mend it."""
+
+
 class MissingExtraError(RidgepointError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_every_help_ends_in_an_example(path: list[str]) -> None:
     assert last.startswith("Example:"), last
 
 
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_help_fits_eighty_columns_with_nothing_cut(path: list[str]) -> None:
+    from typer.testing import CliRunner
+
+    text = CliRunner().invoke(build(), [*path, "--help"], env={"COLUMNS": "80", "NO_COLOR": "1"}).output
+    assert "…" not in text and not re.search(r"\w\.\.\.$", text, re.M)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_server_s_options_stand_under_their_headings() -> None:
+    text = run("serve", "--help").stdout
+    assert text.index("\nOptions:") < text.index("\nEngine:") < text.index("\nLimits of one request:")
+    assert text.index("\nEngine:") < text.index("--kv-dtype") < text.index("\nLimits of one request:")
+
+
 def test_no_color_means_none() -> None:
     assert "\x1b[" not in run("--help", NO_COLOR="1", FORCE_COLOR="").stdout
 
@@ -79,11 +95,15 @@ def test_no_color_means_none() -> None:
         (["serve", "--port", "70000", "/"], "config.json"),
         (["serve", "/nowhere"], "/nowhere"),
         (["serve", "--dtype", "float8"], "float8"),
+        (["bench"], "missing command"),
         (["complete"], "PROMPT"),
         (["complete", "a", "--url", "ftp://x"], "ftp://x"),
         (["complete", "a", "--api-key", "k"], "--url"),
         (["bench", "serve", "--url", "http://127.0.0.1:1", "--rate", "1", "--trace", "x"], "--trace"),
         (["bench", "serve", "--url", "http://127.0.0.1:1", "--trace", "/nowhere.csv"], "/nowhere.csv"),
+        (["bench", "serve", "--url", "http://127.0.0.1:1", "--save", "/nowhere/a.json"], "--save /nowhere/a.json"),
+        (["calibrate", "--out", "/nowhere/a.toml"], "no folder /nowhere"),
+        (["plan", "gpt-oss-120b", "--hardware", "h200", "--html", "/"], "--html / is a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(arguments: list[str], says: str) -> None:
@@ -107,6 +127,14 @@ def test_models_as_json(tmp_path: Path) -> None:
     assert "org/name" in run("models", HF_HUB_CACHE=str(tmp_path), NO_COLOR="1", COLUMNS="200").stdout
 
 
+def test_a_pipe_gets_whole_rows_and_a_screen_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows = run("kv-hold", "deepseek-v3", "--hardware", "h200").stdout.splitlines()
+    assert [row.split()[0] for row in rows[2:-1]] == ["memory", "host", "local", "spinning", "drop"]
+    narrow = run("kv-hold", "deepseek-v3", "--hardware", "h200", "--mean-pause-s", "60", COLUMNS="80").stdout
+    assert "…" not in narrow and max(map(len, narrow.splitlines()[1:-1])) <= 80
+
+
 def test_a_closed_pipe_is_not_an_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from ridgepoint.cli.main import main; main(['models', '--json'])"],
@@ -127,6 +155,19 @@ def test_a_bug_is_named_without_a_trace() -> None:
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
     )
     assert done.returncode == 1 and "ZeroDivisionError" in one_error(done)
+
+
+def test_a_full_disk_is_named_and_not_a_bug() -> None:
+    code = (
+        "import errno, ridgepoint.engine.inventory as m\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'plan.html')\n"
+        "m.inventory = full\n"
+        "from ridgepoint.cli.main import main; main(['models'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
+    )
+    assert (done.returncode, one_error(done)) == (2, "error: plan.html: No space left on device")
 
 
 def test_ctrl_c_exits_130_quietly() -> None:

@@ -178,9 +178,16 @@ def test_a_damaged_checkpoint_ends_serve_with_one_reason(folder: Path, tmp_path:
     shutil.copytree(folder, broken)
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    assert "unheard_of" in _refused_start(broken)
+    (broken / "config.json").write_text(json.dumps(config))
+    os.truncate(broken / "model.safetensors", 1000)  # which the engine's process finds out
+    assert "truncated" in _refused_start(broken)
+
+
+def _refused_start(folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "ridgepoint.cli.main", "serve", str(broken), "--port", "0"],
+        [sys.executable, "-m", "ridgepoint.cli.main", "serve", str(folder), "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "unheard_of" in done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]

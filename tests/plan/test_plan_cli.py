@@ -20,6 +20,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), out, err
 
 
+def test_a_goal_that_nothing_keeps_exits_3_with_its_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("plan", "gpt-oss-120b", "--hardware", "h200:1", "--users", "64", "--tpot-ms", "1")
+    code, out, _ = run(capsys, *asked)
+    assert code == 3 and "no deployment keeps the goal" in out and "time per token <= 1 ms" in out
+    code, out, _ = run(capsys, *asked, "--json")
+    assert code == 3 and json.loads(out)["feasible"] is False
+    code, out, _ = run(capsys, "plan", "gpt-oss-120b", "--hardware", "h200:1", "--requests-per-s", "1000")
+    assert code == 3 and "chips: no deployment needs fewer than 96 times as many as there are" in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -55,7 +65,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 )
 def test_json_is_data_on_stdout_alone(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     code, out, _ = run(capsys, *arguments)
-    assert code == 0
+    assert code == (3 if "9999" in arguments else 0)  # more users than one chip serves: an answer, but no plan
     assert json.loads(out)["schema"].startswith("ridgepoint.")
 
 

@@ -97,6 +97,16 @@ def test_tables_say_what_failed(made: tuple[Plan, dict[str, Any]]) -> None:
         assert "time per token <= 1 ms" in text and "the closest is" in text
 
 
+def test_eighty_columns_cut_no_word_and_fold_no_figure(made: tuple[Plan, dict[str, Any]]) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    render(made[1], console, wide=True)
+    text = out.getvalue()
+    assert "…" not in text
+    folded = [line for line in text.splitlines() if line.startswith(("time per token", "USD per hour", "worst wait"))]
+    assert len(folded) == 3 and all("(" not in line or ")" in line for line in folded)
+
+
 def test_the_page_is_self_contained(made: tuple[Plan, dict[str, Any]]) -> None:
     pytest.importorskip("plotly")
     from ridgepoint.plan.page import page

@@ -113,6 +113,25 @@ def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("schema", "body", "hint"),
+    [
+        (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "json_object"}}', "allowed: 'text'"),
+        (ChatRequest, b'{"messages": [{"role": "king", "content": ""}]}', "'assistant', 'developer', 'system', 'user'"),
+        (ChatRequest, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "allowed: 'text'"),
+        (
+            ChatRequest,
+            b'{"messages": [{"role": "user", "content": ""}], "tools": [{}]}',
+            "tool calls are not implemented",
+        ),
+    ],
+)
+def test_a_refused_choice_says_what_is_allowed(schema: type, body: bytes, hint: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse(body, schema)
+    assert refused.value.hint is not None and hint in refused.value.hint
+
+
 def test_a_prompt_that_is_too_long_carries_openais_code(serve) -> None:
     async def run() -> None:
         async with serve() as served:
@@ -191,8 +210,11 @@ def test_loading_draining_and_dead_engines_are_503(serve) -> None:
             assert await health() == (503, "loading")
             assert check_error(await served.complete(), 503)["code"] == "loading"
             served.service.loaded, served.engine.alive = True, False
+            served.engine.failure = "the engine process was killed by SIGKILL"
             assert await health() == (503, "failed")
-            assert check_error(await served.chat(), 503)["code"] == "engine_unavailable"
+            assert "SIGKILL" in (await served.http.get("/health")).json()["detail"]
+            refused = check_error(await served.chat(), 503)
+            assert refused["code"] == "engine_unavailable" and "SIGKILL" in refused["message"]
             served.service.draining = True
             assert await health() == (503, "draining")
             assert check_error(await served.complete(), 503)["code"] == "shutting_down"

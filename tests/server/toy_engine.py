@@ -28,6 +28,7 @@ class ToyEngine:
     capacity: int = 8
     ready: Ready = READY
     alive: bool = True
+    failure: str | None = None
     eos_id: int = 0
     fail_after: int | None = None  # outputs of a sequence before the engine dies under it
     stats: StepReport | None = None

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ridgepoint.catalog.nearest import nearest
 from ridgepoint.errors import CatalogError
 
 FLOP_TYPES = ("fp32", "fp16", "bf16", "fp8", "int8", "fp4")
@@ -237,15 +238,16 @@ def accelerator(name: str) -> Accelerator:
             raise CatalogError(f"no hardware file {name}")
         chips = _read(path.read_text(), name)
         if len(chips) != 1:
-            raise CatalogError(f"{name}: expected one hardware table, got {len(chips)}", hint="split the file")
+            raise CatalogError(f"{name}: expected one hardware table, got {len(chips)}", hint="one [name] table a file")
         return next(iter(chips.values()))
     known = accelerators()
     ident = name.lower().replace("_", "-")
     ident = ALIASES.get(ident, ident)
     if ident in known:
         return known[ident]
-    near = [key for key in known if name.lower() in key] or sorted(known)
-    raise CatalogError(f"unknown accelerator {name!r}", hint="try " + ", ".join(near[:8]) + ", or a .toml file")
+    raise CatalogError(
+        f"unknown accelerator {name!r}", hint=f"try {', '.join(nearest(name, {**known, **ALIASES}))}, or a .toml file"
+    )
 
 
 ALIASES = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
+from ridgepoint.catalog.nearest import nearest
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.catalog.tables import spec_from_table
 from ridgepoint.errors import CatalogError
@@ -54,8 +55,8 @@ def catalog_model(name: str) -> CatalogModel:
     ident = ALIASES.get(name.lower(), name.lower())
     if ident in models:
         return models[ident]
-    near = [key for key in models if name.lower() in key or key in name.lower()] or sorted(models)
-    raise CatalogError(f"unknown model {name!r}", hint="try " + ", ".join(near[:8]) + ", or a path to a config.json")
+    near = ", ".join(nearest(name, {**models, **ALIASES}))
+    raise CatalogError(f"unknown model {name!r}", hint=f"try {near}, or a path to a config.json")
 
 
 def model_spec(name: str) -> ModelSpec:

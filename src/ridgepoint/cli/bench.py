@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
+
 if TYPE_CHECKING:
     from ridgepoint.server.bench.arrivals import Arrival
     from ridgepoint.server.bench.drive import Outcome, Prompts, Target
 
 SCHEMA = "ridgepoint.bench.serve/1"
 
-app = typer.Typer(help="Measure.", no_args_is_help=True, epilog="Example: ridgepoint bench serve --help")
+app = typer.Typer(
+    help="Measure a server that runs.",
+    epilog="Example: ridgepoint bench serve --help",
+    rich_markup_mode=None,
+)
 
 
 def register(root: typer.Typer) -> None:
@@ -28,6 +34,7 @@ def register(root: typer.Typer) -> None:
 
 @app.command(
     "serve",
+    short_help="Load an OpenAI-compatible server and time its answers.",
     help="Load an OpenAI-compatible server: --concurrency clients in a closed loop, or --rate / --trace in an open one.",
     epilog="Example: ridgepoint bench serve --url http://127.0.0.1:8000 --concurrency 8",
 )
@@ -55,8 +62,10 @@ def serve(
     goal_ttft_s: Annotated[float | None, typer.Option(help="Goodput: first token within this.")] = None,
     goal_tpot_s: Annotated[float | None, typer.Option(help="Goodput: time per token within this.")] = None,
     goal_e2e_s: Annotated[float | None, typer.Option(help="Goodput: whole answer within this.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the JSON report here too.")] = None,
-    save_requests: Annotated[Path | None, typer.Option(help="Write one JSON line per request here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the JSON report here too.", callback=output_file)] = None,
+    save_requests: Annotated[
+        Path | None, typer.Option(help="Write one JSON line per request here.", callback=output_file)
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
 ) -> None:
     from ridgepoint.errors import ConfigError, EngineError
@@ -153,12 +162,12 @@ def _shown_arguments() -> list[str]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import seconds
 
-    out = Console()
+    out = Screen()
     out.print(f"[bold]{report['model']}[/bold] at {report['url']}; arrivals: {report['arrivals']}", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("measure_")

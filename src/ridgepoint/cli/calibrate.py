@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
 from ridgepoint.errors import ConfigError
 from ridgepoint.units import si
 
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from ridgepoint.cost.machine import MachineMeasure
 
 
+SCHEMA = "ridgepoint.calibrate/1"
+
+
 def register(app: typer.Typer) -> None:
     app.command(
-        "calibrate", epilog="Example: ridgepoint calibrate ./checkpoint --out this-machine.toml"
+        "calibrate", short_help="Measure this machine, and the engine on it.", epilog="Example: ridgepoint calibrate ./checkpoint --out this-machine.toml"
     )(calibrate)  # fmt: skip
 
 
@@ -29,17 +33,19 @@ def calibrate(
         str | None,
         typer.Argument(help="Checkpoint folder or hub id whose steps to time as well; none: the machine alone."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the hardware file here instead of stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the hardware file here instead of stdout.", callback=output_file)
+    ] = None,
     name: Annotated[str, typer.Option(help="The hardware's id in the file.")] = "this-machine",
     seconds: Annotated[float, typer.Option(help="Time budget of each of the dozen measurements.")] = 0.3,
     steps: Annotated[int, typer.Option(help="Steps of MODEL the constants are fitted to.")] = 12,
     weight_format: Annotated[
         str | None, typer.Option(help="How the CPU kernels keep MODEL's matrices: bf16, int8, int4-32, ...")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
 ) -> None:
-    """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the engine and
-    fit the step law's constants to them. Writes all of it with its provenance."""
+    """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the
+    engine and fit the step law's constants to them. Writes all of it with its provenance."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ConfigError(f"--name must be lower-case letters, digits and dashes, got {name!r}")
     if not 0 < seconds <= 60:
@@ -67,7 +73,7 @@ def calibrate(
         out.write_text(text)
         _tell(f"wrote {out}")
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps({"schema": SCHEMA, **result}, indent=1))
     elif out is None:
         print(text, end="")
 

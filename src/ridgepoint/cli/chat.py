@@ -24,6 +24,7 @@ HELP = "/new forgets the conversation, /help shows this; Ctrl-C stops an answer,
 def register(app: typer.Typer) -> None:
     app.command(
         "chat",
+        short_help="Talk to a model in the terminal.",
         help="Talk to MODEL: a checkpoint folder, a hub id, nothing for the embedded model, or a server at --url.",
         epilog="Example: echo 'class Stack:' | ridgepoint chat --max-tokens 64",
     )(chat)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "complete",
+        short_help="Continue a text.",
         help="Continue PROMPT; stdout is only what comes after it. '-' reads the prompt from stdin.",
         epilog="Example: ridgepoint complete 'def read_json(path):' --max-tokens 48",
     )(complete)
@@ -42,7 +43,9 @@ def complete(
         str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end (schema ridgepoint.complete/1).")
+    ] = False,
 ) -> None:
     from ridgepoint.cli.backend import find_backend
     from ridgepoint.errors import ConfigError

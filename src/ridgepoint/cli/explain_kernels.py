@@ -9,9 +9,15 @@ import typer
 
 from ridgepoint.errors import ConfigError
 
+SCHEMA = "ridgepoint.explain-kernels/1"
+
 
 def register(app: typer.Typer) -> None:
-    app.command("explain-kernels", epilog="Example: ridgepoint explain-kernels stdlib-moe")(explain_kernels)
+    app.command(
+        "explain-kernels",
+        short_help="Say which kernels run here.",
+        epilog="Example: ridgepoint explain-kernels stdlib-moe",
+    )(explain_kernels)
 
 
 def explain_kernels(
@@ -19,7 +25,7 @@ def explain_kernels(
         str | None, typer.Argument(help="Also say what the weights of this checkpoint would run on; 'stdlib-moe' too.")
     ] = None,
     weight_format: Annotated[str | None, typer.Option(help="For MODEL: packed in this instead of as stored.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
     device: Annotated[str, typer.Option(help="Device type: cpu or cuda.")] = "cpu",
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure this machine's roofs (about a second).")
@@ -30,7 +36,7 @@ def explain_kernels(
 
     if device not in dispatch.ORDER:
         raise ConfigError(f"--device {device!r} is unknown; allowed: {', '.join(dispatch.ORDER)}")
-    report: dict[str, object] = {"native": native.available(), "reason": native.load_error()}
+    report: dict[str, object] = {"schema": SCHEMA, "native": native.available(), "reason": native.load_error()}
     if native.available():
         report |= {
             "library": str(native.library_path()),
@@ -51,7 +57,7 @@ def explain_kernels(
         print(json.dumps(report, indent=1))
         return
     for key, value in report.items():
-        if key not in ("ops", "weights") and value is not None:
+        if key not in ("schema", "ops", "weights") and value is not None:
             print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
     print("\n".join(dispatch.explain_ops(device)))
     for row in weights:

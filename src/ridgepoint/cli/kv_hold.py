@@ -17,6 +17,7 @@ SCHEMA = "ridgepoint.kv-hold/1"
 def register(app: typer.Typer) -> None:
     app.command(
         "kv-hold",
+        short_help="How long a pause's KV is worth keeping, and where.",
         help="Break-even hold time of a paused request's KV per memory tier, against recomputing it.",
         epilog="Example: ridgepoint kv-hold deepseek-v3 --hardware h200 --context 32000 --reuse-prob 0.5",
     )(kv_hold)
@@ -75,24 +76,25 @@ def _range(value: Range | None, unit: str) -> str:
 
 
 def _show(title: str, plan: HoldPlan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ridgepoint.cli.figures import duration
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import si
 
-    out = Console()
+    out = Screen()
     out.print(
         f"[bold]{title}[/bold]: {plan.context_tokens:,} tokens of context = {si(plan.kv_bytes, 'B')} of KV; "
         f"it comes back with probability {plan.reuse_prob:g}",
-        highlight=False,
-    )
-    table = Table(box=None, pad_edge=False, header_style="bold")
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    padding = (0, 1, 0, 0) if plan.mean_pause_s else (0, 1)  # seven columns are for a screen of 80
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=padding)
     heads = ["way (estimate_)", "write", "hold per minute", "resume", "resume time", "beats recompute up to"]
     if plan.mean_pause_s:
-        heads.append(f"best time-to-live (mean pause {duration(plan.mean_pause_s)})")
+        heads.append(f"best hold (mean pause {duration(plan.mean_pause_s)})")
     for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 else "right")
+        table.add_column(head, justify="left" if index == 0 else "right", min_width=max(map(len, head.split())))
     for way in plan.ways:
         rate = way.estimate_rate_usd_per_s
         from ridgepoint.cli.figures import figure

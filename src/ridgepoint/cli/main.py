@@ -1,7 +1,7 @@
 """`ridgepoint`: builds the command line from one file per noun, and is the one place where errors become exit codes.
 
 Every module of this package that has `register(app)` adds its commands. Exit codes: 0 done; 2 the user can mend it (one
-line on stderr says how); 1 a bug; 130 Ctrl-C. A closed pipe (`| head`) ends the command quietly. stdout is data.
+line on stderr says how); 3 a plan whose goal nothing keeps; 1 a bug; 130 Ctrl-C. A closed pipe (`| head`) ends the command quietly. stdout is data.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import importlib
 import os
 import pkgutil
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from ridgepoint import __version__
-from ridgepoint.errors import EngineError, RidgepointError
+from ridgepoint.errors import EngineError, RidgepointError, StartError
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 _ORDER = ("serve", "chat", "complete", "models", "plan", "train", "bench")  # of the help; others follow by name
@@ -27,6 +27,7 @@ app = typer.Typer(
     epilog="Example: ridgepoint complete 'def read_json(path):'",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: see help_sections
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -74,18 +75,26 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     except RidgepointError as error:
         _say(f"error: {error}")
-        sys.exit(EXIT_BUG if isinstance(error, EngineError) else EXIT_USER)
+        ours = isinstance(error, EngineError) and not isinstance(error, StartError)
+        sys.exit(EXIT_BUG if ours else EXIT_USER)
+    except OSError as error:  # a file that cannot be read or written, a full disk
+        if os.environ.get("RIDGEPOINT_DEBUG"):
+            raise
+        _say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror or error}")
+        sys.exit(EXIT_USER)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; its class moved between typer's versions
             _say(f"error: {error.format_message().rstrip('.')} (hint: {_help_of(error)})")
             sys.exit(EXIT_USER)
-        if os.environ.get("RIDGEPOINT_DEBUG"):
-            raise
-        _say(
-            f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)"
-        )
-        sys.exit(EXIT_BUG)
+        _fail_as_bug(error)
     sys.exit(code)
+
+
+def _fail_as_bug(error: Exception) -> NoReturn:
+    if os.environ.get("RIDGEPOINT_DEBUG"):
+        raise error
+    _say(f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)")
+    sys.exit(EXIT_BUG)
 
 
 def _help_of(error: Exception) -> str:

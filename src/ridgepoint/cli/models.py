@@ -11,6 +11,7 @@ import typer
 def register(app: typer.Typer) -> None:
     app.command(
         "models",
+        short_help="List the models that are here.",
         help="List the embedded model, models in the local hub cache, and the supported families.",
         epilog="Example: ridgepoint models --json",
     )(models)
@@ -29,12 +30,12 @@ def models(
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import si
 
-    out = Console()
+    out = Screen()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("model", "where", "family", "weights", "can be served"):
         table.add_column(head)

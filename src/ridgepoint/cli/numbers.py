@@ -17,6 +17,7 @@ MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3")
 def register(app: typer.Typer) -> None:
     app.command(
         "numbers",
+        short_help="The table behind the plans.",
         help="Energy, latency, ridge points, bytes per token and $/Mtok floors, computed from the catalogue.",
         epilog="Example: ridgepoint numbers --section ridge --hardware h200",
     )(numbers)
@@ -44,12 +45,12 @@ def numbers(
     if json_:
         print(json.dumps({"schema": SCHEMA, "numbers": [asdict(row) for row in rows]}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     from ridgepoint.cli.figures import figure
+    from ridgepoint.cli.screen import Screen
 
-    out = Console()
+    out = Screen()
     for name in dict.fromkeys(row.section for row in rows):
         table = Table(
             box=None, pad_edge=False, header_style="bold", title=name, title_justify="left", title_style="bold"

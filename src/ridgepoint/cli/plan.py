@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ridgepoint.cli.output_file import output_file
 from ridgepoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from ridgepoint.plan.search import Plan, Question
 
 
+EXIT_INFEASIBLE = 3  # an answer was printed: no deployment keeps the goal
+
+
 def register(app: typer.Typer) -> None:
     app.command(
         "plan",
+        short_help="Choose hardware, layout and batch for a goal.",
         help="Choose hardware, layout, batch and prefill:decode ratio for a model and a goal, and say what binds.",
         epilog="Example: ridgepoint plan minimax-m2 --hardware gb200-nvl72 --users 5000 --tpot-ms 20 --ttft-ms 1000 --explain",
     )(plan)
@@ -105,7 +110,9 @@ def plan(
         typer.Option("--explain", help="Also: roofs by batch, terms, rack boundary, old accelerators, assumptions."),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.plan/1).")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a self-contained page with charts.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a self-contained page with charts.", callback=output_file)
+    ] = None,
     example: Annotated[str | None, typer.Option(help="Run a worked example by name, or `all`.")] = None,
     write: Annotated[
         Path | None, typer.Option(help="With --example: write the pages (Markdown) into this folder.")
@@ -228,11 +235,12 @@ def _answer(plan: Plan, *, explain: bool, json_: bool, html: Path | None) -> Non
     if json_:
         print(json.dumps(data, indent=2))
     else:
-        from rich.console import Console
-
+        from ridgepoint.cli.screen import Screen
         from ridgepoint.plan.render import render
 
-        render(data, Console(), wide=explain)
+        render(data, Screen(), wide=explain)
+    if not data["feasible"]:
+        raise typer.Exit(EXIT_INFEASIBLE)
 
 
 def _examples(name: str, write: Path | None) -> None:

@@ -22,6 +22,7 @@ SCHEMA = "ridgepoint.prices/1"
 def register(app: typer.Typer) -> None:
     app.command(
         "prices",
+        short_help="What an API price list gives away.",
         help="Infer bytes per token, active parameters and prefill/decode balance from API prices.",
         epilog="Example: ridgepoint prices google gemini-2.5-pro",
     )(prices)
@@ -136,12 +137,13 @@ def _as_json(result: PriceInferences) -> dict[str, Any]:
 
 
 def _show(result: PriceInferences) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    out = Console()
+    from ridgepoint.cli.screen import Screen
+
+    out = Screen()
     price = result.price
-    out.print(f"[bold]{price.vendor} {price.model}[/bold]  {_price_line(price)}", highlight=False)
+    out.print(f"[bold]{price.vendor} {price.model}[/bold]  {_price_line(price)}", highlight=False, soft_wrap=True)
     out.print(f"[dim]{price.source}[/dim]", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("inferred (estimate_, 80 % interval)")
@@ -204,8 +206,9 @@ def _compare(vendor: str, sizes: list[tuple[ListPrice, float, float, float]], js
         ]
         print(json.dumps({"schema": SCHEMA, "vendor": vendor, "models": rows}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ridgepoint.cli.screen import Screen
 
     table = Table(
         box=None,
@@ -222,7 +225,7 @@ def _compare(vendor: str, sizes: list[tuple[ListPrice, float, float, float]], js
             row.model, f"{row.input_usd_per_mtok:g}", f"{row.output_usd_per_mtok:g}", f"{row.output_over_input:.1f}", long,
             f"{middle:.3g} ({low:.3g} to {high:.3g})",
         )  # fmt: skip
-    Console().print(table)
+    Screen().print(table)
 
 
 def _vendors(names: list[str], json_: bool) -> None:

@@ -24,6 +24,7 @@ _FORMATS = Literal["int8", "int8-g128", "int4-g32", "int4-g128", "fp8-block", "m
 def register(app: typer.Typer) -> None:
     app.command(
         "quantize",
+        short_help="Write a checkpoint in fewer bits.",
         help="Write the checkpoint SOURCE (folder, hub id, or 'stdlib-moe' for the embedded model) to the new folder OUT "
         "in fewer bits. Norms, embeddings and routers stay as they are.",
         epilog="Example: ridgepoint quantize stdlib-moe /tmp/stdlib-int4 --format int4-g32",
@@ -46,7 +47,7 @@ def quantize(
         list[str] | None, typer.Option(help="Leave matrices of this name as they are; * matches, repeat for more.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON (schema ridgepoint.quantize/1).")] = False,
 ) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ridgepoint.cli.defaults import from_config, from_plan
+from ridgepoint.cli.help_sections import SectionedCommand
 
 if TYPE_CHECKING:
     from ridgepoint.engine.options import EngineOptions
@@ -26,6 +27,8 @@ _ENGINE = "Engine"
 def register(app: typer.Typer) -> None:
     app.command(
         "serve",
+        short_help="Serve a model behind the OpenAI API.",
+        cls=SectionedCommand,
         help="Serve MODEL behind the OpenAI API: a checkpoint folder, a hub id, or nothing for the embedded model.",
         epilog="Example: ridgepoint serve --port 8000",
     )(serve)

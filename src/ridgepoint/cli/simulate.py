@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 
 SCHEMA = "ridgepoint.simulate/1"
 PERCENTILES = (50.0, 90.0, 99.0)
+SHOWN_REFUSALS = 3
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "simulate",
+        short_help="Try traffic with predicted seconds.",
         help="Serve made-up traffic with the real scheduler and predicted seconds.",
         epilog="Example: ridgepoint simulate gpt-oss-120b --hardware h200 --rate 4 --prompt-tokens 1000 --output-tokens 300",
     )(simulate)
@@ -64,9 +67,11 @@ def simulate(
         max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens, step_budget_s=step_budget_s,
     )  # fmt: skip
     outcome = run(traffic, limits, timer)
+    refusals = Counter(one.refused for one in outcome.served if one.refused is not None)
     figures: dict[str, Any] = {
         "served": sum(one.refused is None for one in outcome.served),
-        "refused": sum(one.refused is not None for one in outcome.served),
+        "refused": sum(refusals.values()),
+        "refusals": dict(refusals.most_common()),
         "simulate_output_tokens_per_s": outcome.simulate_output_tokens_per_s,
         "simulate_busy_frac": outcome.busy_s / outcome.end_s if outcome.end_s else 0.0,
         "steps": outcome.num_steps,
@@ -83,22 +88,27 @@ def simulate(
 
 
 def _show(title: str, limits: Limits, figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ridgepoint.cli.screen import Screen
     from ridgepoint.units import seconds
 
-    out = Console()
+    out = Screen()
     out.print(f"[bold]{title}[/bold]; KV for {limits.num_blocks * limits.block_tokens:,} tokens", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(("simulate_", *(f"p{which:g}" for which in PERCENTILES))):
         table.add_column(name, justify="left" if index == 0 else "right")
     for name, label in (("simulate_ttft_s", "time to first token"), ("simulate_tpot_s", "time per output token")):
         table.add_row(label, *(seconds(value) for value in figures[name].values()))
-    out.print(table)
+    if figures["served"]:
+        out.print(table)
     out.print(
         f"{figures['served']} served, {figures['refused']} refused; {figures['simulate_output_tokens_per_s']:,.0f} output "
         f"tokens/s, busy {figures['simulate_busy_frac']:.0%} of the time over {figures['steps']:,} steps; "
         f"{figures['preemptions']} preemptions, {figures['prefix_hit_frac']:.0%} of prompt tokens from the prefix cache",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    for reason, count in list(figures["refusals"].items())[:SHOWN_REFUSALS]:
+        out.print(f"refused {count} x: {reason}", highlight=False, soft_wrap=True)
+    if len(figures["refusals"]) > SHOWN_REFUSALS:
+        out.print(f"and {len(figures['refusals']) - SHOWN_REFUSALS} other reasons (--json lists them)", highlight=False)

@@ -13,6 +13,7 @@ import typer
 def register(app: typer.Typer) -> None:
     app.command(
         "train",
+        short_help="Train a model by a recipe.",
         help="Train a model by a recipe. A run that was stopped goes on where it was, to the same weights.",
         epilog="Example: ridgepoint train recipes/stdlib.toml --out runs/stdlib-moe",
     )(train)

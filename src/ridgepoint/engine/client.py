@@ -41,7 +41,7 @@ from ridgepoint.engine.protocol import (
     Submit,
     ToEngine,
 )
-from ridgepoint.errors import EngineError, MissingExtraError, RequestError
+from ridgepoint.errors import EngineError, MissingExtraError, RequestError, StartError
 from ridgepoint.sched.limits import check_fits
 
 EXIT_GRACE_S = 5.0  # between asking the process to exit and killing it
@@ -115,6 +115,7 @@ class EngineClient:
         self._ready: Ready | None = None
         self._streams: dict[str, OutputStream] = {}  # until the engine's last word on each, even if nobody listens
         self._failure: str | None = None
+        self._mendable = False
         self._draining = False
         self._stopped = False
         self._started: asyncio.Event = asyncio.Event()
@@ -186,7 +187,7 @@ class EngineClient:
         if self._ready is None:
             failure = self._failure or "the engine process ended before it was ready"
             await self.close()
-            raise EngineError(failure)
+            raise StartError(failure) if self._mendable else EngineError(failure)
         return self._ready
 
     async def drain(self, timeout_s: float | None = None) -> None:
@@ -221,6 +222,11 @@ class EngineClient:
             self._context.term()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    @property
+    def failure(self) -> str | None:
+        """What the engine died of; None while it lives, and after a drain or close."""
+        return self._failure
 
     async def wait_ended(self) -> EngineError | None:
         """Wait until the process ends: None after a drain or close, else the error it died of."""
@@ -303,7 +309,7 @@ class EngineClient:
                 self._ready = message
                 self._started.set()
             case Fatal():
-                self._failure = message.message
+                self._failure, self._mendable = message.message, message.mendable
             case Stopped():
                 self._stopped = True
 

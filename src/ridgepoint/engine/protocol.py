@@ -136,9 +136,10 @@ class Stopped(_Message, frozen=True, tag="stopped"):
 
 
 class Fatal(_Message, frozen=True, tag="fatal"):
-    """The engine cannot continue; `message` is one line for the user."""
+    """The engine cannot continue; `message` is one line for the user, who can mend it if `mendable`."""
 
     message: str
+    mendable: bool = False
 
 
 FromEngine = Ready | Output | Refused | StepReport | Stopped | Fatal

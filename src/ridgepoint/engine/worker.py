@@ -25,7 +25,7 @@ from ridgepoint.engine.core import run
 from ridgepoint.engine.early import fetch_early
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.protocol import Drain, Fatal, FromEngine, ToEngine
-from ridgepoint.errors import RidgepointError
+from ridgepoint.errors import EngineError, RidgepointError
 
 SIGNAL_POLL_MS = 200  # an idle wait resumes after a signal, so the flag it set is looked at this often
 LINGER_MS = 2000  # to hand over the last messages; the parent may be gone
@@ -123,7 +123,7 @@ def main(address: str, quiet: bool) -> int:
         run(core, link)
         return 0
     except RidgepointError as error:
-        link.send([Fatal(message=str(error))])
+        link.send([Fatal(message=str(error), mendable=not isinstance(error, EngineError))])
         return 1
     except Exception as error:
         traceback.print_exc()

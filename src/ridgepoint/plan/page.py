@@ -14,8 +14,7 @@ from typing import Any
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
 from ridgepoint.plan.render import (
-    LIMIT_NAMES,
-    LIMIT_UNITS,
+    failure_text,
     interval,
     interval_short,
     limit_texts,
@@ -105,13 +104,7 @@ def _head(report: dict[str, Any]) -> str:
             f'<p class="choice bad"><span>No deployment keeps the goal. Closest</span> {escape(report["choice"]["name"])}</p>'
         )
         for failure in report["failures"]:
-            unit = LIMIT_UNITS[failure["metric"]]
-            how = f"least reachable {value(failure['best'], unit)}" + (
-                "" if failure["alone"] else ", but not with the other limits"
-            )
-            parts.append(
-                f'<p class="fail">{escape(LIMIT_NAMES[failure["metric"]])} ≤ {value(failure["limit"], unit)} fails: {escape(how)}</p>'
-            )
+            parts.append(f'<p class="fail">Fails: {escape(failure_text(failure, question["goal"], "≤"))}</p>')
     return "".join(parts)
 
 

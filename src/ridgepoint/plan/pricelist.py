@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ridgepoint.catalog.nearest import nearest
 from ridgepoint.errors import ConfigError, MissingExtraError
 
 
@@ -69,7 +70,8 @@ def list_prices(vendor: str, at: datetime | None = None) -> list[ListPrice]:
     moment = at or datetime.now(tz=UTC)
     by_id = {provider.id: provider for provider in _providers()}
     if vendor not in by_id:
-        raise ConfigError(f"unknown vendor {vendor!r}", hint="one of " + ", ".join(by_id))
+        near = ", ".join(nearest(vendor, by_id))
+        raise ConfigError(f"unknown vendor {vendor!r}", hint=f"try {near}; `ridgepoint prices` lists all")
     rows = [row for model in by_id[vendor].models if (row := _row(vendor, model, moment)) is not None]
     return sorted(rows, key=lambda row: (-row.output_usd_per_mtok, row.model))
 
@@ -79,8 +81,8 @@ def list_price(vendor: str, model: str, at: datetime | None = None) -> ListPrice
     for row in rows:
         if row.model == model:
             return row
-    near = [row.model for row in rows if model.split("-")[0] in row.model] or [row.model for row in rows]
-    raise ConfigError(f"{vendor} has no priced text model {model!r}", hint="try " + ", ".join(near[:6]))
+    near = ", ".join(nearest(model, [row.model for row in rows], limit=6))
+    raise ConfigError(f"{vendor} has no priced text model {model!r}", hint=f"try {near}")
 
 
 def _providers() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ridgepoint.cost.queueing import worst_wait_s
-from ridgepoint.plan.render_wide import why, wide_lines
+from ridgepoint.plan.render_wide import EXPLAIN_WIDTH, why, wide_lines
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
@@ -18,6 +19,7 @@ _ROWS = (
     ("USD per hour", "usd_per_hour"), ("requests per second", "requests_per_s"), ("chips", "chips"), ("chips paid for", "paid_chips"), ("power", "watts"),
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
+UNFOLDED = 10_000  # columns: more than any table has
 LIMIT_NAMES = {
     "worst_wait_s": "worst wait for a step",
     "ttft_s": "time to first token",
@@ -25,7 +27,6 @@ LIMIT_NAMES = {
     "usd_per_mtok": "USD per Mtok",
     "watts": "power",
     "chips": "chips",
-    "supply": "chips needed / chips there are",
 }
 LIMIT_UNITS = {
     "worst_wait_s": "s",
@@ -34,7 +35,6 @@ LIMIT_UNITS = {
     "usd_per_mtok": "USD",
     "watts": "W",
     "chips": "chips",
-    "supply": "x",
 }
 
 
@@ -65,12 +65,12 @@ def interval(figure: dict[str, Any]) -> str:
 
 def render(report: dict[str, Any], console: Console, *, wide: bool) -> None:
     console.print(_headline(report), soft_wrap=True)
-    console.print(_deployments(report))
+    _print_deployments(report, console)
     for line in notes(report):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(_frontier(report))
     if wide:
-        console.print(why(report))
+        console.print(why(report, narrow=console.width < EXPLAIN_WIDTH))
         for line in wide_lines(report):
             console.print(line, soft_wrap=True, highlight=False)
         console.print("[bold]Assumptions[/bold]")
@@ -105,17 +105,23 @@ def _headline(report: dict[str, Any]) -> Text:
     else:
         text.append("no deployment keeps the goal; the closest is " + report["choice"]["name"], style="bold yellow")
         for failure in report["failures"]:
-            unit = _unit(failure["metric"])
-            best = value(failure["best"], unit) + _sure(goal, failure["metric"])
-            how = (
-                f"the least any deployment reaches is {best}"
-                if failure["alone"]
-                else f"reachable alone ({best}) but not with the other limits"
-            )
-            text.append(
-                f"\n  fails: {LIMIT_NAMES[failure['metric']]} <= {value(failure['limit'], unit)}: {how}", style="yellow"
-            )
+            text.append(f"\n  fails: {failure_text(failure, goal, '<=')}", style="yellow")
     return text
+
+
+def failure_text(failure: dict[str, Any], goal: dict[str, Any], sign: str) -> str:
+    """Which limit fails, and how near to it anything comes."""
+    metric, best = failure["metric"], failure["best"]
+    if metric == "supply":
+        many = f"{best:,.3g} times as many as there are"
+        return f"chips: {f'no deployment needs fewer than {many}' if failure['alone'] else f'{many} alone, more with the other limits'}"
+    unit = LIMIT_UNITS[metric]
+    reached = value(best, unit) + _sure(goal, metric)
+    return f"{LIMIT_NAMES[metric]} {sign} {value(failure['limit'], unit)}: " + (
+        f"the least any deployment reaches is {reached}"
+        if failure["alone"]
+        else f"reachable alone ({reached}) but not with the other limits"
+    )
 
 
 def searched_text(searched: dict[str, Any]) -> str:
@@ -152,17 +158,24 @@ def _sure(goal: dict[str, Any], metric: str) -> str:
     return f" at confidence {goal['confidence']:g}" if timed and goal["confidence"] > 0.5 else ""
 
 
-def _unit(name: str) -> str:
-    return LIMIT_UNITS[name]
+def _print_deployments(report: dict[str, Any], console: Console) -> None:
+    """The choice beside its runner-up; of the latter the middle figures alone where a screen has no room for more."""
+    runner = report["runner_up"]
+    whole = console.options.update(max_width=UNFOLDED)
+    if runner and console.measure(_deployments(report, "runner-up", interval), options=whole).maximum > console.width:
+        console.print(f"runner-up: {runner['name']}", soft_wrap=True, highlight=False)
+        console.print(_deployments(report, "runner-up", interval_short))
+    else:
+        console.print(_deployments(report, f"runner-up: {runner['name']}" if runner else "", interval))
 
 
-def _deployments(report: dict[str, Any]) -> Table:
+def _deployments(report: dict[str, Any], second_title: str, second_figure: Callable[[dict[str, Any]], str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("estimate_ (80 % interval)")
     table.add_column("choice" if report["feasible"] else "closest")
     runner = report["runner_up"]
     if runner:
-        table.add_column(f"runner-up: {runner['name']}")
+        table.add_column(second_title)
     for label, name in _ROWS:
         first = report["choice"]["figures"].get(name)
         second = runner["figures"].get(name) if runner else None
@@ -170,7 +183,7 @@ def _deployments(report: dict[str, Any]) -> Table:
             continue
         cells = [interval(first) if first else "-"]
         if runner:
-            cells.append(interval(second) if second else "-")
+            cells.append(second_figure(second) if second else "-")
         table.add_row(label, *cells)
     cached = report["kv_policy"]["usd_cached_per_mtok"]
     table.add_row(

@@ -10,8 +10,11 @@ from rich.text import Text
 
 from ridgepoint.units import seconds, si, usd
 
+EXPLAIN_WIDTH = 96  # columns that the table of roofs fills
 
-def why(report: dict[str, Any]) -> Group:
+
+def why(report: dict[str, Any], *, narrow: bool) -> Group:
+    """`narrow` says the same in 80 columns."""
     explain = report["explain"]
     terms = Table(
         box=None,
@@ -32,12 +35,13 @@ def why(report: dict[str, Any]) -> Group:
         box=None,
         pad_edge=False,
         header_style="bold",
+        padding=(0, 1, 0, 0) if narrow else (0, 1),
         title="which roof binds at each batch (decode, this layout)",
         title_justify="left",
         title_style="bold",
     )
     for name in ("batch", "step", "binds", "USD/Mtok out", "compute", "weights", "kv", "links", "overhead", ""):
-        curve.add_column(name, justify="right")
+        curve.add_column(name, justify="right", no_wrap=not name.startswith("USD"))
     for point in explain["curve"][::2]:
         shares = [
             f"{point['roof_s'][name] / point['estimate_step_s']:.0%}"
@@ -45,7 +49,7 @@ def why(report: dict[str, Any]) -> Group:
         ]
         curve.add_row(
             f"{point['batch']:,.0f}", seconds(point["estimate_step_s"]), point["binds"], usd(point["estimate_usd_per_mtok"]), *shares,
-            "" if point["fits"] else "beyond memory",
+            "" if point["fits"] else "no room" if narrow else "beyond memory",
         )  # fmt: skip
     return Group(terms, Text(""), curve, Text(""))
 

@@ -50,6 +50,13 @@ class Limits:
         for name in ("num_blocks", "block_tokens", "max_num_seqs", "max_context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_waiting < 0:
+            raise ConfigError(f"max_waiting must be at least 0, got {self.max_waiting}")
+        if self.step_budget_s is not None and not self.step_budget_s > 0:
+            raise ConfigError(
+                f"step_budget_s must be positive, got {self.step_budget_s:g}",
+                hint="leave it out to fill steps by tokens",
+            )
         if self.max_step_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_step_tokens {self.max_step_tokens} is below max_num_seqs {self.max_num_seqs}",

@@ -200,7 +200,8 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
         state = service.state
-        return _reply(replies.HealthReply(status=state), 200 if state == "ok" else 503)
+        detail = service.engine.failure if state == "failed" else None
+        return _reply(replies.HealthReply(status=state, detail=detail), 200 if state == "ok" else 503)
 
     @app.get("/version")
     async def version(request: Request) -> Response:

@@ -14,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 
 from ridgepoint.errors import RequestError
+from ridgepoint.server.allowed import hint_at
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -36,7 +37,7 @@ def parse(body: bytes, schema: type[T]) -> T:
     try:
         return _decoder(schema).decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from error
+        raise _refusal(str(error), schema) from error
     except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
         raise RequestError(f"the body is not valid JSON: {_json_problem(error)}", code="invalid_json") from error
 
@@ -54,7 +55,7 @@ def _json_problem(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
 
 
-def _refusal(message: str) -> RequestError:
+def _refusal(message: str, schema: type[msgspec.Struct]) -> RequestError:
     """msgspec says `Expected `int`, got `str` - at `$.max_tokens``; OpenAI names the parameter first."""
     found = _PATH.search(message)
     path = found.group(1).replace("[...]", "") if found else ""
@@ -74,4 +75,5 @@ def _refusal(message: str) -> RequestError:
     problem = problem.replace("`", "").replace(" | null", "")
     subject = f"{path!r}: " if path else "the body: "
     code = "invalid_type" if problem.startswith("Expected") and ", got" in problem else "invalid_value"
-    return RequestError(subject + problem[:1].lower() + problem[1:], param=path or None, code=code)
+    hint = hint_at(schema, path) if code == "invalid_value" else None
+    return RequestError(subject + problem[:1].lower() + problem[1:], param=path or None, code=code, hint=hint)

@@ -108,7 +108,7 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     # accepted where they ask for nothing
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Meta(max_length=0)] | None = None
+    tools: Annotated[list[Any], Meta(max_length=0, description="tool calls are not implemented")] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 

@@ -66,7 +66,7 @@ class Service:
         if state == "draining":
             raise RequestError("the server is shutting down", status=503, code="shutting_down")
         if state == "failed":
-            raise EngineError("its process has ended")
+            raise EngineError(self.engine.failure or "its process has ended")
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.config.model_name:

@@ -35,6 +35,6 @@ def replica_limits(
         )
     return Limits(
         num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, max_num_seqs=max_num_seqs,
-        max_step_tokens=max(max_step_tokens, max_num_seqs), max_context=spec.max_context, max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens, max_context=spec.max_context, max_waiting=max_waiting,
         step_budget_s=step_budget_s,
     )  # fmt: skip

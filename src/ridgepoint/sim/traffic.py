@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,12 +40,17 @@ def poisson(
 ) -> list[Arrival]:
     """Independent arrivals. Lengths are uniform within `spread` of their means; the first `shared_frac` of each prompt is
     one of `num_shared` common texts."""
-    if requests_per_s <= 0 or num_requests < 1:
-        raise ConfigError(
-            f"a positive rate and count are needed, got {requests_per_s} per second, {num_requests} requests"
-        )
-    if not 0 <= spread < 1 or not 0 <= shared_frac <= 1 or num_shared < 1:
-        raise ConfigError("spread is in [0, 1), shared_frac in [0, 1], num_shared at least 1")
+    for name, value, fits, allowed in (
+        ("rate", requests_per_s, 0 < requests_per_s < math.inf, "positive and finite"),
+        ("requests", num_requests, num_requests >= 1, "at least 1"),
+        ("prompt_tokens", prompt_tokens, prompt_tokens >= 1, "at least 1"),
+        ("output_tokens", output_tokens, output_tokens >= 1, "at least 1"),
+        ("spread", spread, 0 <= spread < 1, "in [0, 1)"),
+        ("shared_frac", shared_frac, 0 <= shared_frac <= 1, "in [0, 1]"),
+        ("num_shared", num_shared, num_shared >= 1, "at least 1"),
+    ):
+        if not fits:
+            raise ConfigError(f"{name} must be {allowed}, got {value:g}")
     rng = random.Random(seed)
     arrivals, now_s = [], 0.0
     for _ in range(num_requests):
