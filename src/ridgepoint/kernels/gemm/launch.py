@@ -19,7 +19,7 @@ from ridgepoint.kernels.gemm.quantise import quantise_rows
 from ridgepoint.kernels.gemm.token_tiles import token_tiles
 from ridgepoint.kernels.gemm.weight_tiles import weight_tiles
 from ridgepoint.kernels.moe_experts.groups import Blocks, Groups
-from ridgepoint.kernels.triton_call import describable, describe, num_multiprocessors
+from ridgepoint.kernels.triton_call import describable, describe, num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import Tile
 
 Weight = torch.Tensor | DeviceWeight
@@ -124,6 +124,7 @@ class Product:
             out=describe(out, [block_m, features]),
             FLATTEN=tile.flatten,
             **self._shared(blocks),
+            **overlapped(),
         )
 
     def _run_weight_tiles(self, x: torch.Tensor, out: torch.Tensor, blocks: Blocks | None) -> None:
@@ -148,6 +149,7 @@ class Product:
             SCALE_ROWS=scale_rows,
             TMA=tma,
             **self._shared(blocks),
+            **overlapped(),
         )
 
     def _run_fp8_tiles(
@@ -164,4 +166,5 @@ class Product:
             out=out,
             out_stride=out.stride(0),
             **self._shared(blocks),
+            **overlapped(),
         )

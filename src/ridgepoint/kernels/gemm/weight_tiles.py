@@ -15,6 +15,7 @@ import triton.language as tl
 
 from ridgepoint.kernels.gemm.dequantise import dequantise, words_per_block
 from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.triton_call import after_previous
 
 
 @triton.jit
@@ -69,6 +70,7 @@ def weight_tiles(
 
     `w` is a descriptor (TMA) of, or a pointer to, [experts x parts, part_rows, inputs or words].
     """
+    after_previous()
     ROWS: tl.constexpr = BLOCK_N // PARTS
     num_blocks = tl.load(num_blocks_ptr) if GROUPED else tl.cdiv(num_rows, BLOCK_M)
     num_columns = tl.cdiv(part_rows, ROWS)

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.triton_call import after_previous, overlapped
+
 WIDTH = 1024  # columns a program sums: a bf16 row piece of 2 KB, four of which are in flight per thread
 
 
@@ -15,12 +17,15 @@ def combine(y_MD: torch.Tensor, weights_TK: torch.Tensor, pair_row: torch.Tensor
     out_TD = y_MD.new_empty(num_tokens, width)
     block = min(WIDTH, triton.next_power_of_2(width))
     weights_TK = weights_TK.contiguous()
-    _combine[(num_tokens, triton.cdiv(width, block))](y_MD, weights_TK, pair_row, out_TD, width, top_k, block)
+    _combine[(num_tokens, triton.cdiv(width, block))](
+        y_MD, weights_TK, pair_row, out_TD, width, top_k, block, **overlapped()
+    )
     return out_TD
 
 
 @triton.jit
 def _combine(y, weights, pair_row, out, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
