@@ -247,11 +247,11 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     """Every tile of the shipped table in every format, at the shapes that matter, and the small operators."""
     found: dict[str, Callable[[], object]] = {}
     small: dict[str, Callable[[], object]] = {"experts bf16 x4": lambda: _experts("bf16", 4, 2816, 704, 128, 8)}
-    for tokens in (4, 200, 600, 1500, 32768):
+    for tokens in (4, 64, 200, 600, 1500, 32768):
         found[f"experts bf16 x{tokens}"] = lambda t=tokens: _experts("bf16", t, 2048, 768, 128, 8)
     found["experts bf16 2816 x4096"] = lambda: _experts("bf16", 4096, 2816, 704, 128, 8)
     for fmt in FORMATS:
-        for tokens in (4, 200, 600, 8192):
+        for tokens in (4, 64, 200, 600, 8192):
             found[f"experts {fmt} x{tokens}"] = lambda f=fmt, t=tokens: _experts(f, t, 2048, 768, 128, 8)
         for rows in (1, 20, 40, 4096):
             found[f"linear {fmt} x{rows}"] = lambda f=fmt, r=rows: linear(
