@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ridgepoint.kernels.tuning.configs import Tile
-from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand
+from ridgepoint.kernels.tuning.physics import Demand
 
 # Of a weight, with its share of a scale.
 BITS = {"bf16": 16.0, "fp8": 8.0, "fp8-a8": 8.0, "int8": 8.0, "int4": 4.25, "mxfp4": 4.25}
@@ -74,15 +74,12 @@ def demand(
     token_bytes = 1 if as_codes else 2
     weights_stage = tile.block_n * tile.block_k * stored
     blocks = max(1.0, (rows + (unit or block_m) / 2) / block_m) if rows > 1 else 1.0
-    row_pieces = (
-        block_m * tile.block_k * token_bytes / (16 * 32 * tile.num_warps)
-    )  # of 16 bytes, that a thread asks for
     waits = block_m * (tile.block_n // parts) * out_bytes if tile.kernel == "tokens" else 0  # the tile that is stored
     return Demand(
         warps=tile.num_warps, per_processor=tile.per_processor,
         shared_bytes=int(tile.num_stages * (weights_stage + block_m * tile.block_k * token_bytes) + waits),
         accumulators=block_m * tile.block_n + _beside_sums(kind, tile.block_n // parts, block_m), items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
-        addresses=int(ADDRESSES + 2 * row_pieces), item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
+        item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
         item_flops=(1.0 if as_codes else 2.0) * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
     )  # fmt: skip
 
@@ -92,4 +89,5 @@ def _beside_sums(kind: str, rows: int, block_m: int) -> int:
     of 8-bit codes float32 before that. Codes that are multiplied as they are take those of their last product instead."""
     if kind == AS_CODES:
         return rows * block_m
-    return 0 if kind == "bf16" else int(rows * 128 * (1.5 if BITS[kind] >= 8 else 0.5))
+    each = {"bf16": 0.0, "mxfp4": 0.5, "int4": 0.625}.get(kind, 1.5)  # int4 with the scales that it is multiplied by
+    return int(rows * 128 * each)
