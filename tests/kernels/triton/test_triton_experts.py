@@ -10,7 +10,7 @@ from ridgepoint.catalog.spec import Activation, ClampedSwiGlu, SwiGlu
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import FORMATS, pack_for_device
-from ridgepoint.kernels.gemm.few_pairs import ROOMS
+from ridgepoint.kernels.gemm.few_pairs import ROOM
 from ridgepoint.kernels.gemm.launch import Product
 from ridgepoint.kernels.gemm.quantise import rounded_rows
 from ridgepoint.kernels.glu.reference import glu
@@ -39,7 +39,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tile: Tile, block_m: int) -> None:
 
 def listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are listed by a launch of their own, however few."""
-    monkeypatch.setattr(fast, "ROOMS", (0,))
+    monkeypatch.setattr(fast, "ROOM", 0)
 
 
 def experts(num: int, d: int, f: int, bias: bool) -> list[torch.Tensor | None]:
@@ -119,7 +119,7 @@ def test_experts_of_fp8_codes_meet_fp8_codes(tokens: int, unit: int | None, monk
 def test_few_pairs_have_the_bits_of_listed_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many pairs as there is room for: experts with several blocks, with one, with none."""
     use(monkeypatch, NARROW, 16)
-    weights, ids = routing(ROOMS[-1] // 2, 9, 2, kind)
+    weights, ids = routing(ROOM // 2, 9, 2, kind)
     x, given = surrounded(randn(len(ids), 64, seed=9)), experts(9, 64, 32, bias=True)
     few = fast.moe_experts(x, weights, ids, *given[:2], CLAMPED, *given[2:])
     listed(monkeypatch)

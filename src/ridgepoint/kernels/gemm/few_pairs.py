@@ -14,22 +14,18 @@ import torch
 import triton
 import triton.language as tl
 
-ROOMS = (32, 128)  # pairs that a kernel is compiled for: all are compared with all, 128 comparisons a thread
+ROOM = 128  # pairs: all are compared with all, 128 comparisons a thread and so a fraction of a microsecond
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewPairs:
-    """The pairs of a step, at most `ROOMS[-1]`: the expert of each, token by token."""
+    """The pairs of a step, at most `ROOM`: the expert of each, token by token."""
 
     expert_ids: torch.Tensor
 
     @property
     def count(self) -> int:
         return len(self.expert_ids)
-
-    @property
-    def room(self) -> int:
-        return next(room for room in ROOMS if self.count <= room)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
 from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.dequantise import words_per_block
-from ridgepoint.kernels.gemm.few_pairs import FewPairs
+from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.fp8_tiles import fp8_tiles
 from ridgepoint.kernels.gemm.quantise import quantise_rows
 from ridgepoint.kernels.gemm.token_tiles import token_tiles
@@ -159,7 +159,7 @@ class Product:
             GROUP_SIZE=group,
             SCALE_ROWS=scale_rows,
             TMA=tma,
-            PAIRS=self.groups.room if isinstance(self.groups, FewPairs) else 0,
+            PAIRS=ROOM if isinstance(self.groups, FewPairs) else 0,
             **self._shared(blocks),
             **overlapped(),
         )

@@ -15,7 +15,7 @@ from ridgepoint.catalog.spec import Activation
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import DeviceWeight
-from ridgepoint.kernels.gemm.few_pairs import ROOMS, FewPairs
+from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.launch import Product, Weight
 from ridgepoint.kernels.moe_experts import cpu
 from ridgepoint.kernels.moe_experts.combine import combine
@@ -49,7 +49,7 @@ def moe_experts(
         return x_TD.new_empty(0, w_down_EDF.shape[1])
     choice = _tiles(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
     groups: Groups | FewPairs
-    if expert_ids_TK.numel() <= ROOMS[-1] and _finds_rows_itself(choice, w_gate_up_E2FD):
+    if expert_ids_TK.numel() <= ROOM and _finds_rows_itself(choice, w_gate_up_E2FD):
         groups = FewPairs(expert_ids=expert_ids_TK.reshape(-1))
     else:
         groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
