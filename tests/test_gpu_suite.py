@@ -89,7 +89,7 @@ GOALS = {
                 "decode_1_us", "decode_4_us", "decode_16_bandwidth_frac", "decode_32_bandwidth_frac", "decode_128_bandwidth_frac",
                 "decode_4096_tflops"},
     "paged_attention": {"decode_64x4096_bandwidth_frac"},
-    "mla_attention": {"decode_64x4096_roof_frac"},
+    "mla_attention": {"decode_64x4096_roof_frac", "decode_64x4096_16_heads_bandwidth_frac"},
     "model": {"start_s", "decode_1_over_floor", "decode_64_floor_frac", "decode_256_floor_frac", "prefill_2048_floor_frac",
               "prefill_8192_floor_frac"},
     "calibration": {"median_error_frac"},
