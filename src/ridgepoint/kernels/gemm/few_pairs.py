@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-ROOM = 128  # pairs: all are compared with all, 128 comparisons a thread and so a fraction of a microsecond
+ROOM = 128  # pairs: all are compared with all, a fraction of a microsecond
+TOGETHER = tl.constexpr(32)  # that all are compared with: more at once would take registers that sums and codes need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,12 @@ def list_blocks(ids, num_pairs, BLOCK_M: tl.constexpr, PAIRS: tl.constexpr):
     pair_P = tl.arange(0, PAIRS)
     present_P = pair_P < num_pairs
     expert_P = tl.load(ids + pair_P, mask=present_P, other=-1).to(tl.int32)
-    earlier_PP = (expert_P[:, None] == expert_P[None, :]) & (pair_P[None, :] < pair_P[:, None])
-    rank_P = tl.sum(earlier_PP.to(tl.int32), 1)
+    rank_P = tl.zeros((PAIRS,), tl.int32)
+    for first in range(0, PAIRS, TOGETHER):
+        pair_N = first + tl.arange(0, TOGETHER)
+        expert_N = tl.load(ids + pair_N, mask=pair_N < num_pairs, other=-1).to(tl.int32)
+        earlier_PN = (expert_P[:, None] == expert_N[None, :]) & (pair_N[None, :] < pair_P[:, None])
+        rank_P += tl.sum(earlier_PN.to(tl.int32), 1)
     starts_P = present_P & (rank_P % BLOCK_M == 0)
     block_P = tl.where(starts_P, tl.cumsum(starts_P.to(tl.int32), 0) - 1, -1)
     return expert_P, rank_P, block_P, tl.sum(starts_P.to(tl.int32), 0)
