@@ -29,6 +29,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -54,13 +55,27 @@ SPILLED_BYTES = (
     64  # of a thread, at most, in a candidate: it loses by the clock, and none should waste the tuner's time
 )
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
+TOUCHING = ("LD", "ST", "ATOM", "RED", "UTMA", "UBLK")  # what an instruction that moves data begins with
+HARMLESS = ("LDC", "LDCU", "LDS", "LDSM", "STS", "STSM", "STL", "LDL")  # constants, shared and own memory
 MATRIX_KERNELS = {"token_tiles": "HGMMA", "weight_tiles": "HGMMA", "fp8_tiles": "QGMMA"}
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 PERSISTENT = (*MATRIX_KERNELS, "attend_splits")
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
 }  # fmt: skip
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class _TargetAlone:
+    """The part of a driver that kernels ask while they are compiled."""
+
+    @staticmethod
+    def get_current_target() -> GPUTarget:
+        return TARGET
+
+
+driver.set_active(_TargetAlone())
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ def recorded() -> Iterator[list[Launch]]:
 
     def record(kernel: JITFunction, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
-            options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
+            options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
             launches.append(Launch(kernel, grid, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
         return launch
@@ -139,6 +154,7 @@ def compiled(launch: Launch) -> dict[str, Any]:
         "registers": registers, "stack_bytes": stack, "shared_bytes": result.metadata.shared,
         "loops": [dict(loop.most_common()) for loop in innermost_loops(sass)],
         "instructions": dict(issued.most_common()),
+        "waits_first": not launch.options.get("launch_pdl") or waits_first(sass),
     }  # fmt: skip
 
 
@@ -146,6 +162,15 @@ def _instructions(sass: str) -> list[tuple[str, str]]:
     """(operation, the rest of its line), with the labels between them as (\"\", label)."""
     pattern = r"^(\.L_\w+):|^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)([. ;].*)$"
     return [(op, rest) if op else ("", label) for label, op, rest in re.findall(pattern, sass, re.M)]
+
+
+def waits_first(sass: str) -> bool:
+    """Whether nothing is read or written before the wait for the kernel before (ACQBULK)."""
+    operations = [op for op, _ in _instructions(sass) if op]
+    if "ACQBULK" not in operations:
+        return False
+    before = operations[: operations.index("ACQBULK")]
+    return not any(op.startswith(TOUCHING) and op not in HARMLESS for op in before)
 
 
 def innermost_loops(sass: str) -> list[Counter[str]]:
@@ -172,7 +197,7 @@ def _type_of(value: Any) -> str:
 
 def faults(result: dict[str, Any]) -> list[str]:
     """What must not be: spills in an innermost loop or more than a few words of them, more shared memory than there is, a
-    product without the matrix units."""
+    product without the matrix units, an overlapped launch that does not wait first."""
     issued, found = result["instructions"], []
     if result["stack_bytes"] > STACK_BYTES or any("STL" in loop or "LDL" in loop for loop in result["loops"]):
         found.append(f"spills ({result['stack_bytes']} bytes of stack)")
@@ -181,6 +206,8 @@ def faults(result: dict[str, Any]) -> list[str]:
     wanted = MATRIX_KERNELS.get(result["kernel"])
     if wanted and not issued.get(wanted):
         found.append(f"no {wanted}")
+    if not result["waits_first"]:
+        found.append("launched beside the kernel before it, without waiting for what that one writes")
     return found
 
 
@@ -220,11 +247,11 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     """Every tile of the shipped table in every format, at the shapes that matter, and the small operators."""
     found: dict[str, Callable[[], object]] = {}
     small: dict[str, Callable[[], object]] = {"experts bf16 x4": lambda: _experts("bf16", 4, 2816, 704, 128, 8)}
-    for tokens in (4, 200, 600, 1500, 32768):
+    for tokens in (4, 64, 200, 600, 1500, 32768):
         found[f"experts bf16 x{tokens}"] = lambda t=tokens: _experts("bf16", t, 2048, 768, 128, 8)
     found["experts bf16 2816 x4096"] = lambda: _experts("bf16", 4096, 2816, 704, 128, 8)
     for fmt in FORMATS:
-        for tokens in (4, 200, 600, 8192):
+        for tokens in (4, 64, 200, 600, 8192):
             found[f"experts {fmt} x{tokens}"] = lambda f=fmt, t=tokens: _experts(f, t, 2048, 768, 128, 8)
         for rows in (1, 20, 40, 4096):
             found[f"linear {fmt} x{rows}"] = lambda f=fmt, r=rows: linear(

@@ -74,10 +74,14 @@ def step(run: Run) -> None:
         with torch.inference_mode():
             launch()
             run.figure(f"launch_us_{size}", host_us(launch, run.device, 3 if run.smoke else 200), "us")
-    run.figure("captured_error", captured_error(executor, decoder, sizes[-1]), "")
-    run.figure("syncs", count_syncs(executor, sizes[-1], run.device), "")
-    wall_s, device_s = steps_one_ahead(executor, sizes[-1], 6 if run.smoke else 150)
-    run.figure(f"ahead_over_device_{sizes[-1]}", wall_s / device_s, "x", wall_us=wall_s * 1e6, device_us=device_s * 1e6)
+    with run.apart("a replay beside the layers"):
+        run.figure("captured_error", captured_error(executor, decoder, sizes[-1]), "")
+    with run.apart("waits of launches"):
+        run.figure("syncs", count_syncs(executor, sizes[-1], run.device), "")
+    with run.apart("one step ahead"):
+        wall_s, device_s = steps_one_ahead(executor, sizes[-1], 6 if run.smoke else 150)
+        facts = {"wall_us": wall_s * 1e6, "device_us": device_s * 1e6}
+        run.figure(f"ahead_over_device_{sizes[-1]}", wall_s / device_s, "x", **facts)
 
 
 def captured_error(executor: DeviceExecutor, decoder: Decoder, size: int) -> float:
@@ -147,8 +151,11 @@ def steps_one_ahead(executor: DeviceExecutor, num_seqs: int, steps: int) -> tupl
 def model(run: Run) -> None:
     """A random 30B-A3B: start, decoding and prompts against the floor, then the prediction of steps it was not fitted to."""
     spec = small_spec(True) if run.smoke else catalog_model("qwen3-30b-a3b").spec
-    decoder = random_decoder(spec, run.device)
     startup = Startup()
+    with startup.part("load"):
+        decoder = random_decoder(spec, run.device)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
     most, context, longest = (4, 40, 64) if run.smoke else (256, 1024, 8192)
     executor = executor_around(decoder, run, startup, max_seqs=most, max_context=longest + 64, max_tokens=longest,
                                tune_s=TUNE_S, num_blocks=most * -(-(context + 64) // BLOCK))  # fmt: skip
@@ -159,13 +166,16 @@ def model(run: Run) -> None:
         StepShape([1] * batch, [context] * batch, batch) for batch in ((1, 4) if run.smoke else (1, 16, 64, 256))
     ]
     prompts = [StepShape([length], [0], 1) for length in ((32,) if run.smoke else (2048, 8192))]
-    shapes = [*decodes, *prompts]
-    seconds = time_steps(executor, BLOCK, spec.vocab_size, shapes, repeats=1 if run.smoke else 5)
     chip, precision = measured_chip(run), precision_of(decoder)
-    for shape, taken_s in zip(shapes, seconds, strict=True):
-        _against_floor(run, spec, chip, precision, shape, taken_s)
-    _energy(run, executor, spec, decodes[-2])
-    _calibration(run, executor, spec, chip, precision)
+    for what, shapes in (("decoding", decodes), ("prompts", prompts)):
+        with run.apart(what):
+            seconds = time_steps(executor, BLOCK, spec.vocab_size, shapes, repeats=1 if run.smoke else 5)
+            for shape, taken_s in zip(shapes, seconds, strict=True):
+                _against_floor(run, spec, chip, precision, shape, taken_s)
+    with run.apart("energy"):
+        _energy(run, executor, spec, decodes[-2])
+    with run.apart("calibration"):
+        _calibration(run, executor, spec, chip, precision)
 
 
 def _against_floor(
@@ -228,14 +238,24 @@ def gpt_oss(run: Run) -> None:
                                num_blocks=most * -(-(context + 64) // BLOCK))  # fmt: skip
     for kv in executor.cache.layers:
         kv.normal_()
-    shapes = [StepShape([1] * batch, [context] * batch, batch) for batch in (4, most)] + [StepShape([prompt], [0], 1)]
-    few_s, many_s, prompt_s = time_steps(executor, BLOCK, spec.vocab_size, shapes, repeats=1 if run.smoke else 5)
-    run.figure("tpot_ms_4", few_s * 1e3, "ms", context=context)
-    each_s = prompt * many_s + most * prompt_s  # a round: every sequence's prompt, and as many steps as it has tokens
-    run.figure(f"tok_per_s_{most}", most * prompt / each_s, "tok/s", step_ms=many_s * 1e3, prompt_ms=prompt_s * 1e3)
     chip, precision = measured_chip(run), precision_of(decoder)
-    for shape, taken_s in zip(shapes[:2], (few_s, many_s), strict=True):
-        _against_floor(run, spec, chip, precision, shape, taken_s)
+
+    def seconds_of(shape: StepShape) -> float:
+        return time_steps(executor, BLOCK, spec.vocab_size, [shape], repeats=1 if run.smoke else 5)[0]
+
+    with run.apart("4 sequences"):
+        few = StepShape([1] * 4, [context] * 4, 4)
+        few_s = seconds_of(few)
+        run.figure("tpot_ms_4", few_s * 1e3, "ms", context=context)
+        _against_floor(run, spec, chip, precision, few, few_s)
+    with run.apart(f"{most} sequences"):
+        many = StepShape([1] * most, [context] * most, most)
+        many_s, prompt_s = seconds_of(many), seconds_of(StepShape([prompt], [0], 1))
+        each_s = (
+            prompt * many_s + most * prompt_s
+        )  # a round: every sequence's prompt, and as many steps as it has tokens
+        run.figure(f"tok_per_s_{most}", most * prompt / each_s, "tok/s", step_ms=many_s * 1e3, prompt_ms=prompt_s * 1e3)
+        _against_floor(run, spec, chip, precision, many, many_s)
 
 
 # ---------------------------------------------------------------- what they are made of

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ class Figure:
 
 @dataclass(kw_only=True)
 class Run:
-    """One section at work: where, how long, and what it has found. `rates` are this run's measured ceilings."""
+    """One section at work: where, how long, and what it has found. `rates` are this run's measured ceilings, `part` is what of a
+    section in parts this process does (None: all)."""
 
     section: str
     device: torch.device
@@ -36,6 +39,8 @@ class Run:
     rates: dict[str, float]
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    part: str | None = None
     log: Callable[[str], None] = print
     save: Callable[[Run], None] = lambda run: None  # after every figure, so that an end by force loses none
 
@@ -48,7 +53,18 @@ class Run:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+        self.save(self)
         self.log(f"{self.section}: {text}")
+
+    @contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """What fails inside is told, fails the section at its end, and leaves the rest of it to run."""
+        try:
+            yield
+        except Exception as failure:
+            traceback.print_exc()
+            self.failures.append(f"{what}: {type(failure).__name__}: {failure}")
+            self.note(f"FAILED {self.failures[-1]}")
 
     def floor_s(self, flops: float, num_bytes: float, kind: str = "bf16") -> float:
         """The larger of arithmetic and memory time at this run's rates."""

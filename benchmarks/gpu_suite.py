@@ -13,6 +13,7 @@ with 1 if a section failed or a goal was missed. `--smoke` runs tiny shapes on t
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,14 @@ SMOKE_RATES = {"memory_bytes_per_s": 1e12, "bf16_flops_per_s": 1e14, "fp32_flops
 @dataclass(frozen=True)
 class Section:
     """`share` of the whole time; `work` imports what it needs when it runs, so that the parent never touches the device.
-    `small`: few enough calls to be interpreted in a smoke run."""
+    `small`: few enough calls to be interpreted in a smoke run. `parts` run side by side, each in a process of its own: they time
+    nothing, and compiling would take longer than all else they do."""
 
     name: str
     share: float
     work: Callable[[Run], None]
     small: bool = True
+    parts: tuple[str, ...] = ()
 
 
 def rates(run: Run) -> None:
@@ -119,6 +123,9 @@ def tests(run: Run) -> None:
     if run.smoke:
         run.note("left to pytest itself: " + ", ".join(folders))
         return
+    if importlib.util.find_spec("pytest") is None:
+        run.note("pytest is not installed here: the checks above are all there is")
+        return
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=GRACE * run.budget_s)
     (run.out / "tests.log").write_text(done.stdout + done.stderr)
@@ -145,11 +152,13 @@ def model_section(name: str) -> Callable[[Run], None]:
     return work
 
 
+CHECKED_APART = ("moe_experts", "linear", "paged_attention", "mla_attention", "sample", "rows")
+
 # What must hold comes before what is good to know, and what later sections read before those: if time runs out, it does so at
 # the end.
 SECTIONS = (
     Section("rates", 0.06, rates),
-    Section("checks", 0.09, kernel_section("checks")),
+    Section("checks", 0.09, kernel_section("checks"), parts=CHECKED_APART),
     Section("tune", 0.13, tune),
     Section("experts", 0.10, kernel_section("experts")),
     Section("model", 0.22, model_section("model"), small=False),
@@ -165,7 +174,14 @@ SECTIONS = (
 
 
 def run_section(
-    section: Section, *, smoke: bool, budget_s: float, out: Path, known: dict[str, float], result: Path | None = None
+    section: Section,
+    *,
+    smoke: bool,
+    budget_s: float,
+    out: Path,
+    known: dict[str, float],
+    result: Path | None = None,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """One section in this process; what it found before it failed is kept, and written to `result` as it comes."""
     import torch
@@ -176,7 +192,7 @@ def run_section(
 
     run = Run(
         section=section.name, device=torch.device("cpu" if smoke else "cuda"), smoke=smoke, budget_s=budget_s, out=out,
-        rates=known, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True), save=save,
+        rates=known, part=part, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True), save=save,
     )  # fmt: skip
     started_s = time.perf_counter()
     error = None
@@ -185,27 +201,49 @@ def run_section(
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
         traceback.print_exc()
+    if run.failures:
+        error = "; ".join([*run.failures, *([error] if error else [])])
     return run.result(time.perf_counter() - started_s) | {"error": error}
 
 
 def in_own_process(section: Section, *, budget_s: float, left_s: float, out: Path) -> dict[str, Any]:
-    """The same in a process that is ended when it takes far longer than its budget, or than all that is left."""
-    result = out / f"section-{section.name}.json"
+    """The same in processes, one or one a part, that are ended when they take far longer than the budget, or than all that is
+    left."""
+    started_s = time.perf_counter()
+    ends_s = started_s + min(GRACE * budget_s + STARTING_S, left_s + STARTING_S)
+    with ThreadPoolExecutor(max(1, len(section.parts))) as pool:  # threads that wait
+        pieces = list(
+            pool.map(lambda part: _in_process(section, part, budget_s, ends_s, out), section.parts or (None,))
+        )
+    errors = [piece["error"] for piece in pieces if piece["error"] is not None]
+    return {
+        "section": section.name, "seconds": time.perf_counter() - started_s,
+        "figures": [figure for piece in pieces for figure in piece["figures"]],
+        "notes": [note for piece in pieces for note in piece["notes"]], "error": "; ".join(errors) if errors else None,
+    }  # fmt: skip
+
+
+def _in_process(section: Section, part: str | None, budget_s: float, ends_s: float, out: Path) -> dict[str, Any]:
+    name = _file_name(section.name, part)
+    result = out / f"{name}.json"
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--one", section.name, "--seconds", f"{budget_s:.1f}", "--out", str(out)]
-    started_s = time.perf_counter()
-    with (out / f"section-{section.name}.log").open("w") as log:
+    command += [] if part is None else ["--part", part]
+    with (out / f"{name}.log").open("w") as log:
         try:
-            code: int | str = subprocess.run(
-                command, stderr=log, stdout=log, timeout=min(GRACE * budget_s + STARTING_S, left_s + STARTING_S)
-            ).returncode
+            left_s = max(1.0, ends_s - time.perf_counter())
+            code: int | str = subprocess.run(command, stderr=log, stdout=log, timeout=left_s).returncode
         except subprocess.TimeoutExpired:
             code = "ended: it took longer than its time"
     found = json.loads(result.read_text()) if result.exists() else {"section": section.name, "figures": [], "notes": []}
     found.setdefault("error", None)
     if code != 0 and found["error"] is None:
-        found["error"] = f"its process ended with {code}: see section-{section.name}.log"
-    return found | {"seconds": time.perf_counter() - started_s}
+        found["error"] = f"its process ended with {code}: see {name}.log"
+    return found
+
+
+def _file_name(section: str, part: str | None) -> str:
+    return f"section-{section}" + ("" if part is None else f"-{part}")
 
 
 def rates_of(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -262,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
         "--interpret", action="store_true", help="with --smoke: whole models through Triton's interpreter too; minutes"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -312,8 +351,10 @@ def _child(args: argparse.Namespace) -> int:
     known_file = args.out / "rates.json"
     known = json.loads(known_file.read_text()) if known_file.exists() else {}
     section = next(section for section in SECTIONS if section.name == args.one)
-    file = args.out / f"section-{section.name}.json"
-    found = run_section(section, smoke=False, budget_s=args.seconds, out=args.out, known=known, result=file)
+    file = args.out / f"{_file_name(section.name, args.part)}.json"
+    found = run_section(
+        section, smoke=False, budget_s=args.seconds, out=args.out, known=known, result=file, part=args.part
+    )
     file.write_text(json.dumps(found))
     return 0 if found["error"] is None else 1
 

@@ -10,9 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from ridgepoint.engine.nvml import clock_reader
 
 MIN_ROUNDS = 5
 CACHE_FACTOR = 3  # rotating inputs hold this many times the last-level cache
@@ -25,9 +27,12 @@ class Timed:
     seconds: float
     spread_frac: float
     captured: bool
+    clock_hz: float | None = None  # of the multiprocessors, while they worked
 
-    def facts(self) -> dict[str, float | bool]:
-        return {"us": self.seconds * 1e6, "spread_frac": self.spread_frac, "captured": self.captured}
+    def facts(self) -> dict[str, float | bool | None]:
+        return {
+            "us": self.seconds * 1e6, "spread_frac": self.spread_frac, "captured": self.captured, "clock_hz": self.clock_hz,
+        }  # fmt: skip
 
 
 def num_sets(bytes_of_one: float, device: torch.device, most: int = 64) -> int:
@@ -50,15 +55,19 @@ def median_of(calls: Sequence[Callable[[], object]], device: torch.device, budge
     run()
     torch.cuda.synchronize()
     seconds: list[float] = []
+    clocks: list[float] = []
+    clock = clock_reader(device)
     started_s = time.perf_counter()
     while len(seconds) < MIN_ROUNDS or time.perf_counter() - started_s < budget_s:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
         end.record()
+        if clock is not None and len(clocks) < MIN_ROUNDS:
+            clocks.append(clock())  # the device works on
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1e3 / len(calls))
-    return _summary(seconds, replay is not None)
+    return replace(_summary(seconds, replay is not None), clock_hz=statistics.median(clocks) if clocks else None)
 
 
 def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ GOALS = {
                 "decode_1_us", "decode_4_us", "decode_16_bandwidth_frac", "decode_32_bandwidth_frac", "decode_128_bandwidth_frac",
                 "decode_4096_tflops"},
     "paged_attention": {"decode_64x4096_bandwidth_frac"},
-    "mla_attention": {"decode_64x4096_roof_frac"},
+    "mla_attention": {"decode_64x4096_roof_frac", "decode_64x4096_16_heads_bandwidth_frac"},
     "model": {"start_s", "decode_1_over_floor", "decode_64_floor_frac", "decode_256_floor_frac", "prefill_2048_floor_frac",
               "prefill_8192_floor_frac"},
     "calibration": {"median_error_frac"},
@@ -106,6 +107,32 @@ def test_every_goal_is_foreseen_and_is_brought_before_what_has_none() -> None:
     with_goals = max(order.index(section) for section in GOALS if section != "calibration")
     assert with_goals < min(order.index(section) for section in ("linear", "sample", "norm", "tests"))
     assert order[:3] == ["rates", "checks", "tune"], "what others are divided by, and what they run with"
+
+
+def test_what_fails_apart_fails_the_section_and_leaves_the_rest(tmp_path: Path) -> None:
+    def work(run: gpu_report.Run) -> None:
+        for name in ("first", "second"):
+            with run.apart(name):
+                if name == "first":
+                    raise ValueError("broken")
+                run.figure(name, 2.0, "us")
+
+    found = gpu_suite.run_section(
+        gpu_suite.Section("x", 1.0, work), smoke=True, budget_s=1.0, out=tmp_path, known={}, result=tmp_path / "x.json"
+    )
+    assert [figure["name"] for figure in found["figures"]] == ["second"]
+    assert found["error"] == "first: ValueError: broken"
+    assert json.loads((tmp_path / "x.json").read_text())["notes"] == ["FAILED first: ValueError: broken"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="parts succeed where there is a GPU")
+def test_parts_of_a_section_fail_each_by_itself(tmp_path: Path) -> None:
+    section = next(section for section in gpu_suite.SECTIONS if section.parts)
+    two = dataclasses.replace(section, parts=section.parts[-2:])
+    found = gpu_suite.in_own_process(two, budget_s=20.0, left_s=60.0, out=tmp_path)
+    assert found["figures"] == [] and len(found["notes"]) >= 2
+    assert all((tmp_path / f"section-checks-{part}.log").exists() for part in two.parts)
+    assert found["error"] and "sample" in found["error"] and "norm" in found["error"]
 
 
 def test_what_a_section_found_before_it_died_is_kept(tmp_path: Path) -> None:
@@ -138,7 +165,7 @@ def test_a_section_has_no_more_time_than_is_left(tmp_path: Path, monkeypatch: py
     for budget_s, left_s in ((10.0, 400.0), (100.0, 20.0)):
         found = gpu_suite.in_own_process(section, budget_s=budget_s, left_s=left_s, out=tmp_path)
         assert found["figures"] == [] and "took longer than its time" in found["error"]
-    assert limits == [gpu_suite.GRACE * 10 + gpu_suite.STARTING_S, 20 + gpu_suite.STARTING_S]
+    assert limits == pytest.approx([gpu_suite.GRACE * 10 + gpu_suite.STARTING_S, 20 + gpu_suite.STARTING_S], abs=5.0)
 
 
 def test_the_tuner_keeps_what_it_found_when_a_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

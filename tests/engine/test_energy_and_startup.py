@@ -11,7 +11,7 @@ from tiny_model import tiny_decoder, tiny_engine
 
 from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.energy import StepEnergy
-from ridgepoint.engine.nvml import joule_counter, open_counter
+from ridgepoint.engine.nvml import clock_reader, joule_counter, open_clock, open_counter
 from ridgepoint.engine.protocol import StepReport, Submit
 from ridgepoint.engine.startup import PARTS, Startup
 from ridgepoint.sched.params import SamplingParams
@@ -27,6 +27,10 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **board) {
 int nvmlDeviceGetTotalEnergyConsumption(void *board, unsigned long long *mj) {
     *mj = used += 250;
     return board != (void *)7;
+}
+int nvmlDeviceGetClockInfo(void *board, int domain, unsigned *mhz) {
+    *mhz = 1755;
+    return board != (void *)7 || domain != 1;
 }
 """
 
@@ -51,12 +55,16 @@ def test_nvml_is_read_where_it_is_and_absent_where_it_is_not(tmp_path: Path) -> 
     first = joules()
     assert joules() - first == pytest.approx(0.25)
     assert open_counter("GPU-b", str(library)) is None  # no such board
+    clock = open_clock("GPU-a", str(library))
+    assert clock is not None and clock() == 1.755e9
+    assert open_clock("GPU-b", str(library)) is None
     assert open_counter("GPU-a", str(tmp_path / "absent.so")) is None
     source.write_text("int nvmlInit_v2(void) { return 0; }")
     old = tmp_path / "old.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", old, source], check=True)
     assert open_counter("GPU-a", str(old)) is None  # a driver without the counter
-    assert joule_counter(torch.device("cpu")) is None
+    assert joule_counter(torch.device("cpu")) is None and clock_reader(torch.device("cpu")) is None
+    assert open_clock("GPU-a", str(old)) is None
 
 
 def reports(core: EngineCore) -> list[StepReport]:

@@ -1,4 +1,5 @@
-"""What the Triton paths share: when they may run, how wide the device is, and descriptors of tensors for its copy engine.
+"""What the Triton paths share: when they may run, how wide the device is, descriptors of tensors for its copy engine, and how a
+kernel is launched while the one before it still runs.
 
 Kernels run on CUDA tensors, or on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1 before Triton is imported),
 which is how they are proven without a GPU. Inference in bfloat16 only: callers use torch for everything else.
@@ -6,11 +7,16 @@ which is how they are proven without a GPU. Inference in bfloat16 only: callers 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
+import triton
 import triton.language as tl
 from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 # The interpreter has no inline assembly: kernels spell out what it abbreviates when this is set.
@@ -19,6 +25,8 @@ INTERPRETED: tl.constexpr = tl.constexpr(bool(knobs.runtime.interpret))
 DEVICE_TYPE = "cpu" if INTERPRETED.value else "cuda"  # where the tensors of kernels live
 
 _INTERPRETED_PROCESSORS = 3  # few enough for small problems to go round the persistent loops
+
+_in_turn: ContextVar[bool] = ContextVar("in_turn", default=False)
 
 
 def takes(*tensors: torch.Tensor | None) -> bool:
@@ -53,3 +61,38 @@ def describable(tensor: torch.Tensor) -> bool:
 
 def describe(tensor: torch.Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def overlapped() -> dict[str, bool]:
+    """Options of a launch that need not wait for the end of the kernel before it: its programs come to the device while that one's
+    leave, which in a graph hides most of the gap between the two. The kernel must begin with `after_previous`."""
+    return {"launch_pdl": True} if has_dependent_launch() and not _in_turn.get() else {}
+
+
+@cache
+def has_dependent_launch() -> bool:
+    """Since Hopper; also where there is no GPU to ask and kernels are only compiled."""
+    if INTERPRETED.value:
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (9, 0)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Inside, in this thread, a kernel is launched when the one before it has ended: what `overlapped` is measured and checked against."""
+    token = _in_turn.set(True)
+    try:
+        yield
+    finally:
+        _in_turn.reset(token)
+
+
+@triton.jit
+def after_previous():  # type: ignore[no-untyped-def]
+    """Wait for the end of the kernel before, whose results are then seen, and let the next one come.
+
+    Before anything is read or written, in every program: a kernel that ends has then also seen the end of all before it, so
+    that whoever waits for it waits for them."""
+    if not INTERPRETED and tl.target_info.cuda_capability_geq(9, 0):
+        gdc_wait()
+        gdc_launch_dependents()

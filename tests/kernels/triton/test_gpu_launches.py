@@ -27,9 +27,10 @@ def test_launches_are_few_and_sizes_are_not_compiled_for(tmp_path: Path) -> None
     one_each = {"attend_splits", "attend_tiles", "combine_splits", "list_work", "rotate_heads", "_route", "_embed",
                 "spread_rows", "scan_chunks", "weigh_chunks", "draw", "edit_chunks", "count_tokens", "list_tops", "join_tops"}  # fmt: skip
     assert one_each <= set(needed) and all(needed[name] == 1 for name in one_each), needed
-    # Products and groups have one for each bucket of the table that the sizes fall into, gate-up and down, tall and short; a
-    # prompt's router is one more.
-    assert max(needed.values()) <= 5, needed
+    # Products and groups have one for each bucket of the table that the sizes fall into, gate-up and down, tall and short, and for
+    # few pairs; a prompt's router is one more.
+    assert max(needed.values()) <= 6, needed
+    assert all(step["overlapped"] > 0.8 * step["kernels"] for step in found["steps"]), "BLAS and torch's own are not"
 
 
 MOST_OF_A_LAYER = 13

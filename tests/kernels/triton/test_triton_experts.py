@@ -10,6 +10,7 @@ from ridgepoint.catalog.spec import Activation, ClampedSwiGlu, SwiGlu
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import FORMATS, pack_for_device
+from ridgepoint.kernels.gemm.few_pairs import ROOM
 from ridgepoint.kernels.gemm.launch import Product
 from ridgepoint.kernels.gemm.quantise import rounded_rows
 from ridgepoint.kernels.glu.reference import glu
@@ -36,6 +37,11 @@ def use(monkeypatch: pytest.MonkeyPatch, tile: Tile, block_m: int) -> None:
     monkeypatch.setattr(tuning, "choose", lambda *_: tiles)
 
 
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are listed by a launch of their own, however few."""
+    monkeypatch.setattr(fast, "ROOM", 0)
+
+
 def experts(num: int, d: int, f: int, bias: bool) -> list[torch.Tensor | None]:
     shapes = [(num, 2 * f, d), (num, d, f), *([(num, 2 * f), (num, d)] if bias else [])]
     made = [randn(*s, seed=i, scale=s[-1] ** -0.5 if len(s) == 3 else 1) for i, s in enumerate(shapes)]
@@ -60,12 +66,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("tile", [WIDE, NARROW], ids=["tokens", "weights"])
+@pytest.mark.parametrize("way", ["tokens", "weights", "weights, listed"])
 @pytest.mark.parametrize("activation", [SwiGlu(), CLAMPED], ids=["plain", "clamped"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_experts(case: tuple, activation: Activation, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts(case: tuple, activation: Activation, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, d, f, num, top_k, kind = case
-    use(monkeypatch, tile, 16)
+    use(monkeypatch, WIDE if way == "tokens" else NARROW, 16)
+    if way == "weights, listed":
+        listed(monkeypatch)
     weights, ids = routing(tokens, num, top_k, kind)
     agree(
         surrounded(randn(tokens, d, seed=9)), weights, ids, activation, experts(num, d, f, bias=activation is CLAMPED)
@@ -105,6 +113,17 @@ def test_experts_of_fp8_codes_meet_fp8_codes(tokens: int, unit: int | None, monk
     y = torch.einsum("mi,moi->mo", h, down.dense()[experts_of].double()) + bias_down[experts_of].double()
     want = (y.view(tokens, 2, -1) * weights.double()[..., None]).sum(1)
     assert error(got, want) <= FP8_AGAIN
+
+
+@pytest.mark.parametrize("kind", ["random", "one", "even"])
+def test_few_pairs_have_the_bits_of_listed_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pairs as there is room for: experts with several blocks, with one, with none."""
+    use(monkeypatch, NARROW, 16)
+    weights, ids = routing(ROOM // 2, 9, 2, kind)
+    x, given = surrounded(randn(len(ids), 64, seed=9)), experts(9, 64, 32, bias=True)
+    few = fast.moe_experts(x, weights, ids, *given[:2], CLAMPED, *given[2:])
+    listed(monkeypatch)
+    assert torch.equal(few, fast.moe_experts(x, weights, ids, *given[:2], CLAMPED, *given[2:]))
 
 
 def test_the_tables_serve_every_size() -> None:
@@ -172,6 +191,7 @@ def test_short_blocks_take_what_is_left(tile: Tile, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tuning, "choose", lambda *_: tiles)
     weights, ids = routing(70, 6, 2, "even")
     agree(surrounded(randn(70, 64, seed=9)), weights, ids, CLAMPED, experts(6, 64, 32, bias=True))
+    agree(surrounded(randn(9, 64, seed=9)), weights[:9], ids[:9], CLAMPED, experts(6, 64, 32, bias=True))
 
 
 def test_gradients_and_other_types_go_to_torch() -> None:

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ridgepoint.kernels.add_shared import cpu
 from ridgepoint.kernels.gemm.tiles import sigmoid
-from ridgepoint.kernels.triton_call import takes
+from ridgepoint.kernels.triton_call import after_previous, overlapped, takes
 
 WIDTH = 1024
 
@@ -25,13 +25,21 @@ def add_shared(routed_TD: torch.Tensor, shared_TD: torch.Tensor, gate_logit_T1: 
     block = min(WIDTH, triton.next_power_of_2(width))
     stride = 0 if gate_logit_T1 is None else gate_logit_T1.stride(0)
     _add_shared[(num_tokens, triton.cdiv(width, block))](
-        routed_TD, shared_TD, gate_logit_T1, stride, out_TD, width, block
+        routed_TD,
+        shared_TD,
+        gate_logit_T1,
+        stride,
+        out_TD,
+        width,
+        block,
+        **overlapped(),
     )
     return out_TD
 
 
 @triton.jit
 def _add_shared(routed, shared, gate, gate_stride, out, width, BLOCK: tl.constexpr):
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

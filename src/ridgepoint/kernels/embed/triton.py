@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.embed import cpu
-from ridgepoint.kernels.triton_call import takes
+from ridgepoint.kernels.triton_call import after_previous, overlapped, takes
 
 WIDTH = 1024
 
@@ -22,12 +22,13 @@ def embed(ids_T: torch.Tensor, table_VD: torch.Tensor, scale: float, dtype: torc
     if out_TD.numel() == 0:
         return out_TD
     block = min(WIDTH, triton.next_power_of_2(width))
-    _embed[(len(ids_T), triton.cdiv(width, block))](ids_T, table_VD, out_TD, scale, width, block)
+    _embed[(len(ids_T), triton.cdiv(width, block))](ids_T, table_VD, out_TD, scale, width, block, **overlapped())
     return out_TD
 
 
 @triton.jit
 def _embed(ids, table, out, scale, width, BLOCK: tl.constexpr):
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ridgepoint.kernels.tuning.configs import Tile
-from ridgepoint.kernels.tuning.physics import Demand
+from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand
 
 # Of a weight, with its share of a scale.
 BITS = {"bf16": 16.0, "fp8": 8.0, "fp8-a8": 8.0, "int8": 8.0, "int4": 4.25, "mxfp4": 4.25}
@@ -65,7 +65,7 @@ def _token_tiles() -> Iterator[Tile]:
 
 def demand(
     tile: Tile, kind: str, block_m: int, *, matrices: float, rows: float, parts: int, part_rows: int, inputs: int,
-    unit: int | None = None, out_bytes: int = 2,
+    unit: int | None = None, out_bytes: int = 2, addresses: int = ADDRESSES,
 ) -> Demand:  # fmt: skip
     """Of a product with `matrices` touched matrices, `rows` rows of tokens each. Tokens come from the L2 cache, and so do the
     weights of a matrix after its first block of tokens. Half a unit of padding is the mean where rows vary."""
@@ -79,7 +79,7 @@ def demand(
         warps=tile.num_warps, per_processor=tile.per_processor,
         shared_bytes=int(tile.num_stages * (weights_stage + block_m * tile.block_k * token_bytes) + waits),
         accumulators=block_m * tile.block_n + _beside_sums(kind, tile.block_n // parts, block_m), items=matrices * blocks * -(-part_rows // (tile.block_n // parts)),
-        item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
+        addresses=addresses, item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
         item_flops=(1.0 if as_codes else 2.0) * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
     )  # fmt: skip
 
@@ -89,4 +89,5 @@ def _beside_sums(kind: str, rows: int, block_m: int) -> int:
     of 8-bit codes float32 before that. Codes that are multiplied as they are take those of their last product instead."""
     if kind == AS_CODES:
         return rows * block_m
-    return 0 if kind == "bf16" else int(rows * 128 * (1.5 if BITS[kind] >= 8 else 0.5))
+    each = {"bf16": 0.0, "mxfp4": 0.5, "int4": 0.625}.get(kind, 1.5)  # int4 with the scales that it is multiplied by
+    return int(rows * 128 * each)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.triton_call import after_previous
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -25,6 +26,7 @@ def fp8_tiles(
 ):  # fmt: skip
     """The same product as `weight_tiles`. `w` is a descriptor of codes [matrices x parts, part_rows, padded inputs], `x` are
     codes [x rows, padded inputs] with `x_scales` [groups, x rows], where `x rows` is `num_rows`."""
+    after_previous()
     ROWS: tl.constexpr = BLOCK_N // PARTS
     num_blocks = tl.load(num_blocks_ptr) if GROUPED else tl.cdiv(num_rows, BLOCK_M)
     num_columns = tl.cdiv(part_rows, ROWS)

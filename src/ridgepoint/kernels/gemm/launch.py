@@ -14,12 +14,13 @@ import triton
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
 from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.dequantise import words_per_block
+from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.fp8_tiles import fp8_tiles
 from ridgepoint.kernels.gemm.quantise import quantise_rows
 from ridgepoint.kernels.gemm.token_tiles import token_tiles
 from ridgepoint.kernels.gemm.weight_tiles import weight_tiles
 from ridgepoint.kernels.moe_experts.groups import Blocks, Groups
-from ridgepoint.kernels.triton_call import describable, describe, num_multiprocessors
+from ridgepoint.kernels.triton_call import describable, describe, num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import Tile
 
 Weight = torch.Tensor | DeviceWeight
@@ -30,7 +31,8 @@ class Product:
     """`act(w @ x + bias)` for rows of `x`. `activation` makes `w` a gated projection: gate rows, then up rows.
 
     With `groups`, `w` is one matrix per expert and rows are those of the groups, which with `top_k` are first gathered from
-    the tokens in `x` (a token has `top_k` rows); the heights of tiles are then those of the groups' blocks.
+    the tokens in `x` (a token has `top_k` rows); the heights of tiles are then those of the groups' blocks. Few pairs are rows in
+    their own order, of tiles of weights.
     """
 
     x: torch.Tensor
@@ -39,7 +41,7 @@ class Product:
     tile: Tile
     block_m: int
     out_dtype: torch.dtype
-    groups: Groups | None = None
+    groups: Groups | FewPairs | None = None
     top_k: int | None = None
     activation: Activation | None = None
 
@@ -57,12 +59,12 @@ class Product:
 
     def run(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The result, in `out` where that is given."""
-        rows = self.x.shape[0] if self.groups is None else self.groups.capacity_rows
+        rows = self.groups.capacity_rows if isinstance(self.groups, Groups) else self._num_rows
         x = self.x if self.x.stride(-1) == 1 else self.x.contiguous()
         if out is None:
             out = torch.empty(rows, self.part_rows, dtype=self.out_dtype, device=x.device)
         rounded = quantise_rows(x) if isinstance(self.w, DeviceWeight) and self.w.product == "fp8-a8" else None
-        for blocks in (None,) if self.groups is None else self.groups.tables:
+        for blocks in self.groups.tables if isinstance(self.groups, Groups) else (None,):
             if rounded is not None:
                 self._run_fp8_tiles(*rounded, out, blocks)
             elif self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
@@ -71,25 +73,34 @@ class Product:
                 self._run_weight_tiles(x, out, blocks)
         return out
 
+    @property
+    def _num_rows(self) -> int:
+        """Of the result, where no list says which of its rows count."""
+        return self.groups.count if isinstance(self.groups, FewPairs) else self.x.shape[0]
+
     def _copyable(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> bool:
         """Whether the copy engine can move what tiles of tokens read and write."""
         return describable(w) and describable(out) and (self.top_k is not None or describable(x))
 
     def _grid(self, columns: int, blocks: Blocks | None) -> tuple[int]:
-        count = triton.cdiv(self.x.shape[0], self.block_m) if blocks is None else blocks.capacity
+        if blocks is not None:
+            count = blocks.capacity
+        else:  # of few pairs each may be a block of its own
+            count = self._num_rows if isinstance(self.groups, FewPairs) else triton.cdiv(self._num_rows, self.block_m)
         return (min(count * columns, num_multiprocessors(self.x.device) * self.tile.per_processor),)
 
     def _shared(self, blocks: Blocks | None) -> dict[str, object]:
         activation = self.activation
         clamped = isinstance(activation, ClampedSwiGlu)
         block_m = self.block_m if blocks is None else blocks.block_m
+        few = self.groups if isinstance(self.groups, FewPairs) else None
         return {
-            "row_pair": None if self.groups is None else self.groups.row_pair,
-            "block_expert": None if blocks is None else blocks.expert,
+            "row_pair": self.groups.row_pair if isinstance(self.groups, Groups) else None,
+            "block_expert": few.expert_ids if few is not None else None if blocks is None else blocks.expert,
             "block_start": None if blocks is None else blocks.start,
             "block_rows": None if blocks is None else blocks.rows,
             "num_blocks_ptr": None if blocks is None else blocks.count,
-            "num_rows": self.x.shape[0],
+            "num_rows": self._num_rows,
             "bias": self.bias,
             "inputs": self.inputs,
             "part_rows": self.part_rows,
@@ -124,6 +135,7 @@ class Product:
             out=describe(out, [block_m, features]),
             FLATTEN=tile.flatten,
             **self._shared(blocks),
+            **overlapped(),
         )
 
     def _run_weight_tiles(self, x: torch.Tensor, out: torch.Tensor, blocks: Blocks | None) -> None:
@@ -147,7 +159,9 @@ class Product:
             GROUP_SIZE=group,
             SCALE_ROWS=scale_rows,
             TMA=tma,
+            PAIRS=ROOM if isinstance(self.groups, FewPairs) else 0,
             **self._shared(blocks),
+            **overlapped(),
         )
 
     def _run_fp8_tiles(
@@ -164,4 +178,5 @@ class Product:
             out=out,
             out_stride=out.stride(0),
             **self._shared(blocks),
+            **overlapped(),
         )

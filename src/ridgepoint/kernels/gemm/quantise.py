@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.triton_call import after_previous, overlapped
+
 GROUP = 128
 LARGEST = tl.constexpr(448.0)
 ROWS = 8  # rounded by one program
@@ -23,7 +25,16 @@ def quantise_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     codes = torch.empty(num_rows, groups * GROUP, dtype=torch.float8_e4m3fn, device=x_TI.device)
     scales = torch.empty(groups, num_rows, dtype=torch.float32, device=x_TI.device)
     _quantise[(triton.cdiv(num_rows, ROWS), groups)](
-        x_TI, x_TI.stride(0), codes, scales, num_rows, inputs, ROWS=ROWS, GROUP=GROUP, num_warps=1
+        x_TI,
+        x_TI.stride(0),
+        codes,
+        scales,
+        num_rows,
+        inputs,
+        ROWS=ROWS,
+        GROUP=GROUP,
+        num_warps=1,
+        **overlapped(),
     )
     return codes, scales
 
@@ -45,6 +56,7 @@ def plain_place(p):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _quantise(x, stride, codes, scales, num_rows, inputs, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    after_previous()
     group = tl.program_id(1)
     row_R = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     p_P = tl.arange(0, GROUP)

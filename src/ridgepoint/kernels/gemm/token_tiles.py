@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.triton_call import after_previous
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -29,6 +30,7 @@ def token_tiles(
     that lie in order, or with GATHER a pointer to tokens: row r holds the pair `row_pair[r]`, that is token pair // TOP_K.
     Without GROUPED there is one matrix and the blocks are consecutive.
     """
+    after_previous()
     FEATURES: tl.constexpr = BLOCK_N // PARTS
     num_blocks = tl.load(num_blocks_ptr) if GROUPED else tl.cdiv(num_rows, BLOCK_M)
     num_columns = tl.cdiv(part_rows, FEATURES)

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.gemm.dequantise import dequantise, words_per_block
+from ridgepoint.kernels.gemm.few_pairs import list_blocks, pairs_of
 from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.triton_call import after_previous
 
 
 @triton.jit
@@ -61,34 +63,43 @@ def _row_factor(scales, matrix, rows, part_rows):
 def weight_tiles(
     x, x_stride, w, scales, bias, out, out_stride, row_pair, block_expert, block_start, block_rows, num_blocks_ptr, num_rows,
     inputs, part_rows, num_groups, alpha, limit,
-    TOP_K: tl.constexpr, GROUPED: tl.constexpr, GATHER: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
+    TOP_K: tl.constexpr, GROUPED: tl.constexpr, PAIRS: tl.constexpr, GATHER: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     KIND: tl.constexpr, GROUP_SIZE: tl.constexpr, SCALE_ROWS: tl.constexpr, TMA: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """The same product as `token_tiles`, BLOCK_N weight rows (over all parts) at a time.
 
+    With PAIRS, as many (token, expert) pairs at most are rows in their own order, and `block_expert` is the expert of each.
     `w` is a descriptor (TMA) of, or a pointer to, [experts x parts, part_rows, inputs or words].
     """
+    after_previous()
     ROWS: tl.constexpr = BLOCK_N // PARTS
-    num_blocks = tl.load(num_blocks_ptr) if GROUPED else tl.cdiv(num_rows, BLOCK_M)
+    if PAIRS > 0:
+        expert_P, rank_P, block_P, num_blocks = list_blocks(block_expert, num_rows, BLOCK_M, PAIRS)
+    elif GROUPED:
+        num_blocks = tl.load(num_blocks_ptr)
+    else:
+        num_blocks = tl.cdiv(num_rows, BLOCK_M)
     num_columns = tl.cdiv(part_rows, ROWS)
     in_block = tl.arange(0, BLOCK_M)
     lanes = tl.arange(0, BLOCK_K)
     for index in tl.range(tl.program_id(0), num_blocks * num_columns, tl.num_programs(0)):
         block, column = tile_at(index, num_blocks, num_columns, GROUP)
-        if GROUPED:
+        if PAIRS > 0:
+            matrix, rows, count = pairs_of(block, expert_P, rank_P, block_P, BLOCK_M, PAIRS)
+            matrix *= PARTS
+        elif GROUPED:
             matrix = tl.load(block_expert + block) * PARTS
-            first_row = tl.load(block_start + block)
+            rows = tl.load(block_start + block) + in_block
             count = tl.load(block_rows + block)
         else:
             matrix = tl.program_id(0) * 0
-            first_row = block * BLOCK_M
-            count = num_rows - first_row
+            rows = block * BLOCK_M + in_block
+            count = num_rows - block * BLOCK_M
         present = in_block < count
-        rows = first_row + in_block
         tokens = rows
         if GATHER:
-            tokens = tl.load(row_pair + rows, mask=present, other=0) // TOP_K
+            tokens = (rows if PAIRS > 0 else tl.load(row_pair + rows, mask=present, other=0)) // TOP_K
         x_tile = x + tokens.to(tl.int64)[:, None] * x_stride + lanes[None, :]
         acc = tl.zeros((ROWS, BLOCK_M), tl.float32)
         if PARTS == 2:
@@ -117,6 +128,6 @@ def weight_tiles(
             acc = gated(acc, acc_up, ACTIVATION, alpha, limit)
         y_tile = out + rows.to(tl.int64)[:, None] * out_stride + features[None, :]
         stored = (features < part_rows)[None, :]
-        if not GROUPED:
+        if PAIRS > 0 or not GROUPED:
             stored = stored & present[:, None]
         tl.store(y_tile, acc.T.to(out.dtype.element_ty), mask=stored)

@@ -10,7 +10,7 @@ import triton.language as tl
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
 from ridgepoint.kernels.gemm.tiles import gated
 from ridgepoint.kernels.glu import cpu
-from ridgepoint.kernels.triton_call import takes
+from ridgepoint.kernels.triton_call import after_previous, overlapped, takes
 
 WIDTH = 1024
 
@@ -26,13 +26,22 @@ def glu(gate_up_T2F: torch.Tensor, activation: Activation) -> torch.Tensor:
     alpha, limit = (activation.alpha, activation.limit) if isinstance(activation, ClampedSwiGlu) else (0.0, 0.0)
     block = min(WIDTH, triton.next_power_of_2(features))
     _glu[(num_tokens, triton.cdiv(features, block))](
-        gate_up_T2F, gate_up_T2F.stride(0), out_TF, features, alpha, limit, "clamped" if clamped else "silu", block
+        gate_up_T2F,
+        gate_up_T2F.stride(0),
+        out_TF,
+        features,
+        alpha,
+        limit,
+        "clamped" if clamped else "silu",
+        block,
+        **overlapped(),
     )
     return out_TF
 
 
 @triton.jit
 def _glu(gate_up, stride, out, features, alpha, limit, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = feature < features

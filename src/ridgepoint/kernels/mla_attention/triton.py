@@ -20,7 +20,7 @@ from ridgepoint.kernels.mla_attention.triton_lifted import attend_lifted, lift_o
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
 from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, KINDS, LARGEST, PLAIN, partial_dtype
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Lift, Plan
-from ridgepoint.kernels.triton_call import num_multiprocessors
+from ridgepoint.kernels.triton_call import num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
 
@@ -73,7 +73,7 @@ def write(kv: torch.Tensor, latent_TC: torch.Tensor, rope_key_TR: torch.Tensor, 
         kv, kv.view(torch.float32) if scaled else kv, latent_TC, rope_key_TR, slots_T, latent_TC.stride(0),
         rope_key_TR.stride(0), C=latent_dim, BLOCK_C=triton.next_power_of_2(latent_dim), R=rope_dim,
         BLOCK_R=triton.next_power_of_2(rope_dim), PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0),
-        INTEGER=kv.dtype == torch.int8, num_warps=2,
+        INTEGER=kv.dtype == torch.int8, num_warps=2, **overlapped(),
     )  # fmt: skip
 
 
@@ -151,13 +151,13 @@ def _attend_latents(
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
     kernels.attend_splits[(programs,)](
         *read, out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
-        **_tiling(short),
+        **_tiling(short), **overlapped(),
     )  # fmt: skip
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0, 1,
         H=num_heads, G=1, P=latent_dim, BLOCK_P=facts["BLOCK_C"], MAX_SPLITS=MAX_SPLITS, ROWS=num_heads, CHUNK=COMBINE_CHUNK,
-        WHOLE=False, num_warps=4,
+        WHOLE=False, num_warps=4, **overlapped(),
     )  # fmt: skip
     return out_THC
 

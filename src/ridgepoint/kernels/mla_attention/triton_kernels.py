@@ -11,6 +11,7 @@ import triton.language as tl
 
 from ridgepoint.kernels.paged_attention.triton_kernels import add_coded, beside_codes
 from ridgepoint.kernels.paged_attention.triton_plan import first_key
+from ridgepoint.kernels.triton_call import after_previous
 
 
 @triton.jit
@@ -102,6 +103,7 @@ def attend_splits(
     """Sequences with one query: each program takes (item, tile of heads) pairs in turn. Tiles of one split are neighbours,
     so that its latents come from memory once and from the L2 cache after that. A split that is a whole sequence is the result;
     others leave what `combine_splits` joins."""
+    after_previous()
     TILES: tl.constexpr = (H + BLOCK_M - 1) // BLOCK_M
     m_M, c_C = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
     num_work = tl.load(counts_ptr) * TILES
@@ -184,6 +186,7 @@ def write_latents(
     SCALED: tl.constexpr, LARGEST: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
     """Program (t, part) stores the latent (0) or the rotary key (1) of token t; a negative slot is padding."""
+    after_previous()
     t, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots_ptr + t)
     if slot < 0:

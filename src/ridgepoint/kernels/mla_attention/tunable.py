@@ -104,7 +104,7 @@ def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: Attention
         for keys in (32, 64, 16)
         for stages in (3, 5)
         for per_sm in (1, 2)
-        if rows <= max(16, layer.num_heads)
+        if rows <= max(16, layer.num_heads) and (rows < 64 or not layer.is_coded)  # as in `query_tiles`
     ]
     keys_seen = min(context, layer.window or context)
     processor = processor_of(layer.kv.device)

@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.triton_call import after_previous, overlapped
+
 CHUNK = 128  # pairs whose ranks are found by comparing all with all: 64 comparisons a thread
 ALIGNED = (
     4  # entries: rows of a table start at multiples of 16 bytes, or alignment would be one more thing to compile for
@@ -98,16 +100,28 @@ def _launch(ids: torch.Tensor, groups: Groups, tall: Blocks, short: Blocks | Non
     sizes = {"EXPERTS": experts, "CHUNK": chunk, "num_warps": 8 if chunk == CHUNK else 4}
     heights = {"BLOCK_M": tall.block_m, "UNIT": unit}
     if num_pairs <= SMALL:
-        _group_small[(1,)](ids, groups.row_pair, groups.pair_row, *tables, num_pairs, **heights, **sizes)
+        _group_small[(1,)](
+            ids, groups.row_pair, groups.pair_row, *tables, num_pairs, **heights, **sizes, **overlapped()
+        )
         return
     chunks = triton.cdiv(num_pairs, chunk)
     counts = torch.empty(chunks, experts, dtype=torch.int32, device=device)
     totals = torch.empty(experts, dtype=torch.int32, device=device)
-    _count[(chunks,)](ids, counts, num_pairs, **sizes)
-    _sum_over_chunks[(experts,)](counts, totals, chunks, EXPERTS=experts)
+    _count[(chunks,)](ids, counts, num_pairs, **sizes, **overlapped())
+    _sum_over_chunks[(experts,)](counts, totals, chunks, EXPERTS=experts, **overlapped())
     programs = chunks + triton.cdiv(max(capacities), chunk)
     _place[(programs,)](
-        ids, counts, totals, groups.row_pair, groups.pair_row, *tables, num_pairs, chunks, **heights, **sizes
+        ids,
+        counts,
+        totals,
+        groups.row_pair,
+        groups.pair_row,
+        *tables,
+        num_pairs,
+        chunks,
+        **heights,
+        **sizes,
+        **overlapped(),
     )
 
 
@@ -201,6 +215,7 @@ def _group_small(
     ids, row_pair, pair_row, tall, tall_count, tall_capacity, short, short_count, short_capacity, num_pairs,
     BLOCK_M: tl.constexpr, UNIT: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
+    after_previous()
     totals = tl.zeros((EXPERTS,), tl.int32)
     for first in tl.range(0, num_pairs, CHUNK):
         _, present, chosen = _load_ids(ids, first, num_pairs, CHUNK)
@@ -218,6 +233,7 @@ def _group_small(
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _count(ids, counts, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
+    after_previous()
     chunk = tl.program_id(0)
     _, present, chosen = _load_ids(ids, chunk * CHUNK, num_pairs, CHUNK)
     tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), _count_of(chosen, present, EXPERTS))
@@ -226,6 +242,7 @@ def _count(ids, counts, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
 @triton.jit(do_not_specialize=["num_chunks"])
 def _sum_over_chunks(counts, totals, num_chunks, EXPERTS: tl.constexpr):
     """Counts of one expert become the numbers of its pairs in earlier chunks."""
+    after_previous()
     STEP: tl.constexpr = 1024
     expert = tl.program_id(0)
     total = tl.zeros((), tl.int32)
@@ -245,6 +262,7 @@ def _place(
     BLOCK_M: tl.constexpr, UNIT: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The first programs place a chunk of pairs each, the others write the tables of blocks."""
+    after_previous()
     chunk = tl.program_id(0)
     totals_E = tl.load(totals + tl.arange(0, EXPERTS))
     if chunk < num_chunks:

@@ -1,4 +1,5 @@
-"""Routed experts on a GPU: rows grouped by expert on the device, two products, one weighted sum. No step waits for the host.
+"""Routed experts on a GPU: rows grouped by expert on the device (few of them by the products themselves), two products, one
+weighted sum. No step waits for the host.
 
 Every launch has a size that follows from shapes alone, so a step of them can be captured in a graph. Given the same tile
 (`tuning` picks it by T K / E and the format) a token's bits do not depend on its company: rows never meet inside a product,
@@ -14,10 +15,11 @@ from ridgepoint.catalog.spec import Activation
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import DeviceWeight
+from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.launch import Product, Weight
 from ridgepoint.kernels.moe_experts import cpu
 from ridgepoint.kernels.moe_experts.combine import combine
-from ridgepoint.kernels.moe_experts.groups import group_rows
+from ridgepoint.kernels.moe_experts.groups import Groups, group_rows
 from ridgepoint.kernels.triton_call import on_device, takes, wants_gradient
 
 OTHER_TYPES = cpu  # where activations or weights that are not bf16 go
@@ -46,7 +48,11 @@ def moe_experts(
     if x_TD.shape[0] == 0:
         return x_TD.new_empty(0, w_down_EDF.shape[1])
     choice = _tiles(x_TD, expert_ids_TK, w_gate_up_E2FD, w_down_EDF)
-    groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
+    groups: Groups | FewPairs
+    if expert_ids_TK.numel() <= ROOM and _finds_rows_itself(choice, w_gate_up_E2FD):
+        groups = FewPairs(expert_ids=expert_ids_TK.reshape(-1))
+    else:
+        groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
     h_MF = Product(
         x=x_TD, w=w_gate_up_E2FD, bias=bias_gate_up_E2F, tile=choice.first, block_m=choice.block_m, out_dtype=x_TD.dtype,
         groups=groups, top_k=expert_ids_TK.shape[1], activation=activation,
@@ -55,7 +61,13 @@ def moe_experts(
         x=h_MF, w=w_down_EDF, bias=bias_down_ED, tile=choice.second, block_m=choice.block_m, out_dtype=x_TD.dtype,
         groups=groups,
     ).run()  # fmt: skip
-    return combine(y_MD, weights_TK, groups.pair_row)
+    return combine(y_MD, weights_TK, groups.pair_row if isinstance(groups, Groups) else None)
+
+
+def _finds_rows_itself(choice: tuning.ExpertTiles, gate_up: Weight) -> bool:
+    """Whether both products run in the kernel that can do without a list of rows."""
+    as_codes = isinstance(gate_up, DeviceWeight) and gate_up.product == "fp8-a8"
+    return not as_codes and choice.first.kernel == choice.second.kernel == "weights"
 
 
 def _tiles(x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, gate_up: Weight, down: Weight) -> tuning.ExpertTiles:

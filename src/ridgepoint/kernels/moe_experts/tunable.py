@@ -12,11 +12,14 @@ from ridgepoint.catalog.spec import Activation
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.candidates import demand, heights, tiles
+from ridgepoint.kernels.gemm.few_pairs import ROOM
 from ridgepoint.kernels.gemm.launch import Weight
 from ridgepoint.kernels.moe_experts.triton import moe_experts
 from ridgepoint.kernels.tuning import ExpertTiles
-from ridgepoint.kernels.tuning.physics import Demand, processor_of, worth_timing
+from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
+
+FEW_ADDRESSES = 40  # registers more, where a product finds its rows itself (as compiled for sm_90)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +46,8 @@ def expert_problem(layers: Sequence[ExpertLayer], tokens: int, up_to_tokens: flo
     rows = tokens * each
     device = first.gate_up.device
     touched = num_experts * (1 - (1 - each) ** tokens)
-    space = _Space(first.kind, touched, tokens * first.top_k / touched, outputs // 2, inputs, device)
+    num_pairs = tokens * first.top_k
+    space = _Space(first.kind, touched, num_pairs / touched, outputs // 2, inputs, device, num_pairs <= ROOM)
     estimate: ExpertTiles = tuning.choose("experts", first.kind, rows, (inputs, outputs), device)
     return Problem(
         op="experts", kind=first.kind, shape=(inputs, outputs), size=rows, up_to=up_to_tokens * each, estimate=estimate,
@@ -61,6 +65,11 @@ class _Space:
     width: int
     d_model: int
     device: torch.device
+    few: bool  # pairs: products find their rows themselves
+
+    @property
+    def addresses(self) -> int:
+        return ADDRESSES + (FEW_ADDRESSES if self.few else 0)
 
     def first_tiles(self, best: object) -> list[ExpertTiles]:
         """Heights with the tiles of gate and up. At another height than the best's, down has the tile that is best by estimate."""
@@ -86,13 +95,13 @@ class _Space:
     def _first_demand(self, config: ExpertTiles) -> Demand:
         return demand(
             config.first, self.kind, config.block_m, matrices=self.touched, rows=self.rows, parts=2, part_rows=self.width,
-            inputs=self.d_model, unit=config.unit,
+            inputs=self.d_model, unit=config.unit, addresses=self.addresses,
         )  # fmt: skip
 
     def _second_demand(self, config: ExpertTiles) -> Demand:
         return demand(
             config.second, self.kind, config.block_m, matrices=self.touched, rows=self.rows, parts=1,
-            part_rows=self.d_model, inputs=self.width, unit=config.unit,
+            part_rows=self.d_model, inputs=self.width, unit=config.unit, addresses=self.addresses,
         )  # fmt: skip
 
 

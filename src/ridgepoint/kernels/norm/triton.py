@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.norm import cpu
-from ridgepoint.kernels.triton_call import on_device, wants_gradient
+from ridgepoint.kernels.triton_call import after_previous, on_device, overlapped, wants_gradient
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 16384  # channels: a row's tile must stay in registers
@@ -75,7 +75,7 @@ def _norm(
     norm_rows[(triton.cdiv(num_rows, rows),)](
         x_RIW, delta_RIW, weight, weight if bias is None else bias, r, y, x_RIW.stride(0), x_RIW.stride(1),
         delta_RIW.stride(0), delta_RIW.stride(1), num_rows, inner, scale, eps, WIDTH=width, BLOCK=block, ROWS=rows,
-        ADD=delta is not None, CENTRE=bias is not None, num_warps=max(4, min(16, block // 512)),
+        ADD=delta is not None, CENTRE=bias is not None, num_warps=max(4, min(16, block // 512)), **overlapped(),
     )  # fmt: skip
     return r, y
 
@@ -93,6 +93,7 @@ def norm_rows(
     num_rows, inner, scale, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
     CENTRE: tl.constexpr,
 ):  # fmt: skip
+    after_previous()
     row_R = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     w_W = tl.arange(0, BLOCK)
     live_RW = (row_R < num_rows)[:, None] & (w_W < WIDTH)[None, :]

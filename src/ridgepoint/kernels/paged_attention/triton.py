@@ -16,7 +16,7 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
 from ridgepoint.kernels.rope.triton import norm_rope_store
-from ridgepoint.kernels.triton_call import num_multiprocessors
+from ridgepoint.kernels.triton_call import num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
 
@@ -100,7 +100,7 @@ def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: t
     kernels.write_cells[(num_tokens, 2)](
         kv, kv.view(torch.float32) if scaled else kv, k_TGP, v_TGP, slots_T, k_TGP.stride(0), v_TGP.stride(0),
         G=num_kv_heads, BLOCK_G=triton.next_power_of_2(num_kv_heads), P=head_dim, BLOCK_P=triton.next_power_of_2(head_dim),
-        PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0), INTEGER=kv.dtype == torch.int8, num_warps=4,
+        PAGE=page, SCALED=scaled, LARGEST=LARGEST.get(kv.dtype, 1.0), INTEGER=kv.dtype == torch.int8, num_warps=4, **overlapped(),
     )  # fmt: skip
 
 
@@ -153,11 +153,11 @@ def attend(
     kernels.attend_splits[(short.per_sm * num_multiprocessors(q_THP.device),)](
         q_THP, kv, scales, sinks, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers,
         **shape, **tile_facts, BLOCK_M=short.rows, BLOCK_N=short.keys, STAGES=short.stages,
-        num_warps=short.warps,
+        num_warps=short.warps, **overlapped(),
     )  # fmt: skip
     kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THP, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0,
-        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, WHOLE=True, num_warps=1,
+        cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, WHOLE=True, num_warps=1, **overlapped(),
     )  # fmt: skip
     return out_THP
 

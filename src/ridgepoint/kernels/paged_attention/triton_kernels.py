@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.paged_attention.triton_plan import first_key
+from ridgepoint.kernels.triton_call import after_previous
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -107,6 +108,7 @@ def attend_splits(
 ):  # fmt: skip
     """Short sequences: each program takes (item, key-value head) pairs in turn, and leaves the unnormalised result of a
     split with its maximum and sum."""
+    after_previous()
     GROUP: tl.constexpr = H // G
     ROWS: tl.constexpr = BLOCK_M // GROUP * GROUP
     m_M = tl.arange(0, BLOCK_M)
@@ -155,6 +157,7 @@ def combine_splits(
 ):  # fmt: skip
     """Program (b, h) joins the splits of a short sequence, always in the same order; single ones too only if WHOLE. Rows past the last sequence become
     zero: they pad a recorded step, and whatever comes after should meet numbers there."""
+    after_previous()
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     GROUP: tl.constexpr = H // G
     p_P = tl.arange(0, BLOCK_P)
@@ -247,6 +250,7 @@ def write_cells(
     SCALED: tl.constexpr, LARGEST: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
     """Program (t, plane) stores the keys (0) or values (1) of token t; a negative slot is padding."""
+    after_previous()
     t, plane = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots_ptr + t)
     if slot < 0:

@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.triton_call import after_previous, overlapped
+
 SPLIT_TOKENS = 256  # keys in a split: long enough that its partial result adds 3 % to the bytes of a group of 8 heads
 MAX_SPLITS = 32  # of one sequence; beyond that its splits grow instead
 SPLIT_STEP = 128  # and grow by whole tiles
@@ -96,7 +98,7 @@ class Plan:
                 work.split_tokens_B, work.counts, num_seqs, cut.window or 0, cut.short_queries, cut.tile_queries, cut.parts,
                 cut.lift.key_cost if cut.lift else 0, cut.lift.pair_gain if cut.lift else 0,
                 SPLIT=cut.split_keys, STEP=SPLIT_STEP, MAX_SPLITS=MAX_SPLITS, SEQS=SEQS, ROUNDS=MAX_ROUNDS, LENGTHS=LENGTHS,
-                COST=SPLIT_COST, KEY_TILE=cut.lift.key_tile if cut.lift and cut.lifted else 0,
+                COST=SPLIT_COST, KEY_TILE=cut.lift.key_tile if cut.lift and cut.lifted else 0, **overlapped(),
             )  # fmt: skip
         return work
 
@@ -172,6 +174,7 @@ def list_work(
     LENGTHS: tl.constexpr, COST: tl.constexpr, KEY_TILE: tl.constexpr,
 ):  # fmt: skip
     """Program b counts the items of the sequences before it and writes its own after them."""
+    after_previous()
     b = tl.program_id(0)
     least = tl.full((), SPLIT, tl.int32)
     if parts > 0:

@@ -110,7 +110,7 @@ def split_tiles(layer: PagedLayer, num_seqs: int, context: int, best: AttentionT
             accumulators=tile.rows * (width + tile.keys) + _widened(layer, tile), items=items,
             item_bytes=2.0 * min(tile.split_keys, keys_seen) * width * size,
             item_flops=4.0 * tile.rows * min(tile.split_keys, keys_seen) * width,
-            in_flight_bytes=_buffers(tile, width, size), addresses=SPLIT_ADDRESSES, more_bytes=items * layer.group * (2.0 * width + 8),
+            in_flight_bytes=_buffers(tile, width, size), addresses=_split_addresses(tile), more_bytes=items * layer.group * (2.0 * width + 8),
         )  # fmt: skip
 
     return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
@@ -144,6 +144,11 @@ def query_tiles(layer: PagedLayer, num_tokens: int, best: AttentionTile) -> list
 def _buffers(tile: AttentionTile, width: int, size: int) -> int:
     """Keys and values on their way. Block numbers are loaded a stage before the rows they point at, so a tile takes two."""
     return (tile.stages - 1) // 2 * 2 * tile.keys * triton.next_power_of_2(width) * size
+
+
+def _split_addresses(tile: AttentionTile) -> int:
+    """Keys pass through registers on their way to the matrix units, and past 64 of a tile those add up (as compiled for sm_90)."""
+    return SPLIT_ADDRESSES + max(0, tile.keys - 64) * 3 // 4
 
 
 def _widened(layer: PagedLayer, tile: AttentionTile) -> int:

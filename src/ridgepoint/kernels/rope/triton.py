@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ridgepoint.kernels.rope import cpu
-from ridgepoint.kernels.triton_call import on_device, wants_gradient
+from ridgepoint.kernels.triton_call import after_previous, on_device, overlapped, wants_gradient
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 HEADS = 8  # rotated by one program
@@ -96,7 +96,7 @@ def _rotate(
             k if k_weight_P is None else k_weight_P, cos_TF, sin_TF, q_THP.stride(0), q_THP.stride(1), k.stride(0),
             k.stride(1), eps, v, slots, v.stride(0), v.stride(1), H=num_heads, G=num_kv_heads, P=width, HALF=half, BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_REST=triton.next_power_of_2(width - 2 * half), HEADS=HEADS, INTERLEAVED=interleaved,
-            NORM=q_weight_P is not None, PAGE=kv.shape[3] if stored else 0, BLOCK_P=triton.next_power_of_2(width), num_warps=2,
+            NORM=q_weight_P is not None, PAGE=kv.shape[3] if stored else 0, BLOCK_P=triton.next_power_of_2(width), num_warps=2, **overlapped(),
         )  # fmt: skip
     return q_out, k_out
 
@@ -120,6 +120,7 @@ def rotate_heads(
 ):  # fmt: skip
     """Program (t, block): HEADS query heads, or after those key heads, of token t. With a PAGE keys go to cells of that many
     tokens to a block, and further programs take the values there; a negative slot is padding."""
+    after_previous()
     t, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     QUERY_BLOCKS: tl.constexpr = (H + HEADS - 1) // HEADS
     x_ptr, out_ptr, weight_ptr, stride, head_stride, num_heads = (

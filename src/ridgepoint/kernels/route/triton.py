@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ridgepoint.catalog.spec import RouterSpec
 from ridgepoint.kernels.route import cpu
-from ridgepoint.kernels.triton_call import on_device, wants_gradient
+from ridgepoint.kernels.triton_call import after_previous, on_device, overlapped, wants_gradient
 
 SCORES = ("softmax", "sigmoid", "softmax_topk")
 
@@ -33,7 +33,7 @@ def route(
         SIZE=size, NUM_GROUPS=router.num_groups, TOPK_GROUPS=router.topk_groups, TOP_K=top_k,
         GROUP_SLOTS=triton.next_power_of_2(router.num_groups), SIZE_SLOTS=triton.next_power_of_2(size),
         TOP_SLOTS=triton.next_power_of_2(top_k), SCORES=router.scores, TOP2_SUM=router.group_score == "top2_sum",
-        NORMALISE=router.normalise, num_warps=1 if slots <= 256 else 4,
+        NORMALISE=router.normalise, num_warps=1 if slots <= 256 else 4, **overlapped(),
     )  # fmt: skip
     return weights_TK, ids_TK
 
@@ -74,6 +74,7 @@ def _route(
     TOP2_SUM: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
     """Experts lie as [groups, experts of a group], both padded to powers of two."""
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     group, slot = tl.arange(0, GROUP_SLOTS)[:, None], tl.arange(0, SIZE_SLOTS)[None, :]
     expert_GS = group * SIZE + slot

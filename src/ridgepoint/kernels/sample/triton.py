@@ -16,6 +16,7 @@ import triton
 from ridgepoint.kernels.sample import torch_ops
 from ridgepoint.kernels.sample import triton_kernels as kernels
 from ridgepoint.kernels.sample.marks import IN_PROMPT, IS_STOP
+from ridgepoint.kernels.triton_call import overlapped
 
 if TYPE_CHECKING:
     from ridgepoint.kernels.sample import DeviceRules, DeviceShaping, Shaping
@@ -42,20 +43,20 @@ def choose_on_device(logits_RV: torch.Tensor, shaping: DeviceShaping | None) -> 
 
     best, place = of_chunks(torch.float32), of_chunks(torch.int32)
     stride = logits_RV.stride(0)
-    kernels.scan_chunks[(chunks, num_rows)](logits_RV, best, place, stride, **facts, num_warps=WARPS)
+    kernels.scan_chunks[(chunks, num_rows)](logits_RV, best, place, stride, **facts, num_warps=WARPS, **overlapped())
     if shaping is None:
-        kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1)
+        kernels.take_best[(num_rows,)](best, place, ids_R, **padded, num_warps=1, **overlapped())
         return ids_R
     mass, kept, bound, num_near = (of_chunks(d) for d in (torch.int64, torch.int64, torch.int32, torch.int32))
     num_heavy, lightest = of_chunks(torch.int32), of_chunks(torch.int32)
     near = of_chunks(torch.float32, ROOM)
     kernels.weigh_chunks[(chunks, num_rows)](
         logits_RV, best, mass, kept, near, num_near, bound, num_heavy, lightest, shaping.temperature_R, shaping.min_p_R, stride,
-        **(facts | padded), ROOM=ROOM, num_warps=WARPS,
+        **(facts | padded), ROOM=ROOM, num_warps=WARPS, **overlapped(),
     )  # fmt: skip
     kernels.draw[(num_rows,)](
         logits_RV, best, place, mass, kept, near, num_near, bound, num_heavy, lightest, shaping.temperature_R, shaping.top_k_R, shaping.top_p_R,
-        shaping.min_p_R, shaping.uniform_R, ids_R, stride, **(facts | padded), ROOM=ROOM, num_warps=DRAW_WARPS,
+        shaping.min_p_R, shaping.uniform_R, ids_R, stride, **(facts | padded), ROOM=ROOM, num_warps=DRAW_WARPS, **overlapped(),
     )  # fmt: skip
     return ids_R
 
@@ -77,7 +78,12 @@ def uniforms_on_device(seeds_R: torch.Tensor, indices_R: torch.Tensor) -> torch.
     if len(seeds_R):
         rows = 128
         kernels.uniform_numbers[(triton.cdiv(len(seeds_R), rows),)](
-            seeds_R, indices_R, uniform_R, len(seeds_R), ROWS=rows
+            seeds_R,
+            indices_R,
+            uniform_R,
+            len(seeds_R),
+            ROWS=rows,
+            **overlapped(),
         )
     return uniform_R
 
@@ -89,14 +95,16 @@ def edit_on_device(logits_RV: torch.Tensor, rules: DeviceRules) -> torch.Tensor:
         kernels.edit_chunks[(triton.cdiv(vocab, PENALTY_CHUNK), num_rows)](
             logits_RV, out_RV, rules.counts_SV, rules.addends_SV, rules.seats_R, rules.banned_R, rules.repetition_R,
             rules.presence_R, rules.frequency_R, logits_RV.stride(0), V=vocab, CHUNK=PENALTY_CHUNK, IN_PROMPT=IN_PROMPT,
-            IS_STOP=IS_STOP, num_warps=WARPS,
+            IS_STOP=IS_STOP, num_warps=WARPS, **overlapped(),
         )  # fmt: skip
     return out_RV
 
 
 def count_on_device(counts_SV: torch.Tensor, seats_R: torch.Tensor, ids_R: torch.Tensor) -> None:
     if len(ids_R):
-        kernels.count_tokens[(len(ids_R),)](counts_SV, seats_R, ids_R, V=counts_SV.shape[1], num_warps=1)
+        kernels.count_tokens[(len(ids_R),)](
+            counts_SV, seats_R, ids_R, V=counts_SV.shape[1], num_warps=1, **overlapped()
+        )
 
 
 def score_on_device(
@@ -116,12 +124,12 @@ def score_on_device(
     stride = logits_RV.stride(0)
     kernels.list_tops[(chunks, num_rows)](
         logits_RV, num_top_R, best_RC, total_RC, values_RCN, found_RCN, stride, V=vocab, CHUNK=CHUNK, CHUNKS=chunks, MOST=most,
-        num_warps=WARPS,
+        num_warps=WARPS, **overlapped(),
     )  # fmt: skip
     kernels.join_tops[(num_rows,)](
         logits_RV, ids_R, num_top_R, best_RC, total_RC, values_RCN, found_RCN, chosen_R, top_ids_RN, top_RN, stride, V=vocab,
         CHUNKS=chunks, CHUNKS_2=triton.next_power_of_2(chunks), MOST=most, MOST_2=triton.next_power_of_2(max(1, most)),
-        num_warps=4,
+        num_warps=4, **overlapped(),
     )  # fmt: skip
     return chosen_R, top_ids_RN, top_RN
 

@@ -9,6 +9,8 @@ have, so equal logits are kept or dropped together.
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.triton_call import after_previous
+
 UNIT = tl.constexpr(2.0**40)
 NEAR = tl.constexpr(2.0**-14)  # of the best probability: what is above is listed apart, and is nearly all of the mass
 STEEPEST = tl.constexpr(1e30)  # of 1 / temperature: what is colder is greedy all the same
@@ -65,6 +67,7 @@ def scan_chunks(
     logits_ptr, best_ptr, place_ptr, row_stride, V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr
 ):  # fmt: skip
     """Program (chunk, r): the best logit of the chunk and its lowest place; NaN if there is one."""
+    after_previous()
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     x = _load_chunk(logits_ptr, r, chunk, row_stride, V, CHUNK)
     best = tl.max(x, 0)
@@ -83,6 +86,7 @@ def weigh_chunks(
     """Program (chunk, r): the chunk's mass, the part of it that min-p keeps, its logits near the best, and how many tokens have
     any mass with the lowest of their keys. If those near the best are too many for the list, only those from `bound` on are in
     it."""
+    after_previous()
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if tl.load(temperature_ptr + r) == 0:
         return
@@ -128,6 +132,7 @@ def _row_best(best_ptr, place_ptr, r, CHUNKS: tl.constexpr, CHUNKS_2: tl.constex
 
 @triton.jit
 def take_best(best_ptr, place_ptr, ids_ptr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr):
+    after_previous()
     r = tl.program_id(0).to(tl.int64)
     _, token, is_finite = _row_best(best_ptr, place_ptr, r, CHUNKS, CHUNKS_2)
     tl.store(ids_ptr + r, tl.where(is_finite, token, -1).to(tl.int64))
@@ -218,6 +223,7 @@ def draw(
 ):  # fmt: skip
     """Program r: the threshold that top-k and top-p set, then the first token whose cumulative mass passes the uniform
     number's share of what is kept."""
+    after_previous()
     r = tl.program_id(0).to(tl.int64)
     best, token, is_finite = _row_best(best_ptr, place_ptr, r, CHUNKS, CHUNKS_2)
     token = tl.where(is_finite, token, -1)
@@ -301,6 +307,7 @@ def _mix(x):
 @triton.jit
 def uniform_numbers(seeds_ptr, indices_ptr, uniform_ptr, num_rows, ROWS: tl.constexpr):
     """As `random.uniforms`, bit for bit; the seeds' 64 bits come as int64."""
+    after_previous()
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = r < num_rows
     weyl = tl.full((ROWS,), 0x9E3779B97F4A7C15, tl.uint64)
@@ -317,6 +324,7 @@ def edit_chunks(
 ):  # fmt: skip
     """Program (chunk, r): the row with the rules of its seat; a negative seat has none. First penalties, then the addends, then
     the ban of stop tokens."""
+    after_previous()
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = tl.load(logits_ptr + r * row_stride + at, mask=at < V, other=0)
@@ -339,6 +347,7 @@ def edit_chunks(
 @triton.jit
 def count_tokens(counts_ptr, seats_ptr, ids_ptr, V: tl.constexpr):
     """Program r adds its row's chosen token to the counts of its seat. A seat belongs to one row of a step."""
+    after_previous()
     r = tl.program_id(0)
     seat, token = tl.load(seats_ptr + r).to(tl.int64), tl.load(ids_ptr + r)
     if (seat >= 0) & (token >= 0):
@@ -353,6 +362,7 @@ def list_tops(
 ):  # fmt: skip
     """Program (chunk, r): the chunk's best logit, its exponentials' sum beside that, and its `num_top` best, found one after the
     other; equals by id. A negative `num_top` wants nothing."""
+    after_previous()
     chunk, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     num_top = tl.load(num_top_ptr + r)
     if num_top >= 0:
@@ -378,6 +388,7 @@ def join_tops(
     V: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_2: tl.constexpr, MOST: tl.constexpr, MOST_2: tl.constexpr,
 ):  # fmt: skip
     """Program r: the log-probability of its token, and the best of the chunks' lists."""
+    after_previous()
     r = tl.program_id(0).to(tl.int64)
     num_top = tl.load(num_top_ptr + r)
     if num_top >= 0:
