@@ -26,8 +26,8 @@ from ridgepoint.catalog.spec import (
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.linear import linear_f32, linear_f32_into
 from ridgepoint.kernels.scale import scale
-from ridgepoint.nn.attention import GqaAttention, MlaAttention, Tables
-from ridgepoint.nn.context import AttentionContext
+from ridgepoint.nn.attention import GqaAttention, MlaAttention
+from ridgepoint.nn.context import AttentionContext, Tables
 from ridgepoint.nn.ffn import DenseFfn, MoeFfn
 from ridgepoint.nn.linear import Embedding, Linear
 from ridgepoint.nn.norm import Norm
