@@ -33,6 +33,8 @@ from ridgepoint.nn.linear import Embedding, Linear
 from ridgepoint.nn.norm import Norm
 from ridgepoint.nn.rope import Rotary
 
+ENDS_BRANCH = (".o.weight", ".down.weight", ".w_down_EDF")  # parameters whose products join the residual stream
+
 
 class Decoder(nn.Module):
     """`dtype` is what weights are kept in (routers: float32), `compute_dtype` what activations are (default: `dtype`).
@@ -120,8 +122,7 @@ class Decoder(nn.Module):
             elif leaf.startswith(("bias", "sinks")):
                 parameter.zero_()
             else:
-                ends_branch = name.endswith((".o.weight", ".down.weight", ".w_down_EDF"))
-                parameter.normal_(0.0, std * (depth if ends_branch else 1.0), generator=generator)
+                parameter.normal_(0.0, std * (depth if name.endswith(ENDS_BRANCH) else 1.0), generator=generator)
         for _, moe in self.moe_layers():
             if moe.router.correction_E is not None:
                 moe.router.correction_E.zero_()
