@@ -11,16 +11,13 @@ from rich.text import Text
 from ridgepoint.units import seconds, si, usd
 
 
+def titled_table(title: str) -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="bold")
+
+
 def why(report: dict[str, Any]) -> Group:
     explain = report["explain"]
-    terms = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title="a decode step, term by term",
-        title_justify="left",
-        title_style="bold",
-    )
+    terms = titled_table("a decode step, term by term")
     terms.add_column("term")
     terms.add_column("seconds", justify="right")
     terms.add_column("share", justify="right")
@@ -28,14 +25,7 @@ def why(report: dict[str, Any]) -> Group:
     for name, spent in sorted(explain["term_s"].items(), key=lambda pair: -pair[1]):
         if spent > 0:
             terms.add_row(name, seconds(spent), f"{spent / total:.1%}")
-    curve = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title="which roof binds at each batch (decode, this layout)",
-        title_justify="left",
-        title_style="bold",
-    )
+    curve = titled_table("which roof binds at each batch (decode, this layout)")
     for name in ("batch", "step", "binds", "USD/Mtok out", "compute", "weights", "kv", "links", "overhead", ""):
         curve.add_column(name, justify="right")
     for point in explain["curve"][::2]:
