@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import dispatch
-from ridgepoint.kernels.dispatch import explain, explain_ops, forced, implementation, triton_installed
+from ridgepoint.kernels.dispatch import explain, explain_ops, forced, implementation, substituted, triton_installed
 
 HERE = torch.empty(0)
 
@@ -22,6 +25,15 @@ def test_a_forced_path_ends_with_its_block() -> None:
     with forced("reference"):
         assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.reference"
         assert explain("norm", "cpu") == "norm: reference (forced)"
+    assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.cpu"
+
+
+def test_a_substitute_serves_its_block_and_thread_alone() -> None:
+    mine = SimpleNamespace()
+    with substituted({"norm": mine}), ThreadPoolExecutor(1) as pool:
+        assert implementation("norm", HERE) is mine
+        assert implementation("glu", HERE).__name__ == "ridgepoint.kernels.glu.cpu"
+        assert pool.submit(implementation, "norm", HERE).result().__name__ == "ridgepoint.kernels.norm.cpu"
     assert implementation("norm", HERE).__name__ == "ridgepoint.kernels.norm.cpu"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ridgepoint.catalog.spec import LongRopeScaling, RopeSpec, RouterSpec, YarnScaling
-from ridgepoint.nn.context import CausalContext
+from ridgepoint.nn.context import CausalContext, GqaInputs
 from ridgepoint.nn.ffn import Router
 from ridgepoint.nn.linear import Linear, replace_weight
 from ridgepoint.nn.rope import Rotary, frequencies
@@ -124,9 +125,21 @@ def test_causal_attention_sees_only_its_own_past(window: int | None, sinks: bool
     ctx, g = CausalContext(2, 6), torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(12, heads, 8, generator=g) for heads in (4, 2, 2))
     sink = torch.randn(4, generator=g) if sinks else None
-    before = ctx.gqa(0, q, k, v, spec, window, sink)
+    inputs = GqaInputs(
+        layer=0,
+        mixer=spec,
+        window=window,
+        q_THP=q,
+        k_TGP=k,
+        v_TGV=v,
+        norms=None,
+        eps=1e-5,
+        tables=None,
+        sinks_H=sink,
+    )
+    before = ctx.gqa(inputs)
     v2 = v.clone()
     v2[1] += 1.0  # the second token of the first sequence
-    moved = (ctx.gqa(0, q, k, v2, spec, window, sink) - before).abs().amax((1, 2)) > 0
+    moved = (ctx.gqa(replace(inputs, v_TGV=v2)) - before).abs().amax((1, 2)) > 0
     last = 6 if window is None else min(6, 1 + window)
     assert moved.nonzero()[:, 0].tolist() == list(range(1, last))

@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.models.checkpoint import load
+from ridgepoint.models.decoder import Decoder
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.train.export import export, quantise_rows
-from ridgepoint.train.network import Network, initial_biases, initial_parameters
+from ridgepoint.train.family import spec_of
+from ridgepoint.train.ops import TrainingOps
 from ridgepoint.train.plain import write_plain
-from ridgepoint.train.pointwise import Pointwise
 from ridgepoint.train.vocabulary import train_tokenizer
+from ridgepoint.train.weights import correction_biases, initial_masters
 
 # float32 everywhere, sums in another order: relative to the range of the logits
 LOGIT_TOLERANCE_FRAC = 1e-4
@@ -26,21 +28,21 @@ MODEL = tiny().model
 TOKENIZER = train_tokenizer(["def f(self):\n    return self.value\n" * 5], 300)
 
 
-def _weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    params, biases = initial_parameters(MODEL, 300, 7), initial_biases(MODEL)
+def _decoder() -> Decoder:
+    decoder = initial_masters(spec_of(MODEL, 300), 7)
     draw = torch.Generator().manual_seed(8)
-    for name, tensor in params.items():
-        if "norm" in name:
-            tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
-    for tensor in biases.values():
-        tensor += 0.2 * torch.randn(tensor.shape, generator=draw)
-    return params, biases
-
-
-def _logits(params: dict[str, torch.Tensor], biases: dict[str, torch.Tensor], ids_BS: torch.Tensor) -> torch.Tensor:
-    network = Network(MODEL, Pointwise(compiled=False))
     with torch.no_grad():
-        return network.hidden(ids_BS, params, biases, {}) @ network.head(params).t()
+        for name, tensor in decoder.named_parameters():
+            if "norm" in name:
+                tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
+        for tensor in correction_biases(decoder).values():
+            tensor += 0.2 * torch.randn(tensor.shape, generator=draw)
+    return decoder
+
+
+def _logits(decoder: Decoder, ids_BS: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return decoder.logits(TrainingOps(compiled=False).hidden(decoder, ids_BS))
 
 
 def _close(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -50,10 +52,10 @@ def _close(got: torch.Tensor, want: torch.Tensor) -> None:
 
 def test_transformers_and_the_decoder_agree_with_training(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    params, biases = _weights()
-    export(tmp_path, model=MODEL, params=params, biases=biases, tokenizer=TOKENIZER, storage="float32", card="# tiny\n")
+    trained = _decoder()
+    export(tmp_path, model=MODEL, decoder=trained, tokenizer=TOKENIZER, storage="float32", card="# tiny\n")
     ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(9))
-    want = _logits(params, biases, ids)
+    want = _logits(trained, ids)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, output_loading_info=True
     )
@@ -73,11 +75,9 @@ def test_transformers_and_the_decoder_agree_with_training(tmp_path: Path) -> Non
 
 
 def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
-    params, biases = _weights()
+    trained = _decoder()
     for storage, name in (("float32", "plain"), ("int8", "small")):
-        export(
-            tmp_path / name, model=MODEL, params=params, biases=biases, tokenizer=TOKENIZER, storage=storage, card=""
-        )  # type: ignore[arg-type]
+        export(tmp_path / name, model=MODEL, decoder=trained, tokenizer=TOKENIZER, storage=storage, card="")  # type: ignore[arg-type]
     plain, small = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "small"))
     scales = {name for name in small if name.endswith("_scale")}
     assert {f"{name}_scale" for name in plain if name.endswith("_proj.weight") or name == "lm_head.weight"} == scales
@@ -90,14 +90,14 @@ def test_int8_is_the_weights_rounded_by_row(tmp_path: Path) -> None:
     ids = torch.randint(0, 300, (1, 40), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         got = load(tmp_path / "small", torch.float32)(ids.flatten(), CausalContext(1, 40)).log_softmax(-1)
-    want = _logits(params, biases, ids).log_softmax(-1)
+    want = _logits(trained, ids).log_softmax(-1)
     assert float((want.exp() * (want - got)).sum(-1).mean()) < 0.01  # nats of KL; routing may flip near ties
 
 
 def test_a_plain_copy_of_int8_reads_the_same(tmp_path: Path) -> None:
-    params, biases = _weights()
+    trained = _decoder()
     small, plain = tmp_path / "small", tmp_path / "plain"
-    export(small, model=MODEL, params=params, biases=biases, tokenizer=TOKENIZER, storage="int8", card="# tiny\n")
+    export(small, model=MODEL, decoder=trained, tokenizer=TOKENIZER, storage="int8", card="# tiny\n")
     write_plain(small, plain)
     one, two = (load(folder, torch.bfloat16).state_dict() for folder in (small, plain))
     assert one.keys() == two.keys()

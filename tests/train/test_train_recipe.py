@@ -12,10 +12,11 @@ import torch
 from tiny_recipe import TINY, tiny
 
 from ridgepoint.errors import ConfigError
+from ridgepoint.train.family import spec_of
 from ridgepoint.train.flops import parameter_counts
-from ridgepoint.train.network import initial_parameters
 from ridgepoint.train.optimizer import balance, learning_rate, make_adamw
 from ridgepoint.train.recipe import load_recipe, parse_recipe
+from ridgepoint.train.weights import initial_masters
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -65,8 +66,8 @@ def test_the_shipped_pair_differs_in_sparsity_alone() -> None:
 
 def test_counts_are_those_of_the_tensors() -> None:
     recipe = tiny()
-    params = initial_parameters(recipe.model, recipe.tokenizer.vocab_size, 0)
-    total = sum(tensor.numel() for name, tensor in params.items() if tensor.ndim >= 2)
+    masters = initial_masters(spec_of(recipe.model, recipe.tokenizer.vocab_size), 0)
+    total = sum(tensor.numel() for tensor in masters.parameters() if tensor.ndim >= 2)
     assert parameter_counts(recipe)[0] == total
 
 
@@ -81,9 +82,9 @@ def test_the_schedule_warms_up_and_ends_where_it_says() -> None:
 
 def test_norm_scales_are_not_decayed() -> None:
     recipe = tiny()
-    params = initial_parameters(recipe.model, 300, 0)
-    plain = make_adamw(params, recipe.optimizer).param_groups[1]
-    norms = {id(tensor) for name, tensor in params.items() if "norm" in name}
+    masters = initial_masters(spec_of(recipe.model, 300), 0)
+    plain = make_adamw(list(masters.parameters()), recipe.optimizer).param_groups[1]
+    norms = {id(tensor) for name, tensor in masters.named_parameters() if "norm" in name}
     assert plain["weight_decay"] == 0.0
     assert {id(tensor) for tensor in plain["params"]} == norms
 

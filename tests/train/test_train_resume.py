@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_recipe import tiny, write_library
 
 from ridgepoint.errors import TrainingError
@@ -85,6 +87,49 @@ def test_a_folder_belongs_to_one_recipe_and_one_corpus(tmp_path: Path, library: 
     (library / "abc.py").write_text("# another\n")
     with pytest.raises(TrainingError, match="corpus_sha256"):
         run(tiny(), tmp_path / "run", root=library)
+
+
+def _former_name(name: str) -> str:
+    """As checkpoints called the tensors of `tiny` when training had names of its own."""
+    leaves = {
+        "embed.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+        "mixer_norm.weight": "input_layernorm.weight",
+        "mixer.qkv.weight": "self_attn.qkv_proj.weight",
+        "mixer.q_norm.weight": "self_attn.q_norm.weight",
+        "mixer.k_norm.weight": "self_attn.k_norm.weight",
+        "mixer.o.weight": "self_attn.o_proj.weight",
+        "ffn_norm.weight": "post_attention_layernorm.weight",
+        "ffn.gate_up.weight": "mlp.gate_up_proj.weight",
+        "ffn.down.weight": "mlp.down_proj.weight",
+        "ffn.router.weight": "mlp.gate.weight",
+        "ffn.router.correction_E": "mlp.gate.e_score_correction_bias",
+        "ffn.experts.w_gate_up_E2FD": "mlp.experts.gate_up_proj",
+        "ffn.experts.w_down_EDF": "mlp.experts.down_proj",
+        "ffn.shared.ffn.gate_up.weight": "mlp.shared_experts.gate_up_proj.weight",
+        "ffn.shared.ffn.down.weight": "mlp.shared_experts.down_proj.weight",
+    }
+    match = re.fullmatch(r"(master\.|bias\.|adamw\.\w+\.)(layers\.\d+\.)?(.+)", name)
+    assert match is not None
+    group, layer, leaf = match.groups()
+    return group + (f"model.{layer}" if layer else "") + leaves[leaf]
+
+
+def test_a_checkpoint_with_former_names_goes_on(tmp_path: Path, library: Path) -> None:
+    for name in ("run", "former"):
+        run(tiny(), tmp_path / name, root=library, stop_after=3)
+    (path,) = checkpoint_paths(tmp_path / "former")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    renamed = {name if name == "rng" else _former_name(name): tensor for name, tensor in tensors.items()}
+    assert len(renamed) == len(tensors)
+    assert "master.model.layers.1.mlp.experts.gate_up_proj" in renamed
+    save_file(renamed, path, metadata)
+    for name in ("run", "former"):
+        run(tiny(), tmp_path / name, root=library)
+    assert _bytes(tmp_path / "run") == _bytes(tmp_path / "former")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,23 @@
-"""How `chat` and `complete` find who answers: --url for a running server, else an engine of their own."""
+"""How `chat` and `complete` find who answers: --url for a running server, else an engine of their own, and the options both
+have for the latter."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ridgepoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from ridgepoint.server.backends import Backend
+
+WeightFormat = Annotated[str | None, typer.Option(help="How weights are kept, int8 or int4-32 say; none: as stored.")]
+WeightCache = Annotated[
+    str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
+]
+Verbose = Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")]
 
 
 def find_backend(

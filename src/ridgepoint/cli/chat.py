@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ridgepoint.cli.backend import Verbose, WeightCache, WeightFormat, find_backend
+
 if TYPE_CHECKING:
     from ridgepoint.server.backends import Backend
 
@@ -40,16 +42,10 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
-    weight_format: Annotated[
-        str | None, typer.Option(help="How weights are kept, int8 or int4-32 say; none: as stored.")
-    ] = None,
-    weight_cache: Annotated[
-        str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
-    ] = None,
-    verbose: Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")] = False,
+    weight_format: WeightFormat = None,
+    weight_cache: WeightCache = None,
+    verbose: Verbose = False,
 ) -> None:
-    from ridgepoint.cli.backend import find_backend
-
     talk = _Talk(
         backend=find_backend(
             model, url, api_key, weight_format=weight_format, weight_cache=weight_cache, verbose=verbose

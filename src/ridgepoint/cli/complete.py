@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ridgepoint.cli.backend import Verbose, WeightCache, WeightFormat, find_backend
+
 if TYPE_CHECKING:
     from ridgepoint.server.backends import Backend
     from ridgepoint.server.schema import CompletionRequest
@@ -36,18 +38,13 @@ def complete(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; repeat for more.")] = None,
     echo: Annotated[bool, typer.Option(help="Print the prompt first.")] = False,
-    weight_format: Annotated[
-        str | None, typer.Option(help="How weights are kept, int8 or int4-32 say; none: as stored.")
-    ] = None,
-    weight_cache: Annotated[
-        str | None, typer.Option(help="Folder for packed weights between starts, or off; none: the user's cache.")
-    ] = None,
-    verbose: Annotated[bool, typer.Option(help="Tell what the engine chose and why, on stderr.")] = False,
+    weight_format: WeightFormat = None,
+    weight_cache: WeightCache = None,
+    verbose: Verbose = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end (schema ridgepoint.complete/1).")
     ] = False,
 ) -> None:
-    from ridgepoint.cli.backend import find_backend
     from ridgepoint.errors import ConfigError
     from ridgepoint.server.body import parse
     from ridgepoint.server.schema import CompletionRequest

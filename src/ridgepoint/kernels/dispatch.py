@@ -1,4 +1,5 @@
-"""Which implementation of an op runs, and why. Decides by device and by what is forced; knows no op by name.
+"""Which implementation of an op runs, and why. Decides by device, by what is forced and by what a caller puts in an op's
+place; knows no op by name.
 
 An op's folder holds `reference.py` and one module per path. A path that is asked for and absent is an error, never a
 silent fallback: only the order below is fallen through, and `explain` prints what was taken and the reason.
@@ -9,10 +10,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 import torch
 
@@ -25,10 +28,16 @@ PATHS = ("reference", "cpu", "triton")
 
 _forced: str | None = os.environ.get("RIDGEPOINT_KERNELS") or None
 _chosen: dict[tuple[str, str], ModuleType] = {}
+_substitutes: ContextVar[Mapping[str, Any]] = ContextVar("substitutes", default=MappingProxyType({}))
 
 
-def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
-    """The module that computes `op` for tensors living where `tensor` lives."""
+def implementation(op: str, tensor: torch.Tensor) -> Any:
+    """What computes `op` for tensors living where `tensor` lives: a module, or a substitute with its functions."""
+    substitute = _substitutes.get().get(op)
+    return _module(op, tensor) if substitute is None else substitute
+
+
+def _module(op: str, tensor: torch.Tensor) -> ModuleType:
     key = (op, tensor.device.type)
     module = _chosen.get(key)
     if module is None:
@@ -45,7 +54,7 @@ def explain(op: str, device_type: str) -> str:
 def reads_on_host(op: str, tensor: torch.Tensor) -> bool:
     """Whether the path reads numbers of the step on the host (its module says `READS_ON_HOST`, and every reference does),
     which makes the host wait for an accelerator and cannot be captured. Asked of activations and weights of `tensor`'s type."""
-    module = leaves(op, tensor) or implementation(op, tensor)
+    module = leaves(op, tensor) or _module(op, tensor)
     return module.__name__.endswith(".reference") or getattr(module, "READS_ON_HOST", False)
 
 
@@ -53,7 +62,7 @@ def leaves(op: str, tensor: torch.Tensor) -> ModuleType | None:
     """The module to which the path hands tensors of this type: `OTHER_TYPES` of one that serves bf16 alone."""
     if tensor.dtype == torch.bfloat16:
         return None
-    return getattr(implementation(op, tensor), "OTHER_TYPES", None)
+    return getattr(_module(op, tensor), "OTHER_TYPES", None)
 
 
 def ops() -> list[str]:
@@ -108,6 +117,17 @@ def forced(path: str | None) -> Iterator[None]:
     finally:
         _forced = before
         _chosen.clear()
+
+
+@contextmanager
+def substituted(implementations: Mapping[str, Any]) -> Iterator[None]:
+    """Compute the named ops by these objects inside the block, in this thread alone. Each has the functions of its op's
+    modules. For a caller that knows more of its tensors than an op may: that all of a training step's want gradients."""
+    before = _substitutes.set(implementations)
+    try:
+        yield
+    finally:
+        _substitutes.reset(before)
 
 
 def _is_there(module: str) -> bool:

@@ -26,12 +26,14 @@ from ridgepoint.catalog.spec import (
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.linear import linear_f32, linear_f32_into
 from ridgepoint.kernels.scale import scale
-from ridgepoint.nn.attention import GqaAttention, MlaAttention, Tables
-from ridgepoint.nn.context import AttentionContext
+from ridgepoint.nn.attention import GqaAttention, MlaAttention
+from ridgepoint.nn.context import AttentionContext, Tables
 from ridgepoint.nn.ffn import DenseFfn, MoeFfn
 from ridgepoint.nn.linear import Embedding, Linear
 from ridgepoint.nn.norm import Norm
 from ridgepoint.nn.rope import Rotary
+
+ENDS_BRANCH = (".o.weight", ".down.weight", ".w_down_EDF")  # parameters whose products join the residual stream
 
 
 class Decoder(nn.Module):
@@ -120,8 +122,7 @@ class Decoder(nn.Module):
             elif leaf.startswith(("bias", "sinks")):
                 parameter.zero_()
             else:
-                ends_branch = name.endswith((".o.weight", ".down.weight", ".w_down_EDF"))
-                parameter.normal_(0.0, std * (depth if ends_branch else 1.0), generator=generator)
+                parameter.normal_(0.0, std * (depth if name.endswith(ENDS_BRANCH) else 1.0), generator=generator)
         for _, moe in self.moe_layers():
             if moe.router.correction_E is not None:
                 moe.router.correction_E.zero_()

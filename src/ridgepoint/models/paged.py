@@ -12,6 +12,7 @@ import torch
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec
 from ridgepoint.kernels import mla_attention, paged_attention
+from ridgepoint.nn.context import GqaInputs, MlaInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,47 +108,21 @@ class PagedContext:
             inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
         )
 
-    def rotate_and_store(
-        self,
-        layer: int,
-        q_THP: torch.Tensor,
-        k_TGP: torch.Tensor,
-        v_TGV: torch.Tensor,
-        norms: tuple[torch.Tensor | None, torch.Tensor | None],
-        eps: float,
-        tables: tuple[torch.Tensor, torch.Tensor],
-        interleaved: bool,
-    ) -> torch.Tensor | None:
-        kv = self._cache.layers[layer]
-        return paged_attention.rotate_and_write(kv, q_THP, k_TGP, v_TGV, norms, eps, tables, interleaved, self._slots_T)
+    def gqa(self, x: GqaInputs) -> torch.Tensor:
+        kv = self._cache.layers[x.layer]
+        q_THP = None
+        if x.tables is not None:
+            q_THP = paged_attention.rotate_and_write(
+                kv, x.q_THP, x.k_TGP, x.v_TGV, x.norms or (None, None), x.eps, x.tables, x.interleaved, self._slots_T
+            )
+        if q_THP is None:
+            q_THP, k_TGP = x.normed_and_rotated()
+            paged_attention.write(kv, k_TGP, x.v_TGV, self._slots_T)
+        return paged_attention.attend(q_THP, kv, self.plan, x.mixer.scale, x.window, x.sinks_H)
 
-    def gqa(
-        self,
-        layer: int,
-        q_THP: torch.Tensor,
-        k_TGP: torch.Tensor | None,
-        v_TGV: torch.Tensor | None,
-        mixer: GqaSpec,
-        window: int | None,
-        sinks_H: torch.Tensor | None,
-    ) -> torch.Tensor:
-        kv = self._cache.layers[layer]
-        if k_TGP is not None and v_TGV is not None:
-            paged_attention.write(kv, k_TGP, v_TGV, self._slots_T)
-        return paged_attention.attend(q_THP, kv, self.plan, mixer.scale, window, sinks_H)
-
-    def mla(
-        self,
-        layer: int,
-        q_nope_THN: torch.Tensor,
-        q_rope_THR: torch.Tensor,
-        latent_TC: torch.Tensor,
-        rope_key_TR: torch.Tensor,
-        w_uk_HNC: torch.Tensor,
-        w_uv_HVC: torch.Tensor,
-        mixer: MlaSpec,
-        window: int | None,
-    ) -> torch.Tensor:
-        kv = self._cache.layers[layer]
-        mla_attention.write(kv, latent_TC, rope_key_TR, self._slots_T)
-        return mla_attention.attend(q_nope_THN, q_rope_THR, kv, w_uk_HNC, w_uv_HVC, self.plan, mixer.scale, window)
+    def mla(self, x: MlaInputs) -> torch.Tensor:
+        kv = self._cache.layers[x.layer]
+        mla_attention.write(kv, x.latent_TC, x.rope_key_TR, self._slots_T)
+        return mla_attention.attend(
+            x.q_nope_THN, x.q_rope_THR, kv, x.w_uk_HNC, x.w_uv_HVC, self.plan, x.mixer.scale, x.window
+        )

@@ -7,13 +7,10 @@ from torch import nn
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, NormSpec
 from ridgepoint.kernels.clip import clip
-from ridgepoint.kernels.norm import rms_norm
-from ridgepoint.kernels.rope import norm_rope, rope
-from ridgepoint.nn.context import AttentionContext
+from ridgepoint.kernels.rope import rope
+from ridgepoint.nn.context import AttentionContext, GqaInputs, MlaInputs, Tables
 from ridgepoint.nn.linear import Linear, parameter
 from ridgepoint.nn.norm import Norm
-
-Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 class GqaAttention(nn.Module):
@@ -45,21 +42,23 @@ class GqaAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if spec.qkv_clip is not None:
             q, k, v = clip(q, spec.qkv_clip), clip(k, spec.qkv_clip), clip(v, spec.qkv_clip)
-        q_THP, k_TGP = q.unflatten(-1, (spec.num_heads, -1)), k.unflatten(-1, (spec.num_kv_heads, -1))
-        v_TGV = v.unflatten(-1, (spec.num_kv_heads, -1))
-        norms = (self.q_norm, self.k_norm) if spec.qk_norm == "per_head" else (None, None)
-        q_weight, k_weight = (None if norm is None else norm.weight for norm in norms)
-        if spec.rope is not None and tables is not None:
-            rotated_THP = ctx.rotate_and_store(
-                layer, q_THP, k_TGP, v_TGV, (q_weight, k_weight), self._eps, tables, spec.rope.interleaved
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "per_head":
+            norms = self.q_norm.weight, self.k_norm.weight
+        o_THV = ctx.gqa(
+            GqaInputs(
+                layer=layer,
+                mixer=spec,
+                window=window,
+                q_THP=q.unflatten(-1, (spec.num_heads, -1)),
+                k_TGP=k.unflatten(-1, (spec.num_kv_heads, -1)),
+                v_TGV=v.unflatten(-1, (spec.num_kv_heads, -1)),
+                norms=norms,
+                eps=self._eps,
+                tables=tables,
+                sinks_H=self.sinks_H,
             )
-            if rotated_THP is not None:
-                o_THV = ctx.gqa(layer, rotated_THP, None, None, spec, window, self.sinks_H)
-                return self.o(o_THV.flatten(1))
-            q_THP, k_TGP = norm_rope(q_THP, k_TGP, q_weight, k_weight, self._eps, *tables, spec.rope.interleaved)
-        elif q_weight is not None and k_weight is not None:
-            q_THP, k_TGP = rms_norm(q_THP, q_weight, self._eps), rms_norm(k_TGP, k_weight, self._eps)
-        o_THV = ctx.gqa(layer, q_THP, k_TGP, v_TGV, spec, window, self.sinks_H)
+        )
         return self.o(o_THV.flatten(1))
 
 
@@ -92,10 +91,17 @@ class MlaAttention(nn.Module):
         q_THP = self.q_b(low).unflatten(-1, (spec.num_heads, -1))
         q_nope_THN, q_rope_THR = q_THP.split((spec.nope_dim, spec.rope_dim), dim=-1)
         latent_TC, rope_key_TR = self.kv_a(x_TD).split((spec.kv_rank, spec.rope_dim), dim=-1)
-        latent_TC = self.kv_a_norm(latent_TC)
-        q_rope_THR = rope(q_rope_THR, *tables, spec.rope.interleaved)
-        rope_key_TR = rope(rope_key_TR[:, None], *tables, spec.rope.interleaved)[:, 0]
         o_THV = ctx.mla(
-            layer, q_nope_THN, q_rope_THR, latent_TC, rope_key_TR, self.w_uk_HNC, self.w_uv_HVC, spec, window
+            MlaInputs(
+                layer=layer,
+                mixer=spec,
+                window=window,
+                q_nope_THN=q_nope_THN,
+                q_rope_THR=rope(q_rope_THR, *tables, spec.rope.interleaved),
+                latent_TC=self.kv_a_norm(latent_TC),
+                rope_key_TR=rope(rope_key_TR[:, None], *tables, spec.rope.interleaved)[:, 0],
+                w_uk_HNC=self.w_uk_HNC,
+                w_uv_HVC=self.w_uv_HVC,
+            )
         )
         return self.o(o_THV.flatten(1))

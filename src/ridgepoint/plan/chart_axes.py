@@ -53,6 +53,13 @@ def log_axis(title: str, values: Any, unit: str = "", **more: Any) -> dict[str, 
     }
 
 
+def vertical_line(x: float, colour: str, dash: str) -> dict[str, Any]:
+    """A shape from the bottom of the frame to its top."""
+    return {
+        "type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": colour, "width": 1.5, "dash": dash},
+    }  # fmt: skip
+
+
 def _short(value: float, unit: str) -> str:
     for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ridgepoint.plan.chart_axes import Chart, chart_layout, log_axis
+from ridgepoint.plan.chart_axes import Chart, chart_layout, log_axis, vertical_line
 from ridgepoint.plan.choose import keeps
 from ridgepoint.plan.points import Points, pareto
 from ridgepoint.plan.search import Plan
@@ -78,17 +78,7 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
     if goal.tpot_s is not None:
         at = goal.tpot_s * 1e3
         xs.append(at)
-        shapes.append(
-            {
-                "type": "line",
-                "x0": at,
-                "x1": at,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": "var:soft", "width": 1.5, "dash": "dot"},
-            }
-        )
+        shapes.append(vertical_line(at, "var:soft", "dot"))
         notes.append(
             {
                 "x": float(np.log10(at)),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ridgepoint.plan.chart_axes import Chart, chart_layout, log_axis
+from ridgepoint.plan.chart_axes import Chart, chart_layout, log_axis, vertical_line
 from ridgepoint.plan.chart_clouds import frontier_chart, pool_ratio_chart
 from ridgepoint.plan.search import Plan
 
@@ -57,17 +57,7 @@ def _cost_against_batch(report: dict[str, Any]) -> Chart:
         marks.append(("ridge B*", explain["ridge_batch"], "var:compute", "dash", 18))
     full = next((point["batch"] for point in curve if not point["fits"]), None)
     for text, at, colour, dash, lift in marks:
-        shapes.append(
-            {
-                "type": "line",
-                "x0": at,
-                "x1": at,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": colour, "width": 1.5, "dash": dash},
-            }
-        )
+        shapes.append(vertical_line(at, colour, dash))
         right = np.log10(at) < 0.8 * np.log10(max(batch))
         notes.append({"x": float(np.log10(at)), "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": lift, "text": f"{text}: {at:,.0f}", "showarrow": False,
                       "xanchor": "left" if right else "right", "xshift": -3 if right else 3, "font": {"color": colour}})  # fmt: skip

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ridgepoint.cost.queueing import worst_wait_s
-from ridgepoint.plan.render_wide import EXPLAIN_WIDTH, why, wide_lines
+from ridgepoint.plan.render_wide import EXPLAIN_WIDTH, titled_table, why, wide_lines
 from ridgepoint.units import seconds, si, usd
 
 _ROWS = (
@@ -280,14 +280,7 @@ def _long(value_s: Any) -> str:
 def _frontier(report: dict[str, Any]) -> Table:
     rows = report["frontier"]
     title = "frontier" if report["feasible"] else "cost-latency frontier (none keeps every limit)"
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title=f"{title}: {len(rows)} deployments",
-        title_justify="left",
-        title_style="bold",
-    )
+    table = titled_table(f"{title}: {len(rows)} deployments")
     for name in ("TPOT", "TTFT", "USD/Mtok", "chips", "power", "deployment"):
         table.add_column(name, justify="left" if name == "deployment" else "right", no_wrap=name != "deployment")
     shown = rows if len(rows) <= 12 else [rows[round(i * (len(rows) - 1) / 11)] for i in range(12)]

@@ -13,17 +13,14 @@ from ridgepoint.units import seconds, si, usd
 EXPLAIN_WIDTH = 96  # columns that the table of roofs fills
 
 
+def titled_table(title: str) -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="bold")
+
+
 def why(report: dict[str, Any], *, narrow: bool) -> Group:
     """`narrow` says the same in 80 columns."""
     explain = report["explain"]
-    terms = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title="a decode step, term by term",
-        title_justify="left",
-        title_style="bold",
-    )
+    terms = titled_table("a decode step, term by term")
     terms.add_column("term")
     terms.add_column("seconds", justify="right")
     terms.add_column("share", justify="right")
@@ -31,15 +28,9 @@ def why(report: dict[str, Any], *, narrow: bool) -> Group:
     for name, spent in sorted(explain["term_s"].items(), key=lambda pair: -pair[1]):
         if spent > 0:
             terms.add_row(name, seconds(spent), f"{spent / total:.1%}")
-    curve = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        padding=(0, 1, 0, 0) if narrow else (0, 1),
-        title="which roof binds at each batch (decode, this layout)",
-        title_justify="left",
-        title_style="bold",
-    )
+    curve = titled_table("which roof binds at each batch (decode, this layout)")
+    if narrow:
+        curve.padding = (0, 1, 0, 0)
     for name in ("batch", "step", "binds", "USD/Mtok out", "compute", "weights", "kv", "links", "overhead", ""):
         curve.add_column(name, justify="right", no_wrap=not name.startswith("USD"))
     for point in explain["curve"][::2]:

@@ -54,18 +54,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         add_special_tokens=bool(request.add_special_tokens),
     )
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
-    salt = tenant_salt(key, request.cache_salt)
-    wanted = [
-        Wanted(
-            prompt_ids=prompt.ids,
-            params=sampling.of_choice(index),
-            stops=sampling.stops,
-            include_stop=sampling.include_stop,
-            skip_special=sampling.skip_special,
-            salt=salt,
-        )
-        for index in range(num_choices)
-    ]
+    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt))
     return ChatJob(service, request, wanted, arrived_s)
 
 

@@ -50,17 +50,7 @@ async def start_completion(service: Service, request: CompletionRequest, key: st
         )
         prompts.append(prompt)
         sampling = completion_sampling(request, len(prompt.ids), capacity, limits, rank=per_prompt > num_shown)
-        wanted += [
-            Wanted(
-                prompt_ids=prompt.ids,
-                params=sampling.of_choice(index),
-                stops=sampling.stops,
-                include_stop=sampling.include_stop,
-                skip_special=sampling.skip_special,
-                salt=salt,
-            )
-            for index in range(per_prompt)
-        ]
+        wanted += sampling.choices(prompt.ids, per_prompt, salt)
     return CompletionJob(service, request, prompts, wanted, arrived_s)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.config import Limits
+from ridgepoint.server.generate import Wanted
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, GenerationFields
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
@@ -28,14 +29,28 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """`params` of choice 0; `of_choice` gives those of its siblings, which differ in their seed alone."""
+    """`params` are those of choice 0; its siblings differ in their seed alone."""
 
     params: SamplingParams
     stops: tuple[str, ...]
     include_stop: bool
     skip_special: bool
 
-    def of_choice(self, index: int) -> SamplingParams:
+    def choices(self, prompt_ids: Sequence[int], count: int, salt: bytes) -> list[Wanted]:
+        """That many sequences for one prompt."""
+        return [
+            Wanted(
+                prompt_ids=prompt_ids,
+                params=self._of_choice(index),
+                stops=self.stops,
+                include_stop=self.include_stop,
+                skip_special=self.skip_special,
+                salt=salt,
+            )
+            for index in range(count)
+        ]
+
+    def _of_choice(self, index: int) -> SamplingParams:
         seed = self.params.seed
         return self.params if seed is None else replace(self.params, seed=(seed + index) & _SEED_MASK)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.train.export import Storage
+from ridgepoint.train.family import Storage
 from ridgepoint.train.flops import parameter_counts
 from ridgepoint.train.recipe import Recipe
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ridgepoint.errors import TrainingError
+from ridgepoint.models.decoder import Decoder
+from ridgepoint.train.weights import correction_biases
+
+# Tensors were once named as in published checkpoints, with fused matrices; these rules, in order, give the decoder's names.
+_FORMER_NAMES = (
+    ("model.embed_tokens.", "embed."),
+    ("model.norm.", "norm."),
+    ("lm_head.", "head."),
+    ("model.layers.", "layers."),
+    (".input_layernorm.", ".mixer_norm."),
+    (".post_attention_layernorm.", ".ffn_norm."),
+    (".self_attn.", ".mixer."),
+    (".mlp.gate.e_score_correction_bias", ".ffn.router.correction_E"),
+    (".mlp.gate.", ".ffn.router."),
+    (".mlp.experts.gate_up_proj", ".ffn.experts.w_gate_up_E2FD"),
+    (".mlp.experts.down_proj", ".ffn.experts.w_down_EDF"),
+    (".mlp.shared_experts.", ".ffn.shared.ffn."),
+    (".mlp.", ".ffn."),
+    ("_proj.weight", ".weight"),
+)
 
 
 def write_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -38,20 +59,30 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
+def stored_names(keys: Iterable[str]) -> dict[str, str]:
+    """What a checkpoint's tensors are called today, and what the file calls them."""
+    names = {}
+    for stored in keys:
+        name = stored
+        for former, current in _FORMER_NAMES:
+            name = name.replace(former, current)
+        names[name] = stored
+    return names
+
+
 def save_checkpoint(
     folder: Path,
     *,
     step: int,
-    masters: dict[str, Tensor],
-    biases: dict[str, Tensor],
+    masters: Decoder,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int = 2,
 ) -> Path:
     """`state` is plain JSON (recipe's hash, data cursors, counters). The `keep` newest checkpoints stay."""
-    tensors = {f"master.{name}": tensor.detach() for name, tensor in masters.items()}
-    tensors |= {f"bias.{name}": tensor for name, tensor in biases.items()}
-    for name, master in masters.items():
+    tensors = {f"bias.{name}": tensor for name, tensor in correction_biases(masters).items()}
+    for name, master in masters.named_parameters():
+        tensors[f"master.{name}"] = master.detach()
         for key, value in optimizer.state[master].items():
             tensors[f"adamw.{key}.{name}"] = value
     tensors["rng"] = torch.get_rng_state()
@@ -62,21 +93,27 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    path: Path, *, masters: dict[str, Tensor], biases: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Fill masters, biases and the optimiser in place; returns the JSON state."""
+def load_weights(path: Path, masters: Decoder) -> dict[str, Any]:
+    """Fill masters and correction biases in place; returns the JSON state."""
+    wanted = {f"master.{name}": parameter.detach() for name, parameter in masters.named_parameters()}
+    wanted |= {f"bias.{name}": tensor for name, tensor in correction_biases(masters).items()}
     with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
+        stored = stored_names(file.keys())
+        for name, tensor in wanted.items():
+            if name not in stored:
+                raise TrainingError(f"checkpoint {path} has no tensor {name!r}")
+            tensor.copy_(file.get_tensor(stored[name]))
         state: dict[str, Any] = json.loads(file.metadata()["state"])
-        with torch.no_grad():
-            for prefix, group in (("master.", masters), ("bias.", biases)):
-                for name, tensor in group.items():
-                    if prefix + name not in names:
-                        raise TrainingError(f"checkpoint {path} has no tensor {prefix + name!r}")
-                    tensor.copy_(file.get_tensor(prefix + name))
-        for name, master in masters.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}.{name}" in names]
-            optimizer.state[master] = {key: file.get_tensor(f"adamw.{key}.{name}") for key in keys}
+    return state
+
+
+def load_checkpoint(path: Path, *, masters: Decoder, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`load_weights`, with the optimiser and the random state."""
+    state = load_weights(path, masters)
+    with safe_open(path, framework="pt") as file:
+        stored = stored_names(file.keys())
+        for name, master in masters.named_parameters():
+            kept = {key: stored.get(f"adamw.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[master] = {key: file.get_tensor(at) for key, at in kept.items() if at is not None}
         torch.set_rng_state(file.get_tensor("rng"))
     return state

@@ -5,33 +5,20 @@ Reads checkpoints only, so it works while the run goes on and never disturbs it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
+import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from ridgepoint.errors import TrainingError
+from ridgepoint.models.decoder import Decoder
 from ridgepoint.train.card import Provenance, model_card
-from ridgepoint.train.checkpoint import checkpoint_paths
-from ridgepoint.train.export import Storage, export
+from ridgepoint.train.checkpoint import checkpoint_paths, load_weights
+from ridgepoint.train.export import export
+from ridgepoint.train.family import Storage, spec_of
 from ridgepoint.train.recipe import Recipe
 
 FOLDERS: dict[Storage, str] = {"bfloat16": "bf16", "int8": "int8"}
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """(masters, biases, state) of a checkpoint, without the optimiser."""
-    masters: dict[str, Tensor] = {}
-    biases: dict[str, Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-            for prefix, group in (("master.", masters), ("bias.", biases)):
-                if name.startswith(prefix):
-                    group[name.removeprefix(prefix)] = file.get_tensor(name)
-        return masters, biases, json.loads(file.metadata()["state"])
 
 
 def export_run(recipe: Recipe, folder: Path, evaluation: dict[str, float] | None = None) -> dict[str, Path]:
@@ -39,8 +26,9 @@ def export_run(recipe: Recipe, folder: Path, evaluation: dict[str, float] | None
     paths = checkpoint_paths(folder)
     if not paths:
         raise TrainingError(f"{folder} holds no checkpoint", hint="train first, or name the folder of a run")
-    masters, biases, state = read_weights(paths[-1])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    masters = Decoder(spec_of(recipe.model, tokenizer.get_vocab_size()), torch.float32)
+    state = load_weights(paths[-1], masters)
     provenance = Provenance(
         python_version=state["python"],
         corpus_sha256=state["corpus_sha256"],
@@ -53,8 +41,7 @@ def export_run(recipe: Recipe, folder: Path, evaluation: dict[str, float] | None
         export(
             folder / name,
             model=recipe.model,
-            params=masters,
-            biases=biases,
+            decoder=masters,
             tokenizer=tokenizer,
             storage=storage,
             card=model_card(recipe, provenance, storage, evaluation),

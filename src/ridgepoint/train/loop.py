@@ -157,7 +157,7 @@ def _resume(trainer: Trainer, folder: Path, identity: dict[str, str]) -> float:
     paths = checkpoint_paths(folder)
     if not paths:
         return 0.0
-    state = load_checkpoint(paths[-1], masters=trainer.masters, biases=trainer.biases, optimizer=trainer.optimizer)
+    state = load_checkpoint(paths[-1], masters=trainer.masters, optimizer=trainer.optimizer)
     for key, value in identity.items():
         if state[key] != value:
             raise TrainingError(
@@ -217,7 +217,6 @@ def _loop(
                 folder,
                 step=trainer.step,
                 masters=trainer.masters,
-                biases=trainer.biases,
                 optimizer=trainer.optimizer,
                 state=state,
             )

@@ -7,17 +7,17 @@ scales are not), never by a list that can go stale.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ridgepoint.train.network import Parameters
 from ridgepoint.train.recipe import OptimizerTable
 
 
-def make_adamw(masters: Parameters, table: OptimizerTable) -> torch.optim.AdamW:
-    decayed = [tensor for tensor in masters.values() if tensor.ndim >= 2]
-    plain = [tensor for tensor in masters.values() if tensor.ndim < 2]
+def make_adamw(masters: Sequence[Tensor], table: OptimizerTable) -> torch.optim.AdamW:
+    decayed = [tensor for tensor in masters if tensor.ndim >= 2]
+    plain = [tensor for tensor in masters if tensor.ndim < 2]
     groups = [{"params": decayed, "weight_decay": table.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=table.lr, betas=(table.beta1, table.beta2), eps=table.eps, fused=True)
 

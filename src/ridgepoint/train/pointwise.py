@@ -19,9 +19,9 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight_D).to(x_TD.dtype)
 
 
-def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, scale: float, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum (rounded to the stream's type) and its norm."""
-    total_TD = x_TD + delta_TD
+    total_TD = torch.add(x_TD, delta_TD, alpha=scale)
     return total_TD, rms_norm(total_TD, weight_D, eps)
 
 
@@ -48,40 +48,37 @@ def weighted_swiglu_grad(grad_NF: Tensor, gate_up_N2F: Tensor, weight_N: Tensor)
     return torch.cat((grad_gate, scaled * silu), dim=-1).to(gate_up_N2F.dtype), grad_weight_N
 
 
-def rotate(x_BSHP: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Rotary embedding in halves over the first R channels; the others pass."""
-    width = cos_SR.shape[-1]
-    cos, sin = cos_SR[:, None, :], sin_SR[:, None, :]
-    turned, passed = x_BSHP[..., :width], x_BSHP[..., width:]
-    first, second = turned.chunk(2, dim=-1)
-    return torch.cat((turned * cos + torch.cat((-second, first), dim=-1) * sin, passed), dim=-1)
+def rotate(x_BSHP: Tensor, cos_SF: Tensor, sin_SF: Tensor) -> Tensor:
+    """Rotary embedding in halves over the first 2F channels; the others pass."""
+    width = 2 * cos_SF.shape[-1]
+    cos, sin = cos_SF[:, None, :], sin_SF[:, None, :]
+    first, second = x_BSHP[..., :width].chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, x_BSHP[..., width:]), dim=-1)
 
 
 def queries_keys_values(
-    qkv_BSO: Tensor,
+    q_BSHP: Tensor,
+    k_BSGP: Tensor,
+    v_BSGP: Tensor,
     q_norm_P: Tensor,
     k_norm_P: Tensor,
-    cos_SR: Tensor,
-    sin_SR: Tensor,
-    num_kv_heads: int,
     eps: float,
+    cos_SF: Tensor,
+    sin_SF: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split one projection into heads, normalise and rotate, and lay out queries as [B*G, S*(H/G), P] so that the query
-    heads of one key head are rows of one product; keys and values as [B*G, S, P]."""
-    batch, length, width = qkv_BSO.shape
-    head_dim = q_norm_P.shape[0]
-    heads = width // head_dim - 2 * num_kv_heads
-    x = qkv_BSO.float().view(batch, length, heads + 2 * num_kv_heads, head_dim)
-    q, k, v = x.split((heads, num_kv_heads, num_kv_heads), dim=2)
+    """Normalise and rotate, and lay out queries as [B*G, S*(H/G), P] so that the query heads of one key head are rows of
+    one product; keys and values as [B*G, S, P]."""
+    batch, length, groups, head_dim = k_BSGP.shape
+    kind = q_BSHP.dtype
+    q, k = q_BSHP.float(), k_BSGP.float()
     q = q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + eps) * q_norm_P
     k = k * torch.rsqrt(k.pow(2).mean(-1, keepdim=True) + eps) * k_norm_P
-    q, k = rotate(q, cos_SR, sin_SR), rotate(k, cos_SR, sin_SR)
-    q = q.view(batch, length, num_kv_heads, heads // num_kv_heads, head_dim).permute(0, 2, 1, 3, 4)
-    kind = qkv_BSO.dtype
+    q, k = rotate(q, cos_SF, sin_SF), rotate(k, cos_SF, sin_SF)
+    q = q.view(batch, length, groups, -1, head_dim).permute(0, 2, 1, 3, 4)
     return (
-        q.to(kind).reshape(batch * num_kv_heads, -1, head_dim),
-        k.transpose(1, 2).to(kind).reshape(batch * num_kv_heads, length, head_dim),
-        v.transpose(1, 2).to(kind).reshape(batch * num_kv_heads, length, head_dim),
+        q.to(kind).reshape(batch * groups, -1, head_dim),
+        k.transpose(1, 2).to(kind).reshape(batch * groups, length, head_dim),
+        v_BSGP.transpose(1, 2).reshape(batch * groups, length, head_dim),
     )
 
 

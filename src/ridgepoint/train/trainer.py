@@ -15,19 +15,15 @@ import torch
 from torch import Tensor
 
 from ridgepoint.errors import TrainingError
+from ridgepoint.models.decoder import Decoder
 from ridgepoint.train.evaluate import NllOf
-from ridgepoint.train.network import (
-    Network,
-    Parameters,
-    bias_name,
-    initial_biases,
-    initial_parameters,
-    stays_float32,
-)
+from ridgepoint.train.family import spec_of
+from ridgepoint.train.ops import TrainingOps
 from ridgepoint.train.optimizer import balance, clip_norm, learning_rate, make_adamw
-from ridgepoint.train.pointwise import Pointwise, allow_many_shapes
+from ridgepoint.train.pointwise import allow_many_shapes
 from ridgepoint.train.recipe import Recipe
 from ridgepoint.train.tokens import Mixture
+from ridgepoint.train.weights import compute_copy, initial_masters, refresh, worker_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +38,19 @@ class StepRecord:
     dead_experts: int  # experts without a token in this batch, all layers
 
 
-def prepare_worker() -> None:
-    torch.set_num_threads(1)
-    allow_many_shapes()
-
-
 class Trainer:
     def __init__(
         self, recipe: Recipe, mixture: Mixture, vocab_size: int, *, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         self.recipe, self.mixture = recipe, mixture
-        self.network = Network(recipe.model, Pointwise(compiled=recipe.run.compile))
-        self.masters: Parameters = {
-            name: tensor.requires_grad_()
-            for name, tensor in initial_parameters(recipe.model, vocab_size, recipe.run.seed).items()
-        }
-        self.biases = initial_biases(recipe.model)
-        self.optimizer = make_adamw(self.masters, recipe.optimizer)
-        self.dtype = dtype
-        self.compute: Parameters = {}
+        self.masters = initial_masters(spec_of(recipe.model, vocab_size), recipe.run.seed)
+        self.optimizer = make_adamw(list(self.masters.parameters()), recipe.optimizer)
+        self.compute = compute_copy(self.masters, dtype).eval()
         self.refresh()
         self.step = 0
-        self._pool = ThreadPoolExecutor(recipe.run.workers, initializer=prepare_worker)
+        self._ops = TrainingOps(compiled=recipe.run.compile)
+        self._worker = threading.local()
+        self._pool = ThreadPoolExecutor(recipe.run.workers, initializer=self._prepare_worker)
         self._first = threading.Lock()
         self._seen: set[tuple[int, ...]] = set()
 
@@ -72,17 +59,18 @@ class Trainer:
 
     def refresh(self) -> None:
         """Copy masters to the tensors the forward pass reads."""
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                if name not in self.compute:
-                    kind = torch.float32 if stays_float32(name) else self.dtype
-                    self.compute[name] = torch.empty_like(master, dtype=kind).requires_grad_()
-                self.compute[name].copy_(master)
+        refresh(self.compute, self.masters)
+
+    def _prepare_worker(self) -> None:
+        torch.set_num_threads(1)
+        allow_many_shapes()
+        self._worker.decoder = worker_view(self.compute)
 
     def _gradients(self, rows_BS1: Tensor) -> tuple[float, dict[int, Tensor], tuple[Tensor, ...]]:
-        loads: dict[int, Tensor] = {}
-        loss = self.network.loss_sum(rows_BS1[:, :-1], rows_BS1[:, 1:], self.compute, self.biases, loads)
-        return loss.item(), loads, torch.autograd.grad(loss, list(self.compute.values()))
+        decoder: Decoder = self._worker.decoder
+        loss = self._ops.loss_sum(decoder, rows_BS1[:, :-1], rows_BS1[:, 1:])
+        loads = {layer: moe.router.take_load() for layer, moe in decoder.moe_layers()}
+        return loss.item(), loads, torch.autograd.grad(loss, list(decoder.parameters()))
 
     def _microbatch(self, rows_BS1: Tensor) -> tuple[float, dict[int, Tensor], tuple[Tensor, ...]]:
         """The first batch of a shape runs alone, because it compiles."""
@@ -120,12 +108,15 @@ class Trainer:
         lr = learning_rate(table, self.step, run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        for master, grad in zip(self.masters.values(), grads, strict=True):
+        for master, grad in zip(self.masters.parameters(), grads, strict=True):
             master.grad = grad
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.refresh()
-        ratios = [balance(self.biases[bias_name(layer)], load, table.balance_rate) for layer, load in loads.items()]
+        ratios = []
+        for layer, moe in self.masters.moe_layers():
+            assert moe.router.correction_E is not None
+            ratios.append(balance(moe.router.correction_E, loads[layer], table.balance_rate))
         dead = sum(int((load == 0).sum()) for load in loads.values())
         record = StepRecord(
             step=self.step,
@@ -141,12 +132,10 @@ class Trainer:
     def nll_of(self) -> NllOf:
         """Per-token losses of the current weights, logits in float32 from states of the compute type."""
         # plain operations: a document's windows have many lengths, and compiling each would cost more than it saves
-        network = Network(self.recipe.model, Pointwise(compiled=False))
-        head_VD = network.head(self.compute)
+        ops = TrainingOps(compiled=False)
 
         def nll(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-            x_TD = network.hidden(ids_BS, self.compute, self.biases, {})
-            logits_TV = (x_TD @ head_VD.t()).float()
+            logits_TV = self.compute.logits(ops.hidden(self.compute, ids_BS))
             return torch.nn.functional.cross_entropy(logits_TV, targets_BS.reshape(-1), reduction="none").view_as(
                 ids_BS
             )

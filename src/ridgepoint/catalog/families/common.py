@@ -20,6 +20,7 @@ from ridgepoint.catalog.spec import (
     NormSpec,
     PlainResidual,
     RouterSpec,
+    SharedExpertSpec,
     SwiGlu,
 )
 from ridgepoint.errors import CheckpointError
@@ -146,6 +147,52 @@ def groups(c: ConfigReader, num_experts: int, top_k: int) -> tuple[int, int]:
 def check_top_k(c: ConfigReader, num_experts: int, top_k: int) -> None:
     if top_k > num_experts:
         raise c.refuse("num_experts_per_tok", top_k, f"1 to {num_experts}")
+
+
+def read_top_k(c: ConfigReader, *keys: str, experts: int | None = None, top_k: int | None = None) -> tuple[int, int]:
+    """`(experts, experts per token)`, the former under the first of `keys` present; defaults where the family has them."""
+    num_experts, chosen = c.integer(*keys, default=experts), c.integer("num_experts_per_tok", default=top_k)
+    check_top_k(c, num_experts, chosen)
+    return num_experts, chosen
+
+
+def plain_moe(
+    c: ConfigReader,
+    num_experts: int,
+    top_k: int,
+    *,
+    width: int,
+    router: RouterSpec,
+    shared: SharedExpertSpec | None = None,
+) -> MoeSpec:
+    """Experts as most families have them: SwiGLU without biases, in the model's own width."""
+    return MoeSpec(
+        num_experts=num_experts,
+        top_k=top_k,
+        width=width,
+        activation=silu(c),
+        bias=False,
+        router=router,
+        shared=shared,
+        latent_dim=None,
+        latent_norm=False,
+    )
+
+
+def plain_dense(c: ConfigReader) -> DenseSpec:
+    return DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
+
+
+def shared_experts(c: ConfigReader, width: int, *, default: int) -> SharedExpertSpec | None:
+    """`n_shared_experts` of one width are one expert of their joint width."""
+    count = c.count("n_shared_experts", default)
+    return SharedExpertSpec(width=width * count, gated=False) if count else None
+
+
+def dense_then_moe(c: ConfigReader, mixer: GqaSpec | MlaSpec, moe: MoeSpec, *, default: int) -> list[LayerSpec]:
+    """The first `first_k_dense_replace` layers dense, the others `moe`."""
+    dense, first = plain_dense(c), c.count("first_k_dense_replace", default)
+    return [layer(mixer, dense if i < first else moe) for i in range(c.integer("num_hidden_layers"))]
 
 
 def layer(mixer: GqaSpec | MlaSpec, ffn: DenseSpec | MoeSpec, window: int | None = None) -> LayerSpec:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from ridgepoint.catalog.families.common import (
     Family,
-    check_top_k,
+    dense_then_moe,
     groups,
-    layer,
     model,
     mtp_extra,
+    plain_moe,
     read_gqa,
+    read_top_k,
     router,
-    silu,
+    shared_experts,
 )
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import QWEN_EXPERTS, standard_pieces
-from ridgepoint.catalog.spec import DenseSpec, ModelSpec, MoeSpec, SharedExpertSpec
+from ridgepoint.catalog.spec import ModelSpec
 
 
 def read(c: ConfigReader) -> ModelSpec:
@@ -23,20 +24,13 @@ def read(c: ConfigReader) -> ModelSpec:
     mixer = read_gqa(
         c, qk_norm="per_head" if qk_norm else "none", qkv_bias=c.flag("attention_bias", False), partial=0.5
     )
-    experts, top_k, width = (
-        c.integer("n_routed_experts"),
-        c.integer("num_experts_per_tok"),
-        c.integer("moe_intermediate_size"),
-    )
-    check_top_k(c, experts, top_k)
+    (experts, top_k), width = read_top_k(c, "n_routed_experts"), c.integer("moe_intermediate_size")
     num_groups, topk_groups = groups(c, experts, top_k)
-    shared = c.count("n_shared_experts", 1)
-    moe = MoeSpec(
-        num_experts=experts,
-        top_k=top_k,
+    moe = plain_moe(
+        c,
+        experts,
+        top_k,
         width=width,
-        activation=silu(c),
-        bias=False,
         router=router(
             "sigmoid",
             normalise=c.flag("norm_topk_prob", True),
@@ -46,15 +40,10 @@ def read(c: ConfigReader) -> ModelSpec:
             topk_groups=topk_groups,
             group_score="top2_sum",
         ),
-        shared=SharedExpertSpec(width=width * shared, gated=False) if shared else None,
-        latent_dim=None,
-        latent_norm=False,
+        shared=shared_experts(c, width, default=1),
     )
-    dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
     c.ignore("num_nextn_predict_layers", "num_mtp_layers")
-    first = c.count("first_k_dense_replace", 1)
-    layers = [layer(mixer, dense if i < first else moe) for i in range(c.integer("num_hidden_layers"))]
-    return model(c, layers, eps=1e-5)
+    return model(c, dense_then_moe(c, mixer, moe, default=1), eps=1e-5)
 
 
 FAMILY = Family(

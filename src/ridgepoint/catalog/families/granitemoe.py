@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ridgepoint.catalog.families.common import Family, check_top_k, layer, model, read_gqa, router, silu
+from ridgepoint.catalog.families.common import Family, layer, model, plain_moe, read_gqa, read_top_k, router
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import Piece, block_norm_pieces, gqa_pieces, outer_pieces
 from ridgepoint.catalog.spec import ModelSpec, MoeSpec
@@ -13,18 +13,9 @@ from ridgepoint.catalog.spec import ModelSpec, MoeSpec
 def read(c: ConfigReader) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     mixer = read_gqa(c, qkv_bias=bias, o_bias=bias, scale=c.number("attention_multiplier", 1.0))
-    experts, top_k = c.integer("num_local_experts", default=8), c.integer("num_experts_per_tok", default=2)
-    check_top_k(c, experts, top_k)
-    moe = MoeSpec(
-        num_experts=experts,
-        top_k=top_k,
-        width=c.integer("intermediate_size"),
-        activation=silu(c),
-        bias=False,
-        router=router("softmax_topk", normalise=False),
-        shared=None,
-        latent_dim=None,
-        latent_norm=False,
+    experts, top_k = read_top_k(c, "num_local_experts", experts=8, top_k=2)
+    moe = plain_moe(
+        c, experts, top_k, width=c.integer("intermediate_size"), router=router("softmax_topk", normalise=False)
     )
     divisor = c.number("logits_scaling", 1.0)
     if divisor == 0:

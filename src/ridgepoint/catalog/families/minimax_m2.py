@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ridgepoint.catalog.families.common import Family, check_top_k, layer, model, mtp_extra, read_gqa, router, silu
+from ridgepoint.catalog.families.common import Family, layer, model, mtp_extra, plain_moe, read_gqa, read_top_k, router
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import MIXTRAL_EXPERTS, standard_pieces
-from ridgepoint.catalog.spec import ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import ModelSpec
 
 
 def read(c: ConfigReader) -> ModelSpec:
@@ -22,18 +22,13 @@ def read(c: ConfigReader) -> ModelSpec:
     c.ignore("shared_moe_mode", "mlp_intermediate_size", "router_jitter_noise")  # of branches this model does not have
     c.ignore("use_mtp", "num_mtp_modules", "mtp_transformer_layers", "rotary_dim")
     c.expect("sliding_window", None)
-    experts, top_k = c.integer("num_local_experts"), c.integer("num_experts_per_tok")
-    check_top_k(c, experts, top_k)
-    moe = MoeSpec(
-        num_experts=experts,
-        top_k=top_k,
+    experts, top_k = read_top_k(c, "num_local_experts")
+    moe = plain_moe(
+        c,
+        experts,
+        top_k,
         width=c.integer("intermediate_size"),
-        activation=silu(c),
-        bias=False,
         router=router("sigmoid", normalise=True, correction_bias=True),
-        shared=None,
-        latent_dim=None,
-        latent_norm=False,
     )
     mixer = read_gqa(c, qk_norm="full", theta=5_000_000.0, head_dim=128, rotary_dim=rotary)
     return model(c, [layer(mixer, moe)] * num_layers, eps=1e-6)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from ridgepoint.catalog.families.common import Family, layer, model, read_gqa, router, silu
+from ridgepoint.catalog.families.common import Family, layer, model, plain_moe, read_gqa, router
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import MIXTRAL_EXPERTS, standard_pieces
-from ridgepoint.catalog.spec import ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import ModelSpec
 
 
 def read(c: ConfigReader) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     c.expect("num_experts_per_tok", 2)  # the sparse mixer is defined for two
-    moe = MoeSpec(
-        num_experts=c.integer("num_local_experts"),
-        top_k=2,
+    moe = plain_moe(
+        c,
+        c.integer("num_local_experts"),
+        2,
         width=c.integer("intermediate_size"),
-        activation=silu(c),
-        bias=False,
         router=router("sparsemixer", normalise=False, jitter_eps=c.number("router_jitter_noise", 0.01)),
-        shared=None,
-        latent_dim=None,
-        latent_norm=False,
     )
     c.ignore("input_jitter_noise")  # training only
     mixer = read_gqa(c, qkv_bias=bias, o_bias=bias)

@@ -6,38 +6,35 @@ from dataclasses import replace
 
 from ridgepoint.catalog.families.common import (
     Family,
-    check_top_k,
     layer,
     layer_windows,
     model,
+    plain_dense,
+    plain_moe,
     read_gqa,
+    read_top_k,
     router,
-    silu,
 )
 from ridgepoint.catalog.families.qwen3_moe import sparse_layers
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import QWEN_EXPERTS, standard_pieces
-from ridgepoint.catalog.spec import DenseSpec, ModelSpec, MoeSpec, SharedExpertSpec
+from ridgepoint.catalog.spec import ModelSpec, SharedExpertSpec
 
 NAMES = replace(QWEN_EXPERTS, shared="shared_expert", shared_gate="shared_expert_gate")
 
 
 def read(c: ConfigReader) -> ModelSpec:
     mixer = read_gqa(c, qkv_bias=c.flag("qkv_bias", True))
-    experts, top_k = c.integer("num_experts", "num_local_experts"), c.integer("num_experts_per_tok")
-    check_top_k(c, experts, top_k)
-    moe = MoeSpec(
-        num_experts=experts,
-        top_k=top_k,
+    experts, top_k = read_top_k(c, "num_experts", "num_local_experts")
+    moe = plain_moe(
+        c,
+        experts,
+        top_k,
         width=c.integer("moe_intermediate_size"),
-        activation=silu(c),
-        bias=False,
         router=router("softmax", normalise=c.flag("norm_topk_prob", False)),
         shared=SharedExpertSpec(width=c.integer("shared_expert_intermediate_size"), gated=True),
-        latent_dim=None,
-        latent_norm=False,
     )
-    dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
+    dense = plain_dense(c)
     windowed, below = c.flag("use_sliding_window", False), c.count("max_window_layers", 28)
     window = c.count("sliding_window", 4096) if windowed else None
     c.ignore("sliding_window")

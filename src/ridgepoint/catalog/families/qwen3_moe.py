@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from ridgepoint.catalog.families.common import Family, check_top_k, layer, model, read_gqa, router, silu
+from ridgepoint.catalog.families.common import (
+    Family,
+    layer,
+    model,
+    plain_dense,
+    plain_moe,
+    read_gqa,
+    read_top_k,
+    router,
+)
 from ridgepoint.catalog.families.reader import ConfigReader
 from ridgepoint.catalog.families.weights import QWEN_EXPERTS, standard_pieces
-from ridgepoint.catalog.spec import DenseSpec, ModelSpec, MoeSpec
+from ridgepoint.catalog.spec import ModelSpec
 
 
 def read(c: ConfigReader) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     mixer = read_gqa(c, qk_norm="per_head", qkv_bias=bias, o_bias=bias)
-    experts, top_k = c.integer("num_experts", "num_local_experts"), c.integer("num_experts_per_tok")
-    check_top_k(c, experts, top_k)
-    moe = MoeSpec(
-        num_experts=experts,
-        top_k=top_k,
+    experts, top_k = read_top_k(c, "num_experts", "num_local_experts")
+    moe = plain_moe(
+        c,
+        experts,
+        top_k,
         width=c.integer("moe_intermediate_size"),
-        activation=silu(c),
-        bias=False,
         router=router("softmax", normalise=c.flag("norm_topk_prob", False)),
-        shared=None,
-        latent_dim=None,
-        latent_norm=False,
     )
-    dense = DenseSpec(width=c.integer("intermediate_size"), activation=silu(c), bias=False)
+    dense = plain_dense(c)
     windowed = c.flag("use_sliding_window", False)
     window = c.integer("sliding_window", default=4096) if windowed else None
     c.ignore("sliding_window", "max_window_layers")

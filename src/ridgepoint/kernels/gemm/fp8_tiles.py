@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.gemm.tiles import bias_of, block_at, gated, store_rows, tile_at
 from ridgepoint.kernels.triton_call import after_previous
 
 
@@ -36,14 +36,8 @@ def fp8_tiles(
     in_block, lanes = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     for index in tl.range(tl.program_id(0), num_blocks * num_columns, tl.num_programs(0)):
         block, column = tile_at(index, num_blocks, num_columns, GROUP)
-        if GROUPED:
-            matrix = tl.load(block_expert + block) * PARTS
-            first_row = tl.load(block_start + block)
-            count = tl.load(block_rows + block)
-        else:
-            matrix = tl.program_id(0) * 0
-            first_row = block * BLOCK_M
-            count = num_rows - first_row
+        expert, first_row, count = block_at(block, block_expert, block_start, block_rows, num_rows, GROUPED, BLOCK_M)
+        matrix = expert * PARTS
         present = in_block < count
         rows = first_row + in_block
         tokens = rows
@@ -68,14 +62,9 @@ def fp8_tiles(
                 acc_up += tl.dot(a, b) * (x_scale * w_scale)[None, :]
         features = column * ROWS + tl.arange(0, ROWS)
         if bias is not None:
-            at = bias + matrix * part_rows + features
-            acc += tl.load(at, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
+            acc += bias_of(bias, matrix, features, part_rows)
             if PARTS == 2:
-                acc_up += tl.load(at + part_rows, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
+                acc_up += bias_of(bias, matrix + 1, features, part_rows)
         if PARTS == 2:
             acc = gated(acc, acc_up, ACTIVATION, alpha, limit)
-        y_tile = out + rows.to(tl.int64)[:, None] * out_stride + features[None, :]
-        stored = (features < part_rows)[None, :]
-        if not GROUPED:
-            stored = stored & present[:, None]
-        tl.store(y_tile, acc.T.to(out.dtype.element_ty), mask=stored)
+        store_rows(acc, out, out_stride, rows, present, features, part_rows, GROUPED)

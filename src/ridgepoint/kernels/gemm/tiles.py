@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""What the product kernels share: which tile comes next, and the activation behind gate and up."""
+"""What the product kernels share: which tile comes next, where its block lies, and what follows the products."""
 
 from __future__ import annotations
 
@@ -17,6 +17,32 @@ def tile_at(index, num_blocks, num_columns, GROUP: tl.constexpr):
     first = index // per_group * GROUP
     size = tl.minimum(num_blocks - first, GROUP)
     return first + index % per_group % size, index % per_group // size
+
+
+@triton.jit
+def block_at(block, block_expert, block_start, block_rows, num_rows, GROUPED: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(expert, first row, number of rows) of a block. Without GROUPED there is one matrix, and blocks follow each other."""
+    if GROUPED:
+        return tl.load(block_expert + block), tl.load(block_start + block), tl.load(block_rows + block)
+    else:
+        return tl.program_id(0) * 0, block * BLOCK_M, num_rows - block * BLOCK_M
+
+
+@triton.jit
+def bias_of(bias, matrix, features, part_rows):
+    """What is added to each feature, as a column."""
+    at = bias + matrix * part_rows + features
+    return tl.load(at, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def store_rows(y, out, out_stride, rows, present, features, part_rows, GROUPED: tl.constexpr):
+    """Put features x rows where they belong. The rows of groups have room for whole blocks."""
+    inside = (features < part_rows)[None, :]
+    if not GROUPED:
+        inside = inside & present[:, None]
+    at = out + rows.to(tl.int64)[:, None] * out_stride + features[None, :]
+    tl.store(at, y.T.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

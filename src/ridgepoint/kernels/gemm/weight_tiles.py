@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ridgepoint.kernels.gemm.dequantise import dequantise, words_per_block
 from ridgepoint.kernels.gemm.few_pairs import list_blocks, pairs_of
-from ridgepoint.kernels.gemm.tiles import gated, tile_at
+from ridgepoint.kernels.gemm.tiles import bias_of, block_at, gated, store_rows, tile_at
 from ridgepoint.kernels.triton_call import after_previous
 
 
@@ -88,14 +88,10 @@ def weight_tiles(
         if PAIRS > 0:
             matrix, rows, count = pairs_of(block, expert_P, rank_P, block_P, BLOCK_M, PAIRS)
             matrix *= PARTS
-        elif GROUPED:
-            matrix = tl.load(block_expert + block) * PARTS
-            rows = tl.load(block_start + block) + in_block
-            count = tl.load(block_rows + block)
         else:
-            matrix = tl.program_id(0) * 0
-            rows = block * BLOCK_M + in_block
-            count = num_rows - block * BLOCK_M
+            expert, first_row, count = block_at(block, block_expert, block_start, block_rows, num_rows, GROUPED, BLOCK_M)
+            matrix = expert * PARTS
+            rows = first_row + in_block
         present = in_block < count
         tokens = rows
         if GATHER:
@@ -120,14 +116,9 @@ def weight_tiles(
             if PARTS == 2:
                 acc_up *= _row_factor(scales, matrix + 1, features, part_rows)
         if bias is not None:
-            at = bias + matrix * part_rows + features
-            acc += tl.load(at, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
+            acc += bias_of(bias, matrix, features, part_rows)
             if PARTS == 2:
-                acc_up += tl.load(at + part_rows, mask=features < part_rows, other=0.0).to(tl.float32)[:, None]
+                acc_up += bias_of(bias, matrix + 1, features, part_rows)
         if PARTS == 2:
             acc = gated(acc, acc_up, ACTIVATION, alpha, limit)
-        y_tile = out + rows.to(tl.int64)[:, None] * out_stride + features[None, :]
-        stored = (features < part_rows)[None, :]
-        if PAIRS > 0 or not GROUPED:
-            stored = stored & present[:, None]
-        tl.store(y_tile, acc.T.to(out.dtype.element_ty), mask=stored)
+        store_rows(acc, out, out_stride, rows, present, features, part_rows, GROUPED and PAIRS == 0)
