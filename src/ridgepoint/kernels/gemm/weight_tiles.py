@@ -89,7 +89,9 @@ def weight_tiles(
             matrix, rows, count = pairs_of(block, expert_P, rank_P, block_P, BLOCK_M, PAIRS)
             matrix *= PARTS
         else:
-            expert, first_row, count = block_at(block, block_expert, block_start, block_rows, num_rows, GROUPED, BLOCK_M)
+            expert, first_row, count = block_at(
+                block, block_expert, block_start, block_rows, num_rows, GROUPED, BLOCK_M
+            )
             matrix = expert * PARTS
             rows = first_row + in_block
         present = in_block < count
