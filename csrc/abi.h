@@ -8,7 +8,7 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 3, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 4, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa {
     RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
@@ -20,7 +20,8 @@ enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4,
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };
 enum RpOp {
     RP_OP_LINEAR = 0, RP_OP_MOE, RP_OP_NORM, RP_OP_ROPE, RP_OP_ROUTE, RP_OP_EMBED, RP_OP_GLU, RP_OP_KV_WRITE,
-    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_OP_MAP, RP_OP_SAMPLE,
+    RP_OP_ATTENTION, RP_OP_ADD_SHARED, RP_OP_ROPE_TABLES, RP_OP_MAP, RP_OP_SAMPLE, RP_OP_UNLIFTED_LINEAR,
+    RP_OP_LIFTED_ATTENTION,
     RP_NUM_OPS
 };
 // Where an op's row count comes from when a recorded step is replayed.
@@ -175,8 +176,8 @@ struct KvWriteOp {
 
 struct AttentionOp {
     OpHeader header;                // rows: tokens
-    const void* q;                  // [rows, H, key_dim]; latent: [rows, H, v_dim], absorbed
-    const void* q_rope;             // latent: [rows, H, key_dim - v_dim]
+    const void* q;                  // [rows, H, key_dim - rope_dim]; latent: absorbed
+    const void* q_rope;             // [rows, H, rope_dim], the rest of each query; null where there is none
     void* y;                        // [rows, H, v_dim]
     const uint8_t* cache;
     const int64_t* query_starts;    // [B + 1]
@@ -184,10 +185,31 @@ struct AttentionOp {
     const int64_t* block_tables;    // [B, table_stride]
     const float* sinks;             // [H] or null
     const int64_t* num_seqs;        // B, read at replay
-    int64_t block_bytes, block_size, table_stride, heads, kv_heads, key_dim, v_dim, q_stride, q_rope_stride, y_stride, window;
+    const int64_t* prompt_lens;     // [B], for which rows are lifted (ops/lifted.h); null: none
+    int64_t block_bytes, block_size, table_stride, heads, kv_heads, key_dim, rope_dim, v_dim;
+    int64_t q_stride, q_head_stride, q_rope_stride, y_stride, window, lift_tokens;
     int32_t dtype, format;          // of q and y; of the cache
     int32_t latent;
+    int32_t lifted;                 // 1: attends for the lifted rows; 0: for the others
     float scale;                    // positive
+    int32_t pad;
+};
+
+// A LinearOp on the rows that `attention` would attend for.
+struct UnliftedLinearOp {
+    OpHeader header;
+    LinearOp linear;
+    const AttentionOp* attention;
+};
+
+// Latent attention for the lifted rows: latents become keys `w_uk @ latent` beside the rotary key, and values `w_uv @ latent`.
+struct LiftedAttentionOp {
+    OpHeader header;
+    AttentionOp latents;        // as for absorbed queries, but q is [rows, H, nope_dim] and y [rows, H, out_dim]
+    const void* w_uk;           // [H, nope_dim, v_dim], rows dense; nope_dim even
+    const void* w_uv;           // [H, out_dim, v_dim]
+    int64_t nope_dim, out_dim;
+    int32_t w_dtype, pad;       // float32 when q is
 };
 
 // How one row of logits becomes a token. Neutral: temperature 1 (0: greedy), top_k 0, top_p 1, min_p 0, repetition 1, 0, 0.

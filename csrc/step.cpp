@@ -12,7 +12,7 @@ namespace {
 
 const Operator* const kOperators[RP_NUM_OPS] = {
     &kLinear, &kMoe, &kNorm, &kRope, &kRoute, &kEmbed, &kGlu, &kKvWrite, &kAttention, &kAddShared, &kRopeTables,
-    &kMap, &kSample,
+    &kMap, &kSample, &kUnliftedLinear, &kLiftedAttention,
 };
 
 // Grows and never shrinks; one step runs at a time.
@@ -98,6 +98,7 @@ int run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_row
         const OpHeader& header = *static_cast<const OpHeader*>(ops[i]);
         if (header.op < 0 || header.op >= RP_NUM_OPS || !kOperators[header.op]) return fail(kBadOp);
         if (header.op == RP_OP_LINEAR && !has_format(static_cast<const LinearOp*>(ops[i])->weight)) return fail(kNoFormat);
+        if (header.op == RP_OP_UNLIFTED_LINEAR && !has_format(static_cast<const UnliftedLinearOp*>(ops[i])->linear.weight)) return fail(kNoFormat);
         if (header.op == RP_OP_MOE) {
             const MoeOp& moe = *static_cast<const MoeOp*>(ops[i]);
             if (!has_format(moe.gate_up) || !has_format(moe.down)) return fail(kNoFormat);

@@ -2,6 +2,7 @@
 // parts are always folded in order, so no result shows how parts were shared out.
 #pragma once
 #include "kv.h"
+#include "lifted.h"
 
 namespace rp {
 
@@ -42,9 +43,8 @@ inline AttendPlan plan_attention(const AttentionOp& op, int64_t tokens, int thre
     const int64_t group = op.heads / op.kv_heads, most = rows_per_chunk(op);
     int64_t longest = 0, work = 0, count = 0, states = 0, split_units = 0;
     for (int64_t b = 0; b < *op.num_seqs; b++) {
-        const int64_t token = op.query_starts[b], queries = op.query_starts[b + 1] - token;
-        if (queries <= 0 || token + queries > tokens) continue;
-        const int64_t position = op.context_lens[b] - queries, rows = queries * group;
+        const auto [token, queries, position] = queries_of(op, b, tokens);
+        const int64_t rows = queries * group;
         for (int64_t first = 0; first < rows; first += most) {
             Chunk chunk{b, first, rows - first < most ? rows - first : most, token, position, 0, 0, split_units, states};
             chunk.begin = oldest_key(op, position + first / group) / kSub * kSub;

@@ -20,7 +20,7 @@ struct Shape {
     int64_t group, span, element, expanded_bytes, turned_bytes;
 
     Shape(const AttentionOp& op, const KernelTable& t)
-        : layout(op), kernels(layout.wide ? t.attend_f32 : op.dtype == RP_DTYPE_F32 ? t.attend_mixed : t.attend_bf16),
+        : layout(op), kernels(attend_kernels(t, layout, op.dtype)),
           group(op.heads / op.kv_heads), span(layout.key_dim <= 128 ? 256 : 128), element(layout.wide ? 4 : 2),
           expanded_bytes(layout.coded ? 2 * (layout.sub_bytes - layout.scale_bytes) : 0),
           turned_bytes(layout.latent ? layout.v_pad * kSub * element : 0) {}
@@ -122,13 +122,13 @@ Operands operands_of(const Shape& shape, const Span& span, const Span* next, con
 
 // The unit's rows: where they stand, and their queries in the type of the tiles.
 void prepare_rows(const AttentionOp& op, const Shape& shape, const Unit& unit, const Scratch& s, const KernelTable& t) {
-    const int64_t width = op.latent ? op.v_dim : op.key_dim, rest = op.key_dim - width;
+    const int64_t rest = op.rope_dim, width = op.key_dim - rest;
     const bool in_place = op.dtype == shape.kernels.q_dtype;
     int64_t token = unit.chunk->first / shape.group, head = unit.chunk->first % shape.group;
     for (int64_t r = 0; r < unit.chunk->rows; r++) {
         const int64_t row = unit.chunk->token + token, of = unit.head * shape.group + head;
         s.position[r] = unit.chunk->position + token;
-        s.q[r] = offset(op.q, row * op.q_stride + of * width, op.dtype);
+        s.q[r] = offset(op.q, row * op.q_stride + of * op.q_head_stride, op.dtype);
         s.rotary[r] = rest ? offset(op.q_rope, row * op.q_rope_stride + of * rest, op.dtype) : nullptr;
         if (!in_place || (rest && !shape.layout.coded)) {  // one row of keys, one row of the query
             uint8_t* to = s.widened + r * op.key_dim * 4;

@@ -31,6 +31,11 @@ struct KvLayout {
     }
 };
 
+// Tiles for queries of `dtype` over such blocks.
+inline const AttendKernels& attend_kernels(const KernelTable& t, const KvLayout& layout, int32_t dtype) {
+    return layout.wide ? t.attend_f32 : dtype == RP_DTYPE_F32 ? t.attend_mixed : t.attend_bf16;
+}
+
 // The bf16 of every code; and of its 128 magnitudes (bit 7 is its sign) as two tables of bytes.
 struct CodeTable {
     uint16_t values[256];

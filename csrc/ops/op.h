@@ -36,7 +36,7 @@ struct Operator {
 };
 
 extern const Operator kLinear, kMoe, kNorm, kRope, kRoute, kEmbed, kGlu, kKvWrite, kAttention, kAddShared, kRopeTables,
-    kMap, kSample;
+    kMap, kSample, kUnliftedLinear, kLiftedAttention;
 
 inline const uint8_t* offset(const void* base, int64_t elements, int32_t dtype) {
     return static_cast<const uint8_t*>(base) + elements * (dtype == RP_DTYPE_F32 ? 4 : 2);

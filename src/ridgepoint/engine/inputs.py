@@ -73,6 +73,8 @@ class InputBuilder:
             rows.append(row)
             room.query_starts_B1[place + 1] = end
             room.context_lens_B[place] = stop
+            if room.prompt_lens_B is not None:
+                room.prompt_lens_B[place] = request.num_prompt
             longest = max(longest, stop)
             if segment.wants_sample:
                 room.logit_rows_R[num_logits] = end - 1

@@ -22,7 +22,7 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
 EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
@@ -98,8 +98,13 @@ KvWriteOp = _struct(
 )  # fmt: skip
 AttentionOp = _struct(
     "AttentionOp", **_HEADER, q=ptr, q_rope=ptr, y=ptr, cache=ptr, query_starts=ptr, context_lens=ptr, block_tables=ptr,
-    sinks=ptr, num_seqs=ptr, block_bytes=i64, block_size=i64, table_stride=i64, heads=i64, kv_heads=i64, key_dim=i64,
-    v_dim=i64, q_stride=i64, q_rope_stride=i64, y_stride=i64, window=i64, dtype=i32, format=i32, latent=i32, scale=f32,
+    sinks=ptr, num_seqs=ptr, prompt_lens=ptr, block_bytes=i64, block_size=i64, table_stride=i64, heads=i64, kv_heads=i64,
+    key_dim=i64, rope_dim=i64, v_dim=i64, q_stride=i64, q_head_stride=i64, q_rope_stride=i64, y_stride=i64, window=i64, lift_tokens=i64,
+    dtype=i32, format=i32, latent=i32, lifted=i32, scale=f32, pad=i32,
+)  # fmt: skip
+UnliftedLinearOp = _struct("UnliftedLinearOp", **_HEADER, linear=LinearOp, attention=ptr)
+LiftedAttentionOp = _struct(
+    "LiftedAttentionOp", **_HEADER, latents=AttentionOp, w_uk=ptr, w_uv=ptr, nope_dim=i64, out_dim=i64, w_dtype=i32, pad=i32,
 )  # fmt: skip
 SampleOp = _struct(
     "SampleOp",
@@ -115,7 +120,7 @@ SampleOp = _struct(
 )
 OP_IDS = {
     LinearOp: 0, MoeOp: 1, NormOp: 2, RopeOp: 3, RouteOp: 4, EmbedOp: 5, GluOp: 6, KvWriteOp: 7, AttentionOp: 8,
-    AddSharedOp: 9, RopeTablesOp: 10, MapOp: 11, SampleOp: 12,
+    AddSharedOp: 9, RopeTablesOp: 10, MapOp: 11, SampleOp: 12, UnliftedLinearOp: 13, LiftedAttentionOp: 14,
 }  # fmt: skip
 
 

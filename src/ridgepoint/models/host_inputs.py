@@ -28,7 +28,7 @@ class StepSizes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HostInputs:
-    """`StepInputs` before they leave the host; int64."""
+    """`StepInputs` before they leave the host; int64. Steps of devices are made without `prompt_lens_B`."""
 
     token_ids_T: np.ndarray
     positions_T: np.ndarray
@@ -37,6 +37,7 @@ class HostInputs:
     context_lens_B: np.ndarray
     block_tables_BN: np.ndarray
     logit_rows_R: np.ndarray
+    prompt_lens_B: np.ndarray | None = None
 
     @classmethod
     def room(cls, max_tokens: int, max_seqs: int, max_blocks_per_seq: int) -> Self:
@@ -50,6 +51,7 @@ class HostInputs:
             token_ids_T=zeros(max_tokens), positions_T=zeros(max_tokens), slots_T=zeros(max_tokens) - 1,
             query_starts_B1=zeros(max_seqs + 1), context_lens_B=zeros(max_seqs),
             block_tables_BN=zeros(max_seqs, max_blocks_per_seq), logit_rows_R=zeros(max_tokens + max_seqs),
+            prompt_lens_B=zeros(max_seqs),
         )  # fmt: skip
 
     @property
@@ -68,11 +70,13 @@ class HostInputs:
             context_lens_B=self.context_lens_B[: sizes.num_seqs],
             block_tables_BN=self.block_tables_BN[: sizes.num_seqs, : sizes.num_table_columns],
             logit_rows_R=self.logit_rows_R[: sizes.num_logit_rows],
+            prompt_lens_B=None if self.prompt_lens_B is None else self.prompt_lens_B[: sizes.num_seqs],
         )  # fmt: skip
 
     def tensors(self) -> StepInputs:
         """The same memory as tensors on the CPU."""
-        return StepInputs(**{field.name: torch.from_numpy(getattr(self, field.name)) for field in fields(self)})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return StepInputs(**{name: torch.from_numpy(array) for name, array in arrays.items() if array is not None})
 
     @property
     def is_decode(self) -> bool:

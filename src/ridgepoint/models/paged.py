@@ -20,7 +20,8 @@ class StepInputs:
     """T tokens of B sequences, those of one sequence together and in order.
 
     `slots_T` is where each token's key and value go. `context_lens_B` counts a sequence's tokens once this step is
-    done. `logit_rows_R` are the rows whose logits are wanted.
+    done. `logit_rows_R` are the rows whose logits are wanted. `prompt_lens_B` counts the tokens a request came with, which some
+    paths compute in another form than those generated after them (None: nobody says, and nothing is).
     """
 
     token_ids_T: torch.Tensor
@@ -30,6 +31,7 @@ class StepInputs:
     context_lens_B: torch.Tensor
     block_tables_BN: torch.Tensor
     logit_rows_R: torch.Tensor
+    prompt_lens_B: torch.Tensor | None = None
 
 
 class KVCache:
@@ -105,7 +107,11 @@ class PagedContext:
             if opened.numel():
                 cache.clear(opened)
         self.plan = paged_attention.prepare(
-            inputs.query_starts_B1, inputs.context_lens_B, inputs.block_tables_BN, cache.block_tokens
+            inputs.query_starts_B1,
+            inputs.context_lens_B,
+            inputs.block_tables_BN,
+            cache.block_tokens,
+            inputs.prompt_lens_B,
         )
 
     def gqa(self, x: GqaInputs) -> torch.Tensor:

@@ -70,5 +70,6 @@ class RecordedStep:
                           inputs.block_tables_BN.shape[1])  # fmt: skip
         place = self._room.first(sizes)
         for field in fields(StepInputs):
-            getattr(place, field.name)[...] = getattr(inputs, field.name).numpy()
+            given = getattr(inputs, field.name)
+            getattr(place, field.name)[...] = 0 if given is None else given.numpy()
         return sizes

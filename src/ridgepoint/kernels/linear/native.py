@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import Packed
-from ridgepoint.kernels.tensor_call import DTYPES, address, call, copied, empty, heads, rows, takes
+from ridgepoint.kernels.tensor_call import DTYPES, address, call, copied, empty, heads, rows, submit, takes
 
 
 def linear(x_TI: torch.Tensor, w: Packed, bias_O: torch.Tensor | None, out_dtype: torch.dtype) -> torch.Tensor:
@@ -33,8 +35,14 @@ def linear_heads(x_THI: torch.Tensor, w: Packed) -> torch.Tensor:
         raise ConfigError(f"a packed {w.format} weight cannot take {x_THI.dtype} heads")
     x_THI = heads(x_THI)
     y_THO = empty(x_THI.shape[0], w.num_matrices, w.outputs, dtype=x_THI.dtype)
-    call(
-        native.LinearOp, x_THI.shape[0], keep=(w,), weight=w.address, x=address(x_THI), y=address(y_THO), heads=1,
-        x_head_stride=x_THI.stride(1), x_stride=x_THI.stride(0), y_stride=y_THO.stride(0), x_dtype=DTYPES[x_THI.dtype], y_dtype=DTYPES[x_THI.dtype],
-    )  # fmt: skip
+    submit(heads_operator(x_THI, w, y_THO), keep=(w,))
     return y_THO
+
+
+def heads_operator(x_THI: torch.Tensor, w: Packed, y_THO: torch.Tensor) -> Any:
+    """`linear_heads` into `y_THO`, not run yet."""
+    return native.op(
+        native.LinearOp, x_THI.shape[0], weight=w.address, x=address(x_THI), y=address(y_THO), heads=1,
+        x_head_stride=x_THI.stride(1), x_stride=x_THI.stride(0), y_stride=y_THO.stride(0), x_dtype=DTYPES[x_THI.dtype],
+        y_dtype=DTYPES[y_THO.dtype],
+    )  # fmt: skip

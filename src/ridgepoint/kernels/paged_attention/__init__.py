@@ -27,12 +27,17 @@ def allocate(
 
 
 def prepare(
-    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
+    query_starts_B1: torch.Tensor,
+    context_lens_B: torch.Tensor,
+    block_tables_BN: torch.Tensor,
+    block_tokens: int,
+    prompt_lens_B: torch.Tensor | None = None,
 ) -> Any:
     """A step's plan. Sequence b owns query rows `[starts[b], starts[b+1])`, the last of its `context_lens[b]` tokens;
-    its tokens live in `block_tables[b]`, of which only the first `ceil(context / block_tokens)` entries are read."""
+    its tokens live in `block_tables[b]`, of which only the first `ceil(context / block_tokens)` entries are read.
+    Its first `prompt_lens[b]` tokens are its prompt (none where nobody says): a path may compute those in another form."""
     return implementation("paged_attention", query_starts_B1).prepare(
-        query_starts_B1, context_lens_B, block_tables_BN, block_tokens
+        query_starts_B1, context_lens_B, block_tables_BN, block_tokens, prompt_lens_B
     )
 
 

@@ -54,6 +54,7 @@ class Plan:
     block_tables_BN: torch.Tensor
     block_tokens: int
     num_seqs: torch.Tensor | None = None  # one int64 that native attention reads; set by `prepare` or a recording
+    prompt_lens_B: torch.Tensor | None = None  # native latent attention lifts by it
     by_window: dict[int | None, tuple[list[DecodeBatch], list[Segment]]] = field(default_factory=dict)
 
     @cached_property
@@ -93,10 +94,11 @@ def refuse_codes(dtype: torch.dtype, block_tokens: int, device: torch.device | s
 
 
 def prepare(
-    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
-) -> Plan:
+    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
+    prompt_lens_B: torch.Tensor | None = None,
+) -> Plan:  # fmt: skip
     num_seqs = torch.tensor([context_lens_B.shape[0]]) if context_lens_B.device.type == "cpu" else None
-    return Plan(query_starts_B1, context_lens_B, block_tables_BN.long(), block_tokens, num_seqs)
+    return Plan(query_starts_B1, context_lens_B, block_tables_BN.long(), block_tokens, num_seqs, prompt_lens_B)
 
 
 def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: torch.Tensor) -> None:

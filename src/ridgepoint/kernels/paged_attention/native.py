@@ -68,7 +68,7 @@ def attend(
         sinks_H = copied(sinks_H.float(), "sinks that are not float32")
     call(
         native.AttentionOp, q_THP.shape[0], q=address(q_THP), y=address(out_THP), sinks=address(sinks_H), heads=num_heads,
-        kv_heads=kv.shape[1], key_dim=width, v_dim=width, q_stride=q_THP.stride(0), y_stride=out_THP.stride(0),
+        kv_heads=kv.shape[1], key_dim=width, v_dim=width, q_stride=q_THP.stride(0), q_head_stride=q_THP.stride(1), y_stride=out_THP.stride(0),
         dtype=DTYPES[q_THP.dtype], **reading(kv, plan, scale, window),
     )  # fmt: skip
     return out_THP

@@ -22,8 +22,9 @@ def allocate(
 
 
 def prepare(
-    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
-) -> Plan:
+    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
+    prompt_lens_B: torch.Tensor | None = None,
+) -> Plan:  # fmt: skip
     return Plan(query_starts_B1.tolist(), context_lens_B.tolist(), block_tables_BN.tolist(), block_tokens)
 
 

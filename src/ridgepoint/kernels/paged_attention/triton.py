@@ -85,8 +85,9 @@ def allocate(
 
 
 def prepare(
-    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int
-) -> Plan:
+    query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
+    prompt_lens_B: torch.Tensor | None = None,
+) -> Plan:  # fmt: skip
     """A step of as many query rows as sequences only decodes: no sequence in it may have two."""
     return Plan(query_starts_B1, context_lens_B, block_tables_BN, block_tokens)
 
