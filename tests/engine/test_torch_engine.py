@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import EOS, VOCAB, greedy, logits_of, tiny_decoder, tiny_engine
+from tiny_model import EOS, VOCAB, greedy, latent_decoder, logits_of, tiny_decoder, tiny_engine
 
 from ridgepoint.cost.ridge import ridge_tokens
 from ridgepoint.engine import step_size
@@ -365,6 +365,32 @@ def test_float32_results_do_not_depend_on_company_or_chunks() -> None:
     for prompt, together in zip(prompts, crowd, strict=True):
         for engine in (alone, pieces):
             assert engine.generate([prompt], params)[0].logprobs == together.logprobs
+
+
+@pytest.mark.skipif(not native.available(), reason="prompts are lifted natively")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_over_lifted_latents_do_not_depend_on_company_or_chunks(dtype: torch.dtype) -> None:
+    """Bit for bit, over latents that are lifted for whole runs of a prompt: alone, in a crowd, in pieces that cut runs, and computed again after a
+    preemption, generated tokens among the rest."""
+    decoder = latent_decoder(dtype)
+    pack_for_serving(decoder, None)
+    params = SamplingParams(max_tokens=24, temperature=0.0, logprobs=3, ignore_eos=True)
+    prompts = prompts_of(6, seed=13, longest=80)
+    assert max(map(len, prompts)) > 64 > min(map(len, prompts))
+
+    def made(together: bool, **options: Any) -> list[Any]:
+        core = tiny_engine(decoder, block_tokens=16, **options)
+        groups = [prompts] if together else [[prompt] for prompt in prompts]
+        found = [completion.logprobs for group in groups for completion in LLM(core).generate(group, params)]
+        preempted.append(core.scheduler.preemptions_total)
+        return found
+
+    preempted: list[int] = []
+    alone = made(False)
+    assert made(True) == alone
+    assert made(False, max_step_tokens=11) == alone
+    assert made(True, num_blocks=9, max_context=112, max_step_tokens=40) == alone
+    assert preempted[:3] == [0, 0, 0] and preempted[3] > 0
 
 
 def test_prompts_beside_readers_have_the_ridge_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ridgepoint.catalog.families import spec_from_config
+from ridgepoint.catalog.spec import MlaSpec, RopeSpec
 from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.torch_engine import engine_around
@@ -31,6 +32,17 @@ def tiny_decoder(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: A
     decoder = Decoder(dataclasses.replace(spec, **changes), dtype)
     decoder.initialise(seed, std=0.6)  # far from uniform, so that a wrong cache shows
     return decoder.eval().requires_grad_(False)
+
+
+def latent_decoder(dtype: torch.dtype = torch.float32) -> Decoder:
+    """The same with latent attention, whose prompts are lifted in runs of 32 tokens."""
+    rope = RopeSpec(theta=1e4, rotary_dim=8, interleaved=True, scaling=None)
+    mixer = MlaSpec(
+        num_heads=4, q_rank=None, kv_rank=32, nope_dim=16, rope_dim=8, v_dim=12, scale=24**-0.5, bias=False,
+        output_gate="none", rope=rope,
+    )  # fmt: skip
+    layers = tuple(dataclasses.replace(layer, mixer=mixer) for layer in spec_from_config(CONFIG).layers)
+    return tiny_decoder(dtype, layers=layers)
 
 
 def tiny_engine(decoder: Decoder, **options: Any) -> EngineCore:
