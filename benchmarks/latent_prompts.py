@@ -1,0 +1,175 @@
+"""What does lifting keys and values out of their latents save a prompt on this machine?
+
+    python benchmarks/latent_prompts.py --json benchmarks/results/latent_prompts.json
+    python benchmarks/latent_prompts.py --formats bfloat16 --shapes 512@4096
+    python benchmarks/latent_prompts.py --smoke
+
+Latent attention of 16 heads over a latent of 512 and a rotary part of 64, keys and values of 128 channels besides: one chunk
+of a prompt at the end of its context, absorbed and lifted in turns (A B A B), projections into and out of the latent space
+included. `counted` is the ratio of the products that both forms need. Chunks of 64 and 256 tokens show what it costs that the
+form follows from a token's place and not from its chunk. The rate's fraction is of the register peak measured before each row.
+Errors are those of the last eight queries against float64 on the numbers the cache holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import provenance
+from ridgepoint.kernels import mla_attention, native, paged_attention
+from ridgepoint.kernels.packed import pack
+from ridgepoint.kernels.paged_attention.native import stored
+
+HEADS, LATENT, ROPE, NOPE, VALUE = 16, 512, 64, 128, 128
+BLOCK_TOKENS, SCALE = 16, (NOPE + ROPE) ** -0.5
+SHAPES = "512@0,2048@0,512@4096,2048@4096,256@4096,64@4096"
+SMOKE_SHAPES = "256@0,40@216"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    ms: float
+    gflop_per_s: float
+    peak_frac: float
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    kv_format: str
+    queries: int
+    cached: int
+    absorbed: Form
+    lifted: Form
+    ratio: float  # of times, absorbed over lifted: median of the pairs, and their extremes
+    least: float
+    most: float
+    counted: float
+
+
+class Chunk:
+    """The last `queries` tokens of a prompt of `cached + queries`, whose latents all lie in the cache."""
+
+    def __init__(self, queries: int, cached: int, dtype: torch.dtype) -> None:
+        self.queries, self.context = queries, cached + queries
+        compute = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        blocks = -(-self.context // BLOCK_TOKENS)
+        self.tables = torch.randperm(blocks)[None]
+        position = torch.arange(self.context)
+        slots = self.tables[0, position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+        self.kv = mla_attention.allocate(blocks, BLOCK_TOKENS, LATENT, ROPE, dtype, "cpu")
+        latents, ropes = (torch.randn(self.context, n).to(compute) for n in (LATENT, ROPE))
+        mla_attention.write(self.kv, latents, ropes, slots)
+        q = torch.randn(queries, HEADS, NOPE + ROPE).to(compute)
+        self.q_nope, self.q_rope = q[..., :NOPE], q[..., NOPE:].contiguous()
+        self.w_uk, self.w_uv = ((torch.randn(HEADS, NOPE, LATENT) / LATENT**0.5).to(compute) for _ in "kv")
+        self.packed = pack(self.w_uk.transpose(1, 2)), pack(self.w_uv)
+        pairs = queries * cached + queries * (queries + 1) / 2
+        lift = LATENT * (NOPE + VALUE)
+        self.absorbed_flops = 2.0 * HEADS * ((2 * LATENT + ROPE) * pairs + lift * queries)
+        self.lifted_flops = 2.0 * HEADS * ((NOPE + ROPE + VALUE) * pairs + lift * self.context)
+
+    def attend(self, lifted: bool) -> Callable[[], torch.Tensor]:
+        starts_1, context_1 = torch.tensor([0, self.queries]), torch.tensor([self.context])
+        # As the middle of a longer prompt: every token is of a whole run.
+        prompt_1 = context_1 + 4096 if lifted else None
+        plan = paged_attention.prepare(starts_1, context_1, self.tables, BLOCK_TOKENS, prompt_1)
+        return lambda: mla_attention.attend(self.q_nope, self.q_rope, self.kv, *self.packed, plan, SCALE, None)
+
+    def truth(self) -> torch.Tensor:
+        """Of the last eight queries."""
+        keys, _, scales = stored(self.kv[self.tables[0]], LATENT + ROPE, 0)
+        keys, scales = keys[: self.context].double(), scales[: self.context].double()
+        latents, ropes = (x * scales[:, 0, i : i + 1] for i, x in enumerate(keys[:, 0].split((LATENT, ROPE), -1)))
+        position = torch.arange(self.context)
+        hidden = position > position[-8:, None]
+        q_latent = torch.einsum("qhn,hnc->qhc", self.q_nope[-8:].double(), self.w_uk.double())
+        logits = torch.einsum("qhc,kc->hqk", q_latent, latents)
+        logits += torch.einsum("qhr,kr->hqk", self.q_rope[-8:].double(), ropes)
+        weights = (logits * SCALE).masked_fill(hidden, float("-inf")).softmax(-1)
+        return torch.einsum("qhc,hvc->qhv", torch.einsum("hqk,kc->qhc", weights, latents), self.w_uv.double())
+
+
+def measure(fmt: str, queries: int, cached: int, smoke: bool) -> Row:
+    dtype = getattr(torch, fmt)
+    chunk = Chunk(queries, cached, dtype)
+    peak = native.measure_peak_flops_per_s("f32" if dtype == torch.float32 else "bf16", 5 if smoke else 60)
+    calls, truth = [chunk.attend(lifted=False), chunk.attend(lifted=True)], chunk.truth()
+    errors = [float((call()[-8:].double() - truth).norm() / truth.norm()) for call in calls]  # and a warm start
+    times: list[tuple[float, float]] = []
+    deadline = time.perf_counter() + (0.0 if smoke else 1.5)
+    while len(times) < (1 if smoke else 5) or time.perf_counter() < deadline:
+        times.append((seconds_of(calls[0]), seconds_of(calls[1])))
+    absorbed, lifted = (
+        Form(
+            ms=seconds * 1e3, gflop_per_s=flops / seconds / 1e9, peak_frac=flops / seconds / peak, relative_error=error
+        )
+        for seconds, flops, error in zip(
+            map(statistics.median, zip(*times, strict=True)),
+            (chunk.absorbed_flops, chunk.lifted_flops),
+            errors,
+            strict=True,
+        )
+    )
+    ratios = [a / b for a, b in times]
+    return Row(
+        kv_format=fmt, queries=queries, cached=cached, absorbed=absorbed, lifted=lifted, ratio=statistics.median(ratios),
+        least=min(ratios), most=max(ratios), counted=chunk.absorbed_flops / chunk.lifted_flops,
+    )  # fmt: skip
+
+
+def seconds_of(call: Callable[[], torch.Tensor]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def table(rows: list[Row]) -> str:
+    forms = f"{'ms':>8}{'GFLOP/s':>9}{'peak':>6}{'error':>9}"
+    lines = [
+        f"{'KV':15}{'chunk':>12}   {'absorbed':32}   {'lifted':32}  times faster",
+        f"{'':30}{forms}   {forms}  (counted)",
+    ]
+    for r in rows:
+        told = "   ".join(
+            f"{f.ms:8.2f}{f.gflop_per_s:9.0f}{f.peak_frac:6.2f}{f.relative_error:9.1e}" for f in (r.absorbed, r.lifted)
+        )
+        lines.append(
+            f"{r.kv_format:15}{f'{r.queries}@{r.cached}':>12}   {told}  {r.ratio:.2f} [{r.least:.2f}, {r.most:.2f}] ({r.counted:.2f})"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default="bfloat16,int8,float8_e4m3fn,float32", help="of the cache")
+    parser.add_argument("--shapes", help=f"queries@cached tokens, default {SHAPES}")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--smoke", action="store_true", help="tiny: a check that the benchmark runs")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    shapes = (options.shapes or (SMOKE_SHAPES if options.smoke else SHAPES)).split(",")
+    rows = []
+    with torch.inference_mode():
+        for fmt in options.formats.split(","):
+            for shape in shapes:
+                queries, cached = map(int, shape.split("@"))
+                rows.append(measure(fmt, queries, cached, options.smoke))
+    print(f"{native.isa()}, {native.num_threads()} threads")
+    print(table(rows))
+    result = provenance.provenance(__doc__)
+    provenance.save(options.json, {**result, "isa": native.isa(), "rows": [asdict(row) for row in rows]})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
