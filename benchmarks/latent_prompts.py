@@ -7,7 +7,7 @@
 Latent attention of 16 heads over a latent of 512 and a rotary part of 64, keys and values of 128 channels besides: one chunk
 of a prompt at the end of its context, absorbed and lifted in turns (A B A B), projections into and out of the latent space
 included. `counted` is the ratio of the products that both forms need. Chunks of 64 and 256 tokens show what it costs that the
-form follows from a token's place and not from its chunk. The rate's fraction is of the register peak measured before each row.
+form follows from a token's place and not from its chunk. The rate's fraction is of the register peak, measured around each row.
 Errors are those of the last eight queries against float64 on the numbers the cache holds.
 """
 
@@ -101,27 +101,26 @@ class Chunk:
 def measure(fmt: str, queries: int, cached: int, smoke: bool) -> Row:
     dtype = getattr(torch, fmt)
     chunk = Chunk(queries, cached, dtype)
-    peak = native.measure_peak_flops_per_s("f32" if dtype == torch.float32 else "bf16", 5 if smoke else 60)
+    probe = ("f32" if dtype == torch.float32 else "bf16", 5 if smoke else 100)
+    peak = native.measure_peak_flops_per_s(*probe)
     calls, truth = [chunk.attend(lifted=False), chunk.attend(lifted=True)], chunk.truth()
     errors = [float((call()[-8:].double() - truth).norm() / truth.norm()) for call in calls]  # and a warm start
     times: list[tuple[float, float]] = []
     deadline = time.perf_counter() + (0.0 if smoke else 1.5)
     while len(times) < (1 if smoke else 5) or time.perf_counter() < deadline:
         times.append((seconds_of(calls[0]), seconds_of(calls[1])))
-    absorbed, lifted = (
-        Form(
-            ms=seconds * 1e3, gflop_per_s=flops / seconds / 1e9, peak_frac=flops / seconds / peak, relative_error=error
-        )
-        for seconds, flops, error in zip(
-            map(statistics.median, zip(*times, strict=True)),
-            (chunk.absorbed_flops, chunk.lifted_flops),
-            errors,
-            strict=True,
-        )
-    )
+    peak = max(peak, native.measure_peak_flops_per_s(*probe))
+
+    def form(which: int, flops: float) -> Form:
+        seconds = statistics.median(pair[which] for pair in times)
+        return Form(
+            ms=seconds * 1e3, gflop_per_s=flops / seconds / 1e9, peak_frac=flops / seconds / peak, relative_error=errors[which],
+        )  # fmt: skip
+
     ratios = [a / b for a, b in times]
     return Row(
-        kv_format=fmt, queries=queries, cached=cached, absorbed=absorbed, lifted=lifted, ratio=statistics.median(ratios),
+        kv_format=fmt, queries=queries, cached=cached, absorbed=form(0, chunk.absorbed_flops),
+        lifted=form(1, chunk.lifted_flops), ratio=statistics.median(ratios),
         least=min(ratios), most=max(ratios), counted=chunk.absorbed_flops / chunk.lifted_flops,
     )  # fmt: skip
 
