@@ -216,10 +216,13 @@ Workspace workspace(const void* raw, int64_t rows, int threads) {
     Workspace most{0, 0};
     scratch(op, KvLayout(op.latents), nullptr, &most.local_bytes);
     each_sequence(op, rows, threads, [&](const Lifted& lifted, int64_t, int64_t, int64_t) {
-        const int64_t bytes = round_up(lifted.bytes(), 4096);
-        const Workspace over = kAttention.workspace(&lifted.op, rows, threads);
-        if (bytes + over.shared_bytes > most.shared_bytes) most.shared_bytes = bytes + over.shared_bytes;
-        if (over.local_bytes > most.local_bytes) most.local_bytes = over.local_bytes;
+        const int64_t bytes = round_up(lifted.bytes(), 4096), all = op.latents.heads;
+        for (const int64_t heads : {lifted.heads, all - (all - 1) / lifted.heads * lifted.heads}) {  // of the last group, which may be cut otherwise
+            const AttentionOp part = lifted.call(op, nullptr, all - heads, heads);
+            const Workspace over = kAttention.workspace(&part, rows, threads);
+            if (bytes + over.shared_bytes > most.shared_bytes) most.shared_bytes = bytes + over.shared_bytes;
+            if (over.local_bytes > most.local_bytes) most.local_bytes = over.local_bytes;
+        }
     });
     return most;
 }
