@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -131,18 +132,20 @@ def seconds_of(call: Callable[[], torch.Tensor]) -> float:
     return time.perf_counter() - started
 
 
-def table(rows: list[Row]) -> str:
+def table(result: dict[str, Any]) -> str:
     forms = f"{'ms':>8}{'GFLOP/s':>9}{'peak':>6}{'error':>9}"
     lines = [
-        f"{'KV':15}{'chunk':>12}   {'absorbed':32}   {'lifted':32}  times faster",
-        f"{'':30}{forms}   {forms}  (counted)",
+        f"{'KV':15}{'chunk':>9}   {'absorbed':32}   {'lifted':32}  times faster",
+        f"{'':24}   {forms}   {forms}  [of pairs] (counted)",
     ]
-    for r in rows:
+    for r in result["rows"]:
         told = "   ".join(
-            f"{f.ms:8.2f}{f.gflop_per_s:9.0f}{f.peak_frac:6.2f}{f.relative_error:9.1e}" for f in (r.absorbed, r.lifted)
+            f"{f['ms']:8.2f}{f['gflop_per_s']:9.0f}{f['peak_frac']:6.2f}{f['relative_error']:9.1e}"
+            for f in (r["absorbed"], r["lifted"])
         )
+        chunk = f"{r['queries']}@{r['cached']}"
         lines.append(
-            f"{r.kv_format:15}{f'{r.queries}@{r.cached}':>12}   {told}  {r.ratio:.2f} [{r.least:.2f}, {r.most:.2f}] ({r.counted:.2f})"
+            f"{r['kv_format']:15}{chunk:>9}   {told}  {r['ratio']:.2f} [{r['least']:.2f}, {r['most']:.2f}] ({r['counted']:.2f})"
         )
     return "\n".join(lines)
 
@@ -163,10 +166,10 @@ def main() -> int:
             for shape in shapes:
                 queries, cached = map(int, shape.split("@"))
                 rows.append(measure(fmt, queries, cached, options.smoke))
+    result = {**provenance.provenance(__doc__), "isa": native.isa(), "rows": [asdict(row) for row in rows]}
     print(f"{native.isa()}, {native.num_threads()} threads")
-    print(table(rows))
-    result = provenance.provenance(__doc__)
-    provenance.save(options.json, {**result, "isa": native.isa(), "rows": [asdict(row) for row in rows]})
+    print(table(result))
+    provenance.save(options.json, result)
     return 0
 
 
