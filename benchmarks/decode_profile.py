@@ -47,15 +47,22 @@ STEP_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a step computes: its tokens, the rows whose logits are wanted, cached tokens read, and pairs of query and key."""
+    """What a step computes: its tokens, the rows whose logits are wanted, cached tokens read, and pairs of query and key. Of a
+    prompt computed at once, latent attention lifts whole runs."""
 
     tokens: int
     logit_rows: int
     keys: int
     pairs: int
+    is_prompt: bool = False
 
     def rows(self, operator: ctypes.Structure) -> int:
         return self.logit_rows if operator.rows_from == native.LOGIT_ROWS else self.tokens
+
+    def lifted(self, attention: ctypes.Structure) -> int:
+        """Rows that meet lifted keys."""
+        lifts = self.is_prompt and attention.prompt_lens is not None
+        return self.tokens // attention.lift_tokens * attention.lift_tokens if lifts else 0
 
 
 def decoding(batch: int, context: int) -> Load:
@@ -63,7 +70,7 @@ def decoding(batch: int, context: int) -> Load:
 
 
 def prompting(tokens: int) -> Load:
-    return Load(tokens=tokens, logit_rows=1, keys=tokens, pairs=tokens * (tokens + 1) // 2)
+    return Load(tokens=tokens, logit_rows=1, keys=tokens, pairs=tokens * (tokens + 1) // 2, is_prompt=True)
 
 
 def amounts(operator: ctypes.Structure, load: Load, roofs: Roofs) -> tuple[str, float, float, float]:
@@ -79,9 +86,19 @@ def amounts(operator: ctypes.Structure, load: Load, roofs: Roofs) -> tuple[str, 
         flops = 2.0 * rows * k * (gate_up.inputs * gate_up.outputs + down.inputs * down.outputs)
         hit_frac = 1 - (1 - k / experts) ** rows
         return "experts", hit_frac * (weight_bytes(gate_up) + weight_bytes(down)), flops, roofs.flops_per_s(gate_up)
+    if isinstance(operator, native.UnliftedLinearOp):
+        w = weight_at(operator.linear.weight)
+        rows -= load.lifted(native.AttentionOp.from_address(operator.attention))
+        name = f"linear {w.inputs} to {w.outputs} of each head"
+        return name, weight_bytes(w), 2.0 * rows * w.num_matrices * w.inputs * w.outputs, roofs.flops_per_s(w)
+    if isinstance(operator, native.LiftedAttentionOp):
+        latents, lifted = operator.latents, load.lifted(operator.latents)
+        pair, key = operator.nope_dim + latents.rope_dim + operator.out_dim, operator.nope_dim + operator.out_dim
+        flops = 2.0 * latents.heads * (pair * lifted * (lifted + 1) / 2 + key * latents.v_dim * lifted)
+        return "lifted attention", 2.0 * lifted * latents.key_dim, flops, roofs.bf16_flops_per_s
     if isinstance(operator, native.AttentionOp):
-        width = operator.key_dim + operator.v_dim
-        flops = 2.0 * load.pairs * operator.heads * width
+        width, lifted = operator.key_dim + operator.v_dim, load.lifted(operator)
+        flops = 2.0 * (load.pairs - lifted * (lifted + 1) // 2) * operator.heads * width
         return "attention", 2.0 * load.keys * operator.kv_heads * width, flops, roofs.bf16_flops_per_s
     return type(operator).__name__.removesuffix("Op").lower(), 0.0, 0.0, roofs.f32_flops_per_s
 
