@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from paged_memory import PagedMemory, generate_alone
-from test_scheduler_properties import EOS, LinearTimer, limits, params, prompts
+from test_scheduler_properties import EOS, LinearTimer, limits, params, prompts, runs
 
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.ahead import InTurn, OneAhead
@@ -70,11 +70,16 @@ class Forgetful(Device):
 @given(
     jobs=st.lists(st.tuples(prompts, params, st.integers(0, 6)), min_size=1, max_size=8),
     limits=limits,
+    whole_runs=runs,
     known=st.sets(st.integers(0, 30), max_size=6),
     cancels=st.sets(st.tuples(st.integers(0, 7), st.integers(1, 25)), max_size=3),
 )
 def test_tokens_are_those_of_the_definition(
-    jobs: list[tuple[list[int], SamplingParams, int]], limits: Limits, known: set[int], cancels: set[tuple[int, int]]
+    jobs: list[tuple[list[int], SamplingParams, int]],
+    limits: Limits,
+    whole_runs: tuple[int, ...],
+    known: set[int],
+    cancels: set[tuple[int, int]],
 ) -> None:
     scheduler = Scheduler(limits, LinearTimer() if limits.step_budget_s is not None else None)
     pace = OneAhead(Forgetful(PagedMemory(limits.num_blocks, limits.block_tokens), known), scheduler.advance)
@@ -82,7 +87,7 @@ def test_tokens_are_those_of_the_definition(
     for tick in range(3000):
         for number, (prompt, rules, at) in enumerate(jobs):
             if at == tick:
-                request = Request(str(number), prompt, rules, seed=0, eos_ids=EOS)
+                request = Request(str(number), prompt, rules, seed=0, eos_ids=EOS, whole_runs=whole_runs)
                 try:
                     scheduler.add(request)
                 except RequestError:

@@ -12,7 +12,7 @@ from paged_memory import VOCAB, PagedMemory, generate_alone
 
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
-from ridgepoint.sched.prefix import block_key
+from ridgepoint.sched.prefix import block_key, form_key
 from ridgepoint.sched.request import Request
 from ridgepoint.sched.scheduler import Limits, Scheduler
 from ridgepoint.sched.step import StepShape
@@ -50,12 +50,15 @@ params = st.builds(
     stop_token_ids=st.lists(st.integers(0, VOCAB - 1), max_size=6).map(tuple),
 )  # fmt: skip
 EOS = (11, 12)
+# Runs that end on blocks, within them, and several in one.
+runs = st.sampled_from([(), (), (8,), (3,), (5, 16)])
 
 
 class Traffic(RuleBasedStateMachine):
-    @initialize(limits=limits)
-    def start(self, limits: Limits) -> None:
+    @initialize(limits=limits, whole_runs=runs)
+    def start(self, limits: Limits, whole_runs: tuple[int, ...]) -> None:
         self.limits = limits
+        self.whole_runs = whole_runs
         self.scheduler = Scheduler(limits, LinearTimer() if limits.step_budget_s is not None else None)
         self.memory = PagedMemory(limits.num_blocks, limits.block_tokens)
         self.requests: dict[str, Request] = {}
@@ -67,7 +70,15 @@ class Traffic(RuleBasedStateMachine):
             self._add(prompt, params)
 
     def _add(self, prompt: list[int], params: SamplingParams) -> None:
-        request = Request(f"r{len(self.requests)}", prompt, params, seed=0, eos_ids=EOS, arrived_s=self.now)
+        request = Request(
+            f"r{len(self.requests)}",
+            prompt,
+            params,
+            seed=0,
+            eos_ids=EOS,
+            arrived_s=self.now,
+            whole_runs=self.whole_runs,
+        )
         try:
             self.scheduler.add(request)
         except RequestError as error:
@@ -132,6 +143,10 @@ class Traffic(RuleBasedStateMachine):
             for request in self.scheduler.running:  # a key says what its block holds, from the first token on
                 parent, size = request.root, self.limits.block_tokens
                 for place in range(request.num_computed // size):
+                    for run in request.whole_runs:
+                        rest = request.num_prompt - request.num_prompt % run
+                        if place * size <= rest < (place + 1) * size:
+                            parent = form_key(parent, run, rest)
                     parent = block_key(parent, request.tokens[place * size : place * size + size])
                     assert self.scheduler.pool.index.key_of(request.blocks[place]) in (None, parent)
                 for block in request.blocks[request.num_computed // size :]:
@@ -176,8 +191,11 @@ TestTraffic.settings = settings(
     jobs=st.lists(st.tuples(prompts, st.integers(1, 12), st.integers(0, 6)), min_size=1, max_size=8),
     limits=limits,
     other=limits,
+    whole_runs=runs,
 )
-def test_tokens_do_not_depend_on_company_chunks_preemption_or_pool(jobs: list, limits: Limits, other: Limits) -> None:
+def test_tokens_do_not_depend_on_company_chunks_preemption_or_pool(
+    jobs: list, limits: Limits, other: Limits, whole_runs: tuple[int, ...]
+) -> None:
     def run(limits: Limits, together: bool) -> dict[int, list[int]]:
         made: dict[int, list[int]] = {}
         scheduler = Scheduler(limits, LinearTimer() if limits.step_budget_s is not None else None)
@@ -188,7 +206,8 @@ def test_tokens_do_not_depend_on_company_chunks_preemption_or_pool(jobs: list, l
         while todo or live:
             for job in [job for job in todo if job[3] <= tick or not together]:
                 number, prompt, max_tokens, _ = job
-                request = Request(str(number), prompt, SamplingParams(max_tokens=max_tokens), seed=0, eos_ids=EOS)
+                rules = SamplingParams(max_tokens=max_tokens)
+                request = Request(str(number), prompt, rules, seed=0, eos_ids=EOS, whole_runs=whole_runs)
                 try:
                     scheduler.add(request)
                 except RequestError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,17 @@ class Driver:
         self.now = 0.0
 
     def add(
-        self, request_id: str, prompt: list[int] | int, max_tokens: int = 50, root: bytes = b"", **params: Any
+        self,
+        request_id: str,
+        prompt: list[int] | int,
+        max_tokens: int = 50,
+        root: bytes = b"",
+        whole_runs: tuple[int, ...] = (),
+        **params: Any,
     ) -> Request:
         ids = [ord(request_id[0])] * prompt if isinstance(prompt, int) else prompt
-        request = Request(request_id, ids, SamplingParams(max_tokens=max_tokens, **params), seed=0, root=root)
+        rules = SamplingParams(max_tokens=max_tokens, **params)
+        request = Request(request_id, ids, rules, seed=0, root=root, whole_runs=whole_runs)
         self.scheduler.add(request)
         return request
 
@@ -100,6 +108,43 @@ def test_a_prefix_is_shared_up_to_the_last_token() -> None:
     assert driver.step() == {"d": (0, 13)}
     assert driver.scheduler.prefix_query_tokens_total == 12 + 12 + 13 + 13
     assert driver.scheduler.prefix_hit_tokens_total == 8 + 12
+
+
+def test_blocks_are_shared_only_in_the_form_they_were_computed_in() -> None:
+    """Blocks of 4, whole runs of 8: of 21 tokens the first 16 have the one form, of 29 the first 24."""
+    driver = Driver(max_step_tokens=64)
+    for name, prompt, cached in (("a", 21, 0), ("b", 29, 16), ("c", 21, 20), ("d", 30, 28), ("e", 23, 20), ("f", 6, 0)):
+        request = driver.add(name, [1] * prompt, max_tokens=1, whole_runs=(8,))
+        assert driver.step() == {name: (cached, prompt - cached)}
+        assert request.cached_tokens == cached
+    driver.add("g", [1] * 30, max_tokens=1)
+    assert driver.step() == {"g": (24, 6)}  # who has but one form has the first
+
+
+def test_forms_that_change_within_a_block_at_different_tokens_are_kept_apart() -> None:
+    """Blocks of 4 and whole runs of 1, 3 and both: of 9 and 10 tokens the last run ends within the third block."""
+    for runs in ((1,), (3,), (1, 3)):
+        keys = {}
+        for prompt in (8, 9, 10, 11, 12):
+            request = Request("r", [1] * prompt, SamplingParams(max_tokens=20), seed=0, whole_runs=runs)
+            request.tokens += [1] * (20 - prompt)
+            keys[prompt] = request.block_keys(5, 4)
+        for one, other in itertools.combinations(keys, 2):
+            ends = [min(one // run * run, other // run * run) for run in runs if one // run != other // run]
+            shared = min(ends) // 4 if ends else 5
+            assert keys[one][:shared] == keys[other][:shared]
+            assert not set(keys[one][shared:]) & set(keys[other][shared:])
+
+
+def test_who_was_preempted_finds_its_own_blocks_in_both_forms() -> None:
+    driver = Driver(num_blocks=7, max_context=24, max_step_tokens=24)
+    driver.add("a", [1] * 10, whole_runs=(8,), max_tokens=14)
+    late = driver.add("b", [2] * 5, whole_runs=(4,), max_tokens=9)
+    while not late.num_preemptions:
+        driver.step()
+    driver.scheduler.cancel("a")
+    (segment,) = driver.next().segments
+    assert segment.request is late and segment.start == (len(late.tokens) - 1) // 4 * 4 > late.num_prompt
 
 
 def test_who_needs_a_block_in_the_making_waits_for_it() -> None:

@@ -2,8 +2,9 @@
 
     key(0) = blake2b(root, tokens of block 0),  key(i) = blake2b(key(i - 1), tokens of block i)
 
-The root salts the chain with what the bytes depend on (model, block layout, dtype) and with the tenant, so equal keys
-mean equal bytes that this tenant may see. Only full blocks have keys. `PrefixIndex` says which block holds a key; it
+The root salts the chain with what the bytes depend on (model, block layout, dtype) and with the tenant. Where tokens are
+computed in more than one form, `form_key` salts it again at the first block that holds a token of the next form. So equal
+keys mean equal bytes that this tenant may see. Only full blocks have keys. `PrefixIndex` says which block holds a key; it
 does not know who uses a block or when one may go: that is `BlockPool`.
 """
 
@@ -28,6 +29,12 @@ def root_key(*, model: str, layout: str, dtype: str, tenant: bytes) -> bytes:
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of the block of `tokens` that follows the block (or root) `parent`."""
     return blake2b(parent + array("q", tokens).tobytes(), digest_size=KEY_BYTES).digest()
+
+
+def form_key(parent: bytes, run: int, start: int) -> bytes:
+    """What stands for `parent` before the first block that holds a token past whole runs of `run` tokens, which end at
+    token `start`. The place is part of it: two prompts may end theirs at different tokens of equal blocks."""
+    return blake2b(parent + array("q", (run, start)).tobytes(), digest_size=KEY_BYTES, person=b"form").digest()
 
 
 class PrefixIndex:

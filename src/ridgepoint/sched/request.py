@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ridgepoint.sched.params import SamplingParams
-from ridgepoint.sched.prefix import block_key
+from ridgepoint.sched.prefix import block_key, form_key
 
 UNKNOWN = -1  # a token whose step is launched and not yet read
 
 
 class Request:
-    """`seed` is resolved (never None); `root` is the prefix chain's root for this request's tenant."""
+    """`seed` is resolved (never None); `root` is the prefix chain's root for this request's tenant. `whole_runs`: for each of
+    these numbers, the model computes the prompt's whole runs of so many tokens in one form and all later tokens in another."""
 
     __slots__ = (
         "admitted_s", "arrival", "arrived_s", "blocks", "cached_tokens", "finish_reason", "id", "keys", "num_computed",
-        "num_keyed", "num_preemptions", "num_prompt", "num_scored", "params", "root", "row", "seed", "stop_ids", "tokens",
+        "num_keyed", "num_preemptions", "num_prompt", "num_scored", "params", "root", "row", "seed", "stop_ids", "tokens", "whole_runs",
     )  # fmt: skip
 
     def __init__(
@@ -31,6 +32,7 @@ class Request:
         *,
         seed: int,
         root: bytes = b"",
+        whole_runs: tuple[int, ...] = (),
         eos_ids: Sequence[int] = (),
         arrived_s: float = 0.0,
     ) -> None:
@@ -38,6 +40,7 @@ class Request:
         self.params = params
         self.seed = seed
         self.root = root
+        self.whole_runs = whole_runs
         self.arrived_s = arrived_s
         self.stop_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
         self.tokens: list[int] = list(prompt_ids)
@@ -72,8 +75,13 @@ class Request:
         """Keys of the first `count` blocks, which must be full of known tokens."""
         keys = self.keys
         while len(keys) < count:
-            start = len(keys) * block_tokens
-            keys.append(block_key(keys[-1] if keys else self.root, self.tokens[start : start + block_tokens]))
+            place = len(keys)
+            parent = keys[-1] if keys else self.root
+            for run in self.whole_runs:
+                rest = self.num_prompt // run * run  # the first token in the other form
+                if place == rest // block_tokens:
+                    parent = form_key(parent, run, rest)
+            keys.append(block_key(parent, self.tokens[place * block_tokens : (place + 1) * block_tokens]))
         return keys if len(keys) == count else keys[:count]
 
     def reason_to_stop(self, place: int) -> str | None:
