@@ -393,6 +393,56 @@ def test_results_over_lifted_latents_do_not_depend_on_company_or_chunks(dtype: t
     assert preempted[:3] == [0, 0, 0] and preempted[3] > 0
 
 
+@pytest.mark.skipif(not native.available(), reason="prompts are lifted natively")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_warm_prefix_cache_changes_no_bit_over_lifted_latents(dtype: torch.dtype) -> None:
+    """Runs of 32 tokens. Prompts that go on after a shorter one, after its answer, and that stop within a longer one."""
+    decoder = latent_decoder(dtype)
+    pack_for_serving(decoder, None)
+    params = SamplingParams(max_tokens=24, temperature=0.0, logprobs=3, ignore_eos=True)
+    rng = random.Random(17)
+    first, more = ([rng.randrange(1, VOCAB) for _ in range(count)] for count in (60, 70))
+
+    def made(engine: LLM, prompt: list[int]) -> Completion:
+        return engine.generate([prompt], params)[0]
+
+    def cold(prompt: list[int]) -> Completion:
+        return made(LLM(tiny_engine(decoder, block_tokens=16)), prompt)
+
+    warm = LLM(tiny_engine(decoder, block_tokens=16))
+    answer = made(warm, first).token_ids
+    for prompt, cached in (
+        (first + answer + more[:20], 32),  # of 60 tokens 32 were lifted, of these 104 it is 96
+        (first + more, 48),  # 128 of 130 are
+        ((first + more)[:110], 96),
+        (first + answer[:20], 64),
+        (first, 48),  # its own blocks, a lifted run and one block past it
+        (first[:40], 32),
+    ):
+        found = made(warm, prompt)
+        assert found.logprobs == cold(prompt).logprobs
+        assert found.cached_tokens == cached
+
+
+def test_decoders_that_lift_say_so() -> None:
+    decoder = latent_decoder(torch.float32)
+    assert tiny_engine(decoder, block_tokens=16).facts.whole_runs == ()
+    if native.available():
+        pack_for_serving(decoder, None)
+        assert tiny_engine(decoder, block_tokens=16).facts.whole_runs == (32,)
+
+
+def test_prompts_beside_readers_have_at_least_a_run_that_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip(f"native kernels {native.load_error()}")
+    decoder = latent_decoder(torch.bfloat16)
+    pack_for_serving(decoder, None)
+    monkeypatch.setattr(step_size, "ridge_tokens", lambda *args, **rates: 100)
+    assert step_size.usual_mixed_tokens(decoder)[0] == 128  # type: ignore[index]
+    monkeypatch.setattr(step_size, "lift_runs", lambda decoder: (256,))
+    assert step_size.usual_mixed_tokens(decoder)[0] == 256  # type: ignore[index]
+
+
 def test_prompts_beside_readers_have_the_ridge_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.available():
         pytest.skip(f"native kernels {native.load_error()}")

@@ -45,13 +45,15 @@ class MonotonicClock:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the core must know of a model. `root_of` gives the prefix chain's root for a tenant's salt."""
+    """What the core must know of a model. `root_of` gives the prefix chain's root for a tenant's salt; `whole_runs` is
+    `Request`'s."""
 
     name: str
     vocab_size: int
     max_context: int
     eos_ids: tuple[int, ...]
     root_of: Callable[[bytes], bytes]
+    whole_runs: tuple[int, ...] = ()
 
 
 class Link(Protocol):
@@ -167,7 +169,7 @@ class EngineCore:
         request = Request(
             message.request_id, message.prompt_ids, message.params,
             seed=secrets.randbits(63) if seed is None else seed,
-            root=self.facts.root_of(message.salt), eos_ids=self.facts.eos_ids, arrived_s=self.clock.now(),
+            root=self.facts.root_of(message.salt), whole_runs=self.facts.whole_runs, eos_ids=self.facts.eos_ids, arrived_s=self.clock.now(),
         )  # fmt: skip
         self.scheduler.add(request)
         self._unstarted.add(request.id)

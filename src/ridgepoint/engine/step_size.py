@@ -1,6 +1,7 @@
 """How many tokens a step holds where nobody says: the usual number, and beside sequences that decode as many of prompts as
 the ridge has. Up to there reading the weights, which the decoding pays for, hides their arithmetic; past it every prompt
-token costs its whole arithmetic, and everybody who reads along waits for it.
+token costs its whole arithmetic, and everybody who reads along waits for it. Latents that are lifted for whole runs of a prompt
+are lifted again by every chunk of a run, so where they are, one run is the least.
 
 The ridge is computed from rates measured at the start, with the native kernels; elsewhere prompts take what there is.
 """
@@ -16,6 +17,7 @@ from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import Packed
 from ridgepoint.kernels.roofs import Roofs, measure_roofs
 from ridgepoint.models.decoder import Decoder
+from ridgepoint.models.step import lift_runs
 from ridgepoint.nn.ffn import Experts
 from ridgepoint.nn.linear import Linear
 from ridgepoint.units import si
@@ -37,7 +39,9 @@ def usual_mixed_tokens(decoder: Decoder) -> tuple[int, str] | None:
     roofs = _roofs(native.num_threads())
     flops_per_s, bytes_per_s = roofs.flops_per_s(widest.struct), roofs.read_bytes_per_s
     ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
-    return -(-ridge // ALIGN) * ALIGN, f"the ridge, {si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')}"
+    usual, why = -(-ridge // ALIGN) * ALIGN, f"the ridge, {si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')}"
+    run = max(lift_runs(decoder), default=0)
+    return (usual, why) if usual >= run else (run, f"a run that latent attention lifts, above {why}")
 
 
 def _widest(decoder: Decoder) -> Packed | None:

@@ -28,7 +28,7 @@ from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.paged import KVCache, block_bytes
 from ridgepoint.models.source import read_config, resolve
-from ridgepoint.models.step import load_for_serving, make_step
+from ridgepoint.models.step import lift_runs, load_for_serving, make_step
 from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
 from ridgepoint.sched.prefix import root_key
 from ridgepoint.sched.step import StepTimer
@@ -132,6 +132,7 @@ def engine_around(
         max_context=resolved.max_context,
         eos_ids=eos_ids,
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=f"{dtype}, KV {kv_dtype}", tenant=salt),
+        whole_runs=lift_runs(decoder),
     )
     return EngineCore(facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device))
 

@@ -12,6 +12,7 @@ import torch
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import dispatch, native
+from ridgepoint.kernels.mla_attention.lifts import lift_run
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models import checkpoint
 from ridgepoint.models.captured import CapturableEnds, Capture, CapturedStep, Ends, GraphCapture, ladder
@@ -160,6 +161,13 @@ def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
         return f"kernels torch: native kernels {reason}"
     pack_decoder(decoder, fmt)
     return f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {fmt or _name(decoder.dtype)}"
+
+
+def lift_runs(decoder: Decoder) -> tuple[int, ...]:
+    """For layers that lift whole runs of a prompt's latents: of how many tokens. One number, unless their shapes differ."""
+    latent = [module for module in decoder.modules() if isinstance(module, MlaAttention)]
+    runs = {lift_run(module.w_uk_HNC, module.w_uv_HVC) for module in latent}
+    return tuple(sorted(run for run in runs if run is not None))
 
 
 def make_step(

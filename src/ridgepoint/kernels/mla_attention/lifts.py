@@ -4,8 +4,8 @@ Lifting costs `C (N + V)` products per head and key, absorbing as many per query
 `2 C + R` absorbed. Enough queries at once are cheaper lifted, `lift_tokens` of them at any context. The two forms round
 differently, so the choice must not follow from the chunk: it follows from the token's place in its request. Prompt tokens in
 whole runs of `lift_tokens` (counted from the sequence's first) are lifted; the rest of a prompt and everything generated is
-absorbed, in whatever chunk, company or recomputation it comes. What that leaves to the past: a prefix found in the cache holds
-what its own request made of it, and tokens that one request generated and the next one sends back were absorbed.
+absorbed, in whatever chunk, company or recomputation it comes. Equal tokens of two requests may so have unequal bytes: whoever
+reuses latents must know which form made them (`sched.prefix` does, by the runs that `lift_run` names).
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ def lift_tokens(latent_dim: int, nope_dim: int, value_dim: int) -> int | None:
         return None
     least = -(-latent_dim * (nope_dim + value_dim) // gain)
     return 1 << (least - 1).bit_length()
+
+
+def lift_run(w_uk: object, w_uv: object) -> int | None:
+    """Tokens of the runs that a layer of these matrices lifts; None where it absorbs everything."""
+    if not (isinstance(w_uk, Packed) and isinstance(w_uv, Packed)) or w_uk.inputs % 2:
+        return None
+    return lift_tokens(w_uk.outputs, w_uk.inputs, w_uv.outputs)
 
 
 class Lifts:

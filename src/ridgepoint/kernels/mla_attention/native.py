@@ -15,7 +15,7 @@ import torch
 from ridgepoint.kernels import native
 from ridgepoint.kernels.linear.cpu import linear_heads
 from ridgepoint.kernels.linear.native import heads_operator
-from ridgepoint.kernels.mla_attention.lifts import lift_tokens, lifts_of
+from ridgepoint.kernels.mla_attention.lifts import lift_run, lifts_of
 from ridgepoint.kernels.packed import Packed
 from ridgepoint.kernels.paged_attention.native import SUB_TOKENS, block_fields, int64, reading
 from ridgepoint.kernels.paged_attention.native import allocate as allocate_blocks
@@ -52,10 +52,10 @@ def attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    if isinstance(w_uk, Packed) and isinstance(w_uv, Packed) and plan.prompt_lens_B is not None:
-        run = lift_tokens(w_uk.outputs, w_uk.inputs, w_uv.outputs)
-        if run is not None and w_uk.inputs % 2 == 0:
-            return _attend_in_both_forms(q_nope_THN, q_rope_THR, kv, w_uk, w_uv, plan, scale, window, run)
+    run = None if plan.prompt_lens_B is None else lift_run(w_uk, w_uv)
+    if run is not None:
+        assert isinstance(w_uk, Packed) and isinstance(w_uv, Packed)
+        return _attend_in_both_forms(q_nope_THN, q_rope_THR, kv, w_uk, w_uv, plan, scale, window, run)
     q_THC, q_rope_THR = rows(absorb(q_nope_THN, w_uk)), rows(q_rope_THR)
     out_THC = empty(*q_THC.shape, dtype=q_THC.dtype)
     submit(_attention(q_THC, q_rope_THR, out_THC, reading(kv, plan, scale, window)))
