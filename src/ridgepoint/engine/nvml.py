@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -47,33 +48,28 @@ def _open(uuid: str, library: str, reader: str) -> tuple[ctypes.c_void_p, Callab
 
 def open_clock(uuid: str, library: str = LIBRARY) -> Callable[[], float] | None:
     """`clock_reader` of the board with this NVML identifier."""
-    opened = _open(uuid, library, "nvmlDeviceGetClockInfo")
-    if opened is None:
-        return None
-    board, read = opened
-    megahertz = ctypes.c_uint()
-
-    def hertz() -> float:
-        status = read(board, MULTIPROCESSORS, ctypes.byref(megahertz))
-        if status != SUCCESS:
-            raise RuntimeError(f"NVML status {status} on reading the clock of {uuid}")
-        return megahertz.value * 1e6
-
-    return hertz if read(board, MULTIPROCESSORS, ctypes.byref(megahertz)) == SUCCESS else None
+    return _reader(uuid, library, "nvmlDeviceGetClockInfo", "clock", 1e6, ctypes.c_uint(), MULTIPROCESSORS)
 
 
 def open_counter(uuid: str, library: str = LIBRARY) -> Callable[[], float] | None:
     """`joule_counter` of the board with this NVML identifier."""
-    opened = _open(uuid, library, "nvmlDeviceGetTotalEnergyConsumption")
+    name = "nvmlDeviceGetTotalEnergyConsumption"
+    return _reader(uuid, library, name, "energy counter", 1e-3, ctypes.c_ulonglong())
+
+
+def _reader(
+    uuid: str, library: str, name: str, what: str, unit: float, value: Any, *selectors: int
+) -> Callable[[], float] | None:
+    """What NVML's function `name` writes into `value`, in SI units; None where the board has none."""
+    opened = _open(uuid, library, name)
     if opened is None:
         return None
     board, read = opened
-    millijoules = ctypes.c_ulonglong()
 
-    def joules() -> float:
-        status = read(board, ctypes.byref(millijoules))
+    def reading() -> float:
+        status = read(board, *selectors, ctypes.byref(value))
         if status != SUCCESS:
-            raise RuntimeError(f"NVML status {status} on reading the energy counter of {uuid}")
-        return millijoules.value / 1e3
+            raise RuntimeError(f"NVML status {status} on reading the {what} of {uuid}")
+        return float(value.value * unit)
 
-    return joules if read(board, ctypes.byref(millijoules)) == SUCCESS else None
+    return reading if read(board, *selectors, ctypes.byref(value)) == SUCCESS else None
