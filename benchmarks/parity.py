@@ -265,6 +265,18 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
+def brief(result: dict[str, Any]) -> str:
+    """The largest error of all cases on each path."""
+    lines = []
+    for path, rows in result["paths"].items():
+        worst = max(row[f"{what}_error_frac"] for row in rows for what in ("prefill", "decode", "shared_prefix"))
+        equal = sum(row["greedy_equal"] for row in rows)
+        lines.append(
+            f"{path:<6}  largest error {worst:.1e}, {GREEDY_TOKENS} greedy tokens equal in {equal} of {len(rows)} cases"
+        )
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three families only")

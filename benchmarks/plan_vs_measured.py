@@ -223,6 +223,22 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *_aligned(picks), differ, "", *_regret(result), "", last])
 
 
+def brief(result: dict[str, Any]) -> str:
+    """Models and chips not seen, and what five measured points bring."""
+    lines = [["errors, median / p90", "TPOT", "TTFT", "tokens/s", "80 % holds"]]
+    for key in ("leave_one_model_out", "leave_one_system_out"):
+        part = result[key]
+        errors = (_error(part[kind]) for kind in ("tpot", "ttft", "tokens_per_s"))
+        lines.append([PROTOCOLS[key], *errors, f"{part['coverage_80_tpot']:.1%}"])
+    lines.append(["after five points each", _error(result["five_shot"]["after"]), "", "", ""])
+    picks = [["cheapest pick under a TPOT limit", "limits", "keep it", "cost over best", "80 % interval"]]
+    for key in ("leave_one_model_out", "leave_one_system_out"):
+        part = result[key]["picks"]
+        readings = [reading for reading in READINGS if reading in part]
+        picks += [[f"{PROTOCOLS[key]}, {READINGS[r]}", *_picks(part[r])[:-1]] for r in readings]
+    return "\n".join([*_aligned(lines), "", *_aligned(picks)])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures here")

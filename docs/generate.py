@@ -5,7 +5,8 @@
 
 A block stands between `<!-- run: ridgepoint ARGUMENTS -->` or `<!-- results: FILE.json -->` and `<!-- end -->`. A run
 block holds the command and its standard output; a results block the table that the benchmark's own `table` prints from
-its stored JSON, with the command and commit it came from. Text outside blocks is never touched.
+its stored JSON (or `brief`, where that word follows the file), with the command and commit it came from. Text outside
+blocks is never touched.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ def run(command: str) -> str:
     return f"```console\n$ {command}\n{body}\n```\n"
 
 
-def results(name: str) -> str:
-    """The table of one benchmark result, with its provenance below."""
+def results(what: str) -> str:
+    """The table, or the brief one, of one benchmark result, with its provenance below."""
+    name, _, form = what.partition(" ")
+    if form not in ("", "brief"):
+        raise SystemExit(f"a results block is FILE.json or FILE.json brief, got {what!r}")
     result = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
     sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
     script = re.search(r"benchmarks/(\w+)\.py", result["command"])
@@ -54,7 +58,8 @@ def results(name: str) -> str:
     benchmark = importlib.import_module(script[1])
     hardware = result["hardware"]
     where = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
-    return f"```text\n{benchmark.table(result)}\n```\n\n`{result['command']}` at {result['commit'][:10]}; {where}.\n"
+    shown = benchmark.brief(result) if form else benchmark.table(result)
+    return f"```text\n{shown}\n```\n\n`{result['command']}` at {result['commit'][:10]}; {where}.\n"
 
 
 def fill(text: str) -> str:
