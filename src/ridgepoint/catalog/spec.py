@@ -11,6 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ridgepoint.catalog.plausible import (
+    MOST_CONTEXT,
+    MOST_LAYERS,
+    MOST_VOCABULARY,
+    MOST_WIDTH,
+    check_at_most,
+    check_layers,
+)
+
 # ---------------------------------------------------------------- rotary embeddings
 
 
@@ -327,7 +336,8 @@ class NormSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A whole decoder. Multipliers are 1.0 where a family has none (Granite sets them)."""
+    """A whole decoder. Multipliers are 1.0 where a family has none (Granite sets them). Implausible counts are refused here,
+    whoever states them."""
 
     family: str
     vocab_size: int
@@ -343,6 +353,13 @@ class ModelSpec:
     max_context: int
     bos_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_at_most(f"{self.family}: number of layers", len(self.layers), MOST_LAYERS)
+        check_at_most(f"{self.family}: width", self.d_model, MOST_WIDTH)
+        check_at_most(f"{self.family}: vocabulary", self.vocab_size, MOST_VOCABULARY)
+        check_at_most(f"{self.family}: context", self.max_context, MOST_CONTEXT)
+        check_layers(self.family, self.layers)
 
     @property
     def num_layers(self) -> int:

@@ -124,7 +124,7 @@ def _stage_sizes(limit: int, domain: int, experts: int) -> list[int]:
     """Powers of two, the whole domain and its halves, and sizes that give every chip the same number of experts."""
     sizes = {2**power for power in range(0, 16)} | {domain, domain // 2, domain // 4}
     if experts:
-        sizes |= {n for n in _divisors(experts) if n <= limit}
+        sizes |= {n for n in range(1, limit + 1) if experts % n == 0}
     return sorted(n for n in sizes if 1 <= n <= limit)
 
 

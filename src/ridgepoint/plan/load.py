@@ -31,7 +31,7 @@ def settle(workload: Workload, batch: Array, residence_s: Callable[[Array], Arra
         carried, wanted = full * (stay + workload.think_time_s) / stay, float(workload.users)
     else:
         carried, wanted = full / stay, float(workload.requests_per_s or 0.0)
-    instances = np.ceil(wanted / carried - 1e-9)
+    instances = np.maximum(np.ceil(wanted / carried - 1e-9), 1.0)  # however few come, one must stand there
     return instances, _where_curve_reaches(wanted / instances, carried, full)
 
 

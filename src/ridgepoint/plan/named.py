@@ -41,7 +41,7 @@ def _from_config(file: Path) -> ModelSpec:
         )
     try:
         config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and text that is not UTF-8
         raise ConfigError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(config).__name__}")

@@ -97,7 +97,7 @@ def pair_sides(
     prompts = rate / workload.rollouts
     service, ranks = on_p(prefill.service_s), on_p(prefill.ranks)
     target = np.array(UTILISATIONS)[None, None, :]
-    p_count = np.ceil(prompts * service / ranks / target - 1e-9)
+    p_count = np.maximum(np.ceil(prompts * service / ranks / target - 1e-9), 1.0)
     rho = prompts * service / (ranks * p_count)
     handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
     wait = mean_wait(rho, service)

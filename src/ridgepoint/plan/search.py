@@ -29,6 +29,7 @@ from ridgepoint.units import si
 
 Progress = Callable[[float, str], None]
 
+MOST_SEARCHES = 320  # sixteen kinds of hardware, each beside each: about ten seconds and a gigabyte
 DRAFT_LENGTHS = (0, 1, 2, 3, 4, 6, 8)  # searched when an acceptance is known and no length is asked for
 
 
@@ -64,6 +65,19 @@ class Question:
                 raise ConfigError(
                     f"no hardware may {role}", hint=f"--{role}-hardware NAME, or --hardware NAME for both"
                 )
+
+        searches = self.num_searches
+        if searches > MOST_SEARCHES:
+            raise ConfigError(
+                f"{len(self.pools)} pools and {len(self.lengths)} draft lengths make {searches:,} searches; allowed: at most {MOST_SEARCHES}",
+                hint="fewer formats or kinds of hardware in one question, --no-disaggregate, or one --draft-tokens",
+            )
+
+    @property
+    def num_searches(self) -> int:
+        """Pools by themselves and, where pools may be paired, every one that prefills with every one that decodes; of each draft length."""
+        prefill, decode = (sum(pool.role in ("any", role) for pool in self.pools) for role in ("prefill", "decode"))
+        return len(self.lengths) * (len(self.pools) + (prefill * decode if self.disaggregate else 0))
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -7,6 +7,14 @@ from dataclasses import dataclass, fields
 from ridgepoint.cost.speculation import Acceptance
 from ridgepoint.errors import ConfigError
 
+# Past these a question is a slip of the keyboard: more people than there are, pauses of a century, a draft longer than any drafter's.
+MOST = {
+    "input_tokens": 1e9, "output_tokens": 1e9, "thinking_tokens": 1e9, "users": 1e10, "requests_per_s": 1e10, "rollouts": 1e6,
+    "draft_tokens": 64, "think_time_s": 3e9, "mean_pause_s": 3e9,
+}  # fmt: skip
+
+LEAST_REQUESTS_PER_S = 1e-9  # one in thirty years
+
 MINIMISE = ("usd", "watts", "chips", "tpot", "ttft")
 
 
@@ -34,6 +42,10 @@ class Workload:
     reuse_prob: float = 0.5
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and not value <= most:
+                raise ConfigError(f"{name} must be at most {most:,.0f}, got {value!s:.40}")
         for name in ("input_tokens", "output_tokens", "rollouts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -56,8 +68,10 @@ class Workload:
             )
         if self.users is not None and self.users < 1:
             raise ConfigError(f"users must be at least 1, got {self.users}")
-        if self.requests_per_s is not None and not self.requests_per_s > 0:
-            raise ConfigError(f"requests_per_s must be positive, got {self.requests_per_s:g}")
+        if self.requests_per_s is not None and not self.requests_per_s >= LEAST_REQUESTS_PER_S:
+            raise ConfigError(
+                f"requests_per_s must be positive, at least {LEAST_REQUESTS_PER_S:g}, got {self.requests_per_s:g}"
+            )
         if self.draft_tokens and not self.acceptance:
             raise ConfigError(f"draft_tokens {self.draft_tokens} needs an acceptance", hint="--acceptance 0.7")
 

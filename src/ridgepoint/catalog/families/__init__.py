@@ -46,20 +46,25 @@ class CheckpointConfig:
 
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a Hugging Face `config.json`."""
-    return read_checkpoint_config(config).spec
+    """The spec of a Hugging Face `config.json`, without naming a tensor for every expert."""
+    return _read(config)[1]
 
 
 def read_checkpoint_config(config: dict[str, Any]) -> CheckpointConfig:
     """Everything a loader needs to know, or a `CheckpointError` naming the first fact that is not implemented."""
+    family, spec, storage = _read(config)
+    return CheckpointConfig(
+        spec=spec, pieces=tuple(family.pieces(spec)), storage=storage, extra_patterns=family.extra(spec)
+    )
+
+
+def _read(config: dict[str, Any]) -> tuple[Family, ModelSpec, Storage | None]:
     family = _family(config)
     reader = ConfigReader(config, family.name)
     storage = read_storage(reader)
     spec = family.read(reader)
     reader.finish()
-    return CheckpointConfig(
-        spec=spec, pieces=tuple(family.pieces(spec)), storage=storage, extra_patterns=family.extra(spec)
-    )
+    return family, spec, storage
 
 
 def pieces_of(spec: ModelSpec) -> tuple[Piece, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ridgepoint.catalog.plausible import check_config_number
 from ridgepoint.errors import CheckpointError
 
 # Written by transformers into any config; none reaches the arithmetic of generation.
@@ -90,6 +91,7 @@ class ConfigReader:
         value = self._one(keys, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refuse(keys[0], value, "a positive integer")
+        check_config_number(self.family, keys[0], value)
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -97,6 +99,7 @@ class ConfigReader:
         value = self._one((key,), default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self.refuse(key, value, "an integer from 0 up")
+        check_config_number(self.family, key, value)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
