@@ -31,6 +31,7 @@ UNITS = {
 }
 _TIMED = ("ttft_s", "tpot_s", "worst_wait_s", "usd_per_mtok")  # what the uncertainty of seconds widens
 FRONTIER_ROWS = 40
+TIE_FRAC = 0.02  # a difference an estimate cannot tell: its 80 % interval is ten times as wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Change:
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """`alternatives` is the best feasible row of each use of the hardware (together, which pool prefills for which, in which memory), best
-    first. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
+    first. `saving_frac` is what the row of the very least objective would save, where another was chosen for being simpler. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
     chosen: dict[str, float]
@@ -64,6 +65,7 @@ class Choice:
     failures: tuple[Failure, ...]
     num_priced: int
     num_feasible: int
+    saving_frac: float
 
 
 def upper(points: Points, metric: str, confidence: float) -> NDArray[np.float64]:
@@ -118,7 +120,7 @@ def choose(points: Points, goal: Goal) -> Choice:
     return Choice(
         feasible=True, chosen=points.row(best), runner_up=runner_up, alternatives=_alternatives(points, objective, rows),
         frontier=_frontier(points.pick(rows), goal), failures=(),
-        num_priced=len(points), num_feasible=len(rows),
+        num_priced=len(points), num_feasible=len(rows), saving_frac=float(1.0 - objective[rows].min() / objective[best]),
     )  # fmt: skip
 
 
@@ -127,10 +129,25 @@ def feasible_rows(points: Points, kept: dict[str, Mask]) -> NDArray[np.intp]:
 
 
 def _least(points: Points, objective: NDArray[np.float64], rows: NDArray[np.intp]) -> int:
-    """Of `rows`, the least objective; ties by time per token, then by chips."""
+    """The least objective, or what is as good and simpler: of `rows` within `TIE_FRAC` of the least, those with the fewest chips, of these
+    the least complex, then the least objective, power and time per token."""
     values = objective[rows]
-    tied = rows[values <= values.min() * (1 + 1e-12)]
-    return int(tied[np.lexsort((points["chips"][tied], points["tpot_s"][tied]))[0]])
+    tied = rows[values <= values.min() * (1 + TIE_FRAC)]
+    watts = points["watts"][tied]
+    order = (
+        points["tpot_s"][tied],
+        np.where(np.isnan(watts), np.inf, watts),
+        objective[tied],
+        _complexity(points, tied),
+        points["chips"][tied],
+    )
+    return int(tied[np.lexsort(order)[0]])
+
+
+def _complexity(points: Points, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    """How much there is to run and to go wrong: pools beside one another, pipelines, a drafter, a timetable."""
+    parts = (points["kind"], points["d_pp"] > 1, points["p_pp"] > 1, points["draft"] > 0, points["timetable"])
+    return np.sum([part[rows] > 0 for part in parts], axis=0).astype(float)
 
 
 def _objective(points: Points, goal: Goal) -> NDArray[np.float64]:
@@ -195,7 +212,7 @@ def _closest(points: Points, goal: Goal, kept: dict[str, Mask]) -> Choice:
         failures.append(Failure(metric=metric, limit=limit, best=least, alone=not kept[metric].any()))
     return Choice(
         feasible=False, chosen=points.row(best), runner_up=None, alternatives=(), frontier=cost_latency_frontier(points), failures=tuple(failures),
-        num_priced=len(points), num_feasible=0,
+        num_priced=len(points), num_feasible=0, saving_frac=0.0,
     )  # fmt: skip
 
 

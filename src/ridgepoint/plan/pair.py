@@ -1,7 +1,7 @@
 """Match a prefill pool to a decode pool: how many instances of each, what the hand-off of KV costs, what a request then sees.
 
 Both sides are first thinned to those no other row of the side beats (every metric of a pair grows with each of them), then
-every pair is priced. The hand-off crosses the slower of the two sides' networks, each chip sending its own share.
+every pair is priced. A stated number of users is shared between waiting for a first token and decoding. The hand-off crosses the slower of the two sides' networks, each chip sending its own share.
 """
 
 from __future__ import annotations
@@ -104,6 +104,9 @@ def pair_sides(
     unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
     ttft = wait + unhurried
     ttft_p90 = wait_quantile(rho, service, 0.9) + unhurried + 0.5 * step
+    if workload.users is not None:
+        # A user whose prompt is being computed holds no seat of the decode pool: users / rate is the whole cycle.
+        rate = 1.0 / (1.0 / rate + ttft / workload.users)
     p_chips, d_chips = p_count * p.chips[None, :, None], d_count * d.chips[:, None, None]
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats

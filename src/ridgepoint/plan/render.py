@@ -20,6 +20,7 @@ _ROWS = (
     ("energy per written token", "joules_per_token"), ("KV hand-off", "handoff_s"), ("time spent on prompts", "prefill_util"), ("memory filled", "memory_frac"),
 )  # fmt: skip
 UNFOLDED = 10_000  # columns: more than any table has
+WORTH_SAYING_FRAC = 0.005  # of the objective; below, a difference would print as nothing
 LIMIT_NAMES = {
     "worst_wait_s": "worst wait for a step",
     "ttft_s": "time to first token",
@@ -102,6 +103,10 @@ def _headline(report: dict[str, Any]) -> Text:
     text.append(f"searched: {searched_text(question['searched'])}\n")
     if report["feasible"]:
         text.append(f"choice: {report['choice']['name']}", style="bold green")
+        if report["saving_frac"] >= WORTH_SAYING_FRAC:
+            text.append(
+                f"\n  the least {goal['minimise']} there is would be {report['saving_frac']:.1%} below, with more chips or parts"
+            )
     else:
         text.append("no deployment keeps the goal; the closest is " + report["choice"]["name"], style="bold yellow")
         for failure in report["failures"]:

@@ -58,6 +58,7 @@ def report(plan: Plan, *, wide: bool = False) -> dict[str, Any]:
         "assumptions": assumptions(question),
         "num_priced": choice.num_priced,
         "num_feasible": choice.num_feasible,
+        "saving_frac": choice.saving_frac,
     }
     if wide:
         result["wide"] = _wide(question, choice.chosen)
