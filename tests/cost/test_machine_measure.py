@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,46 @@ def test_what_a_gpu_measures_is_counted_right_and_lands_in_the_file(tmp_path: Pa
     chip = accelerator(str(path))
     assert chip.kind == "gpu" and chip.measure_step_overhead_s == 3e-6 and "# launch_s: 3e-06 s" in path.read_text()
     assert measured.to_dict()["measure_overheads_s"] == {"launch_s": 3e-6}
+
+
+def one_pass(rate: float, overhead_s: float = 1e-6) -> dict[str, Any]:
+    return {
+        "device": "A CPU", "engine": "test", "measure_flops_per_s": {"fp32": {64: rate, 128: 2 * rate}}, "measure_bytes_per_s": {1024: rate / 2, 1 << 20: rate},
+        "measure_step_overhead_s": overhead_s, "memory_bytes": 1e9,
+    }  # fmt: skip
+
+
+def test_figures_carry_the_spread_of_their_passes(tmp_path: Path) -> None:
+    found = machine.best_of([one_pass(1.00e11), one_pass(1.04e11, 0.9e-6), one_pass(1.02e11)])
+    assert found["measure_flops_per_s"]["fp32"] == {64: 1.04e11, 128: 2.08e11}
+    assert found["measure_bytes_per_s"][1 << 20] == 1.04e11 and found["measure_step_overhead_s"] == 0.9e-6
+    assert found["spread_frac"]["fp32 128"] == pytest.approx(0.04)
+    measured = machine.MachineMeasure(name="mine", date="2026-01-01", load=0.1, **found)
+    assert measured.unsteady is not None and "step overhead by 11%" in measured.unsteady  # 1.0 against 0.9 us
+    quiet = machine.MachineMeasure(name="mine", **machine.best_of([one_pass(1.00e11), one_pass(1.04e11)]))
+    assert quiet.unsteady is None and "unsteady" not in quiet.to_toml()
+    path = tmp_path / "mine.toml"
+    path.write_text(quiet.to_toml())
+    assert accelerator(str(path)).sources["memory_bytes_per_s"].endswith("passes within 4%")
+
+
+def test_a_busy_machine_is_named_on_stderr_and_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes of half the rate between two of the whole: the figure is the best, and nobody takes it for quiet."""
+    rates = iter((1.0e11, 0.5e11, 0.9e11))
+    monkeypatch.setattr(machine, "_torch", lambda: None)
+    monkeypatch.setattr(machine, "_with_numpy", lambda budget_s, progress: one_pass(next(rates)))
+    monkeypatch.setattr(machine, "_load", lambda: 5.25)
+    path = tmp_path / "box.toml"
+    with pytest.raises(SystemExit) as left:
+        main(["calibrate", "--out", str(path), "--name", "box"])
+    assert left.value.code == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert (
+        len(said) == 1
+        and "4 of 5 figures differ by more than 10% between passes" in said[0]
+        and "5.2 other processes" in said[0]
+    )
+    assert "# unsteady: 4 of 5 figures" in path.read_text() and "passes within 100%" in path.read_text()
+    assert accelerator(str(path)).flops_per_s("fp32") == 2.0e11

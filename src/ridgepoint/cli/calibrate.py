@@ -45,7 +45,8 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help=f"Print JSON (schema {SCHEMA}).")] = False,
 ) -> None:
     """Measure FLOP/s by type and size, bandwidth by memory level and step overhead; with MODEL, also time steps of the
-    engine and fit the step law's constants to them. Writes all of it with its provenance."""
+    engine and fit the step law's constants to them. Writes all of it with its provenance and how far repeats lie apart; a machine
+    that is too busy to be measured is said to be, not refused."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ConfigError(f"--name must be lower-case letters, digits and dashes, got {name!r}")
     if not 0 < seconds <= 60:
@@ -56,6 +57,8 @@ def calibrate(
     measured = measure_machine(name, budget_s=seconds, progress=lambda what: _tell(f"measuring {what}"))
     text = measured.to_toml()
     _tell_rates(measured)
+    if measured.unsteady:
+        _tell(f"warning: {measured.unsteady} (hint: measure again when nothing else runs)")
     result = measured.to_dict()
     chip = accelerator_from_table(name, tomllib.loads(text)[name])  # the file must pass the catalogue's own gate
     if model is not None:

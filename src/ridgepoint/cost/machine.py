@@ -1,6 +1,8 @@
 """Measure this machine: FLOP/s by type and size, bandwidth by memory level, the overhead of a step; and write it down.
 
-The best of repeats is what a roof is made of; the median is kept beside it for the spread. torch is used when present (its
+The best of repeats is what a roof is made of. All probes are gone through several times, and how far the bests of these passes lie
+apart goes with every figure: on a machine that is busy with something else they disagree, and no repeat of one probe in one moment
+would show it. A spread is said, never refused: some machines have no quiet hour. torch is used when present (its
 products are the ones an engine runs, and it sees a GPU), numpy otherwise. The file is a hardware table like any other, whose every
 number names this measurement as its source: roofs measured here stand where a data sheet's peaks would.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,8 @@ from ridgepoint.cost.cuda_machine import measure_cuda
 
 MATMUL_SIZES = (256, 1024, 2048)
 LEVEL_BYTES = (1 << 18, 1 << 22, 1 << 28)  # about L2, last-level cache, memory
+PASSES = 3
+STEADY_FRAC = 0.10  # bests of passes on an idle machine lie within a few percent
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -37,27 +41,61 @@ class MachineMeasure:
     measure_overheads_s: dict[str, float] = field(default_factory=dict)
     memory_bytes: float | None = None
     date: str = ""
+    spread_frac: dict[str, float] = field(default_factory=dict)
+    load: float | None = None
 
     @property
     def provenance(self) -> str:
-        return f"measure_: ridgepoint calibrate, {self.engine} on {self.device}, best of repeats, {self.date}"
+        return f"measure_: ridgepoint calibrate, {self.engine} on {self.device}, best of {PASSES} passes, {self.date}"
+
+    @property
+    def unsteady(self) -> str | None:
+        """One sentence where passes disagree by more than `STEADY_FRAC`."""
+        if not self.spread_frac:
+            return None
+        name = max(self.spread_frac, key=lambda probe: self.spread_frac[probe])
+        if self.spread_frac[name] <= STEADY_FRAC:
+            return None
+        many = sum(spread > STEADY_FRAC for spread in self.spread_frac.values())
+        busy = (
+            ""
+            if self.load is None
+            else f"; {self.load:.1f} other processes wanted to run when it began, on {os.cpu_count()} threads"
+        )
+        return f"unsteady: {many} of {len(self.spread_frac)} figures differ by more than {STEADY_FRAC:.0%} between passes, {name} by {self.spread_frac[name]:.0%}{busy}"
+
+    def _apart(self, *probes: str) -> str:
+        """How far the passes of these probes lie apart."""
+        known = [self.spread_frac[probe] for probe in probes if probe in self.spread_frac]
+        return f", passes within {max(known):.0%}" if known else ""
 
     def to_toml(self) -> str:
         """A hardware file `ridgepoint plan --hardware FILE` reads."""
         source = self.provenance.replace('"', "'")
+        unsteady = self.unsteady
         lines = [
             f"# Measured on {self.date}. Roofs are what this machine reached, not what a data sheet states.",
+            *([f"# {unsteady}"] if unsteady else []),
             f"[{self.name}]", f'name = "{self.device}"', f'kind = "{"gpu" if self.engine.endswith("cuda") else "cpu"}"', 'confidence = "M"',
         ]  # fmt: skip
         for kind, by_size in self.measure_flops_per_s.items():
-            lines.append(f'flops_per_s_{kind} = [{max(by_size.values()):.4g}, "{source}"]')
-            lines += [f"# {kind} {size}: {rate:.3g} FLOP/s" for size, rate in by_size.items()]
-        bandwidth = self.measure_bytes_per_s[max(self.measure_bytes_per_s)]
-        lines.append(f'memory_bytes_per_s = [{bandwidth:.4g}, "{source}"]')
-        lines += [f"# {size} bytes: {rate:.3g} B/s" for size, rate in self.measure_bytes_per_s.items()]
+            best = max(by_size, key=lambda size: by_size[size])
+            lines.append(f'flops_per_s_{kind} = [{by_size[best]:.4g}, "{source}{self._apart(f"{kind} {best}")}"]')
+            lines += [
+                f"# {kind} {size}: {rate:.3g} FLOP/s{self._apart(f'{kind} {size}')}" for size, rate in by_size.items()
+            ]
+        far = max(self.measure_bytes_per_s)
+        lines.append(
+            f'memory_bytes_per_s = [{self.measure_bytes_per_s[far]:.4g}, "{source}{self._apart(f"{far} bytes")}"]'
+        )
+        lines += [
+            f"# {size} bytes: {rate:.3g} B/s{self._apart(f'{size} bytes')}"
+            for size, rate in self.measure_bytes_per_s.items()
+        ]
         if self.memory_bytes:
             lines.append(f'memory_bytes = [{self.memory_bytes:.6g}, "{source}"]')
-        lines.append(f'measure_step_overhead_s = [{self.measure_step_overhead_s:.3g}, "{source}"]')
+        apart = self._apart("step overhead")
+        lines.append(f'measure_step_overhead_s = [{self.measure_step_overhead_s:.3g}, "{source}{apart}"]')
         lines += [f"# {name}: {seconds:.3g} s" for name, seconds in self.measure_overheads_s.items()]
         return "\n".join(lines) + "\n"
 
@@ -67,7 +105,7 @@ class MachineMeasure:
             "measure_flops_per_s": {k: {str(s): r for s, r in v.items()} for k, v in self.measure_flops_per_s.items()},
             "measure_bytes_per_s": {str(s): r for s, r in self.measure_bytes_per_s.items()},
             "measure_step_overhead_s": self.measure_step_overhead_s, "measure_overheads_s": self.measure_overheads_s,
-            "memory_bytes": self.memory_bytes,
+            "memory_bytes": self.memory_bytes, "passes": PASSES, "spread_frac": self.spread_frac, "load": self.load, "unsteady": self.unsteady,
         }  # fmt: skip
 
 
@@ -88,9 +126,47 @@ def best_s(run: Callable[[], object], wait: Callable[[], object], budget_s: floa
 def measure_machine(
     name: str = "this-machine", *, budget_s: float = 0.3, progress: Callable[[str], None] = lambda _: None
 ) -> MachineMeasure:
-    """Everything above; about twelve measurements of `budget_s` each."""
-    parts = _with_torch(budget_s, progress) if _torch() is not None else _with_numpy(budget_s, progress)
-    return MachineMeasure(name=name, date=time.strftime("%Y-%m-%d"), **parts)
+    """Everything above; about twelve measurements of `budget_s` each, a pass after another."""
+    load = _load()
+    passes = []
+    for number in range(1, PASSES + 1):
+
+        def tell(what: str, number: int = number) -> None:
+            progress(f"{what}, pass {number} of {PASSES}")
+
+        share_s = budget_s / PASSES
+        passes.append(_with_torch(share_s, tell) if _torch() is not None else _with_numpy(share_s, tell))
+    return MachineMeasure(name=name, date=time.strftime("%Y-%m-%d"), load=load, **best_of(passes))
+
+
+def best_of(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best of every figure over the passes, and how far apart the passes are."""
+    spread: dict[str, float] = {}
+
+    def best(probe: str, values: list[float], choose: Callable[[list[float]], float]) -> float:
+        spread[probe] = max(values) / min(values) - 1.0
+        return choose(values)
+
+    flops = {
+        kind: {size: best(f"{kind} {size}", [p["measure_flops_per_s"][kind][size] for p in passes], max) for size in by_size}
+        for kind, by_size in passes[0]["measure_flops_per_s"].items()
+    }  # fmt: skip
+    levels = {
+        size: best(f"{size} bytes", [p["measure_bytes_per_s"][size] for p in passes], max)
+        for size in passes[0]["measure_bytes_per_s"]
+    }
+    overhead_s = best("step overhead", [p["measure_step_overhead_s"] for p in passes], min)
+    least = min(passes, key=lambda p: float(p["measure_step_overhead_s"]))
+    found = {"measure_flops_per_s": flops, "measure_bytes_per_s": levels, "measure_step_overhead_s": overhead_s}
+    return {**least, **found, "spread_frac": spread}
+
+
+def _load() -> float | None:
+    """Processes that wanted to run over the last minute, where the system says so."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
 
 
 def _torch() -> Any:
