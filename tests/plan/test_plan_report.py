@@ -50,7 +50,7 @@ def test_schema_is_plain_json_with_ordered_intervals(made: tuple[Plan, dict[str,
     assert data["schema"] == SCHEMA == "ridgepoint.plan/1"
     assert set(data) == {
         "schema", "question", "feasible", "failures", "choice", "runner_up", "alternatives", "drafts", "changes", "frontier", "explain", "kv_policy", "assumptions",
-        "num_priced", "num_feasible", "wide",
+        "num_priced", "num_feasible", "saving_frac", "wide",
     }  # fmt: skip
     figures = [item for item in walk(data) if {"low", "middle", "high", "provenance"} <= set(item)]
     assert len(figures) > 30

@@ -57,17 +57,13 @@ class MachineMeasure:
         if self.spread_frac[name] <= STEADY_FRAC:
             return None
         many = sum(spread > STEADY_FRAC for spread in self.spread_frac.values())
-        busy = (
-            ""
-            if self.load is None
-            else f"; {self.load:.1f} other processes wanted to run when it began, on {os.cpu_count()} threads"
-        )
-        return f"unsteady: {many} of {len(self.spread_frac)} figures differ by more than {STEADY_FRAC:.0%} between passes, {name} by {self.spread_frac[name]:.0%}{busy}"
+        busy = "" if self.load is None else f"; the load was {self.load:.1f} on {os.cpu_count()} threads"
+        return f"unsteady: {many} of {len(self.spread_frac)} figures differ by more than {STEADY_FRAC:.0%} between passes, {name} by {_wide(self.spread_frac[name])}{busy}"
 
     def _apart(self, *probes: str) -> str:
         """How far the passes of these probes lie apart."""
         known = [self.spread_frac[probe] for probe in probes if probe in self.spread_frac]
-        return f", passes within {max(known):.0%}" if known else ""
+        return f", passes within {_wide(max(known))}" if known else ""
 
     def to_toml(self) -> str:
         """A hardware file `ridgepoint plan --hardware FILE` reads."""
@@ -107,6 +103,10 @@ class MachineMeasure:
             "measure_step_overhead_s": self.measure_step_overhead_s, "measure_overheads_s": self.measure_overheads_s,
             "memory_bytes": self.memory_bytes, "passes": PASSES, "spread_frac": self.spread_frac, "load": self.load, "unsteady": self.unsteady,
         }  # fmt: skip
+
+
+def _wide(spread_frac: float) -> str:
+    return f"{spread_frac:.0%}" if spread_frac < 1 else f"a factor of {1 + spread_frac:.3g}"
 
 
 def best_s(run: Callable[[], object], wait: Callable[[], object], budget_s: float) -> float:
