@@ -146,3 +146,32 @@ def test_examples_are_what_the_command_prints(name: str, monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     page = ROOT / "docs" / "plans" / f"{name}.md"
     assert page.read_text() == example_page(name), "run `ridgepoint plan --example all --write docs/plans`"
+
+
+@pytest.mark.parametrize("width", [80, 120, 200, None])
+@pytest.mark.parametrize("command", ["kv-hold", "numbers"])
+def test_tables_are_whole_at_every_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, width: int | None
+) -> None:
+    """No line is cut, no word broken, no figure missing; through a pipe a row is a line."""
+    if width is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(width))
+    more = (
+        ("deepseek-v3", "--hardware", "h200", "--mean-pause-s", "60")
+        if command == "kv-hold"
+        else ("--hardware", "h200")
+    )
+    code, out, _ = run(capsys, command, *more)
+    table = [line for line in out.splitlines() if "KV; it comes" not in line and not line.startswith("Cheapest by")]
+    assert code == 0 and max(len(line) for line in table) <= (width or 10_000)
+    if command == "kv-hold":
+        wanted = "spinning disk beats recompute hold best mean pause minute resume time 5.24 23.7 13.1 days"
+        assert any(line.startswith("host DDR5") and "38.4 min to 8.7 h" in line for line in table) is (
+            width in (200, None)
+        )
+    else:
+        wanted = "206 412 FLOP/B estimate_ Horowitz, microbenchmarks"
+    words = " ".join(table).split()
+    assert set(wanted.split()) <= set(words)

@@ -19,13 +19,13 @@ def one(value: float, unit: str) -> str:
 
 
 def figure(low: float, high: float, unit: str) -> str:
-    """`low to high unit`, or one number when the ends print alike."""
+    """`low to high unit`, the unit once where both ends share it; one number when they print alike."""
     first, last = one(low, unit), one(high, unit)
     if first == last:
         return first
-    tail = " " + unit
-    if first.endswith(tail) and last.endswith(tail) and unit in ("x", "tokens", "chips", "FLOP/B", "B/B"):
-        first = first.removesuffix(tail)
+    number, _, suffix = first.rpartition(" ")
+    if number and last.endswith(" " + suffix):
+        first = number
     return f"{first} to {last}"
 
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ridgepoint.plan.hold import HoldPlan, Range
 
 SCHEMA = "ridgepoint.kv-hold/1"
+ROWS_WIDTH = 160  # columns a row needs for all its figures
 
 
 def register(app: typer.Typer) -> None:
@@ -69,15 +72,48 @@ def kv_hold(
         _show(f"{named.name} on {layout.chips} x {chip.name}, {precision}", plan)
 
 
-def _range(value: Range | None, unit: str) -> str:
-    from ridgepoint.cli.figures import figure
+def _cells(plan: HoldPlan) -> dict[str, list[str]]:
+    """Heading -> the figure of each way, "" where there is none."""
+    from ridgepoint.cli.figures import duration, figure
 
-    return "" if value is None else figure(value.low, value.high, unit)
+    def spread(value: Range | None, unit: str) -> str:
+        return "" if value is None else figure(value.low, value.high, unit)
+
+    cells = {
+        "write": [spread(way.estimate_write_usd, "USD") for way in plan.ways],
+        "hold per minute": [
+            figure(60 * way.estimate_rate_usd_per_s.low, 60 * way.estimate_rate_usd_per_s.high, "USD") for way in plan.ways
+        ],
+        "resume": [spread(way.estimate_resume_usd, "USD") for way in plan.ways],
+        "resume time": [duration(way.estimate_resume_s) for way in plan.ways],
+        "beats recompute up to": [spread(way.breakeven_vs_recompute_s, "s") for way in plan.ways],
+    }  # fmt: skip
+    if plan.mean_pause_s:
+        cells[f"best hold, mean pause {duration(plan.mean_pause_s)}"] = [
+            spread(way.best_ttl_s, "s") for way in plan.ways
+        ]
+    return cells
+
+
+def _table(plan: HoldPlan, *, by_way: bool) -> Table:
+    """A row a way where lines are long enough; else a column a way, every interval on two lines."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1) if by_way else (0, 1, 0, 0))
+    cells, names = _cells(plan), [way.name for way in plan.ways]
+    table.add_column("way (estimate_)" if by_way else "estimate_")
+    for head in cells if by_way else names:
+        table.add_column(head, justify="right")
+    if by_way:
+        for index, name in enumerate(names):
+            table.add_row(name, *(column[index] for column in cells.values()))
+    else:
+        for head, row in cells.items():
+            table.add_row(head, *(cell.replace(" to ", "\nto ") for cell in row))
+    return table
 
 
 def _show(title: str, plan: HoldPlan) -> None:
-    from rich.table import Table
-
     from ridgepoint.cli.figures import duration
     from ridgepoint.cli.screen import Screen
     from ridgepoint.units import si
@@ -88,23 +124,7 @@ def _show(title: str, plan: HoldPlan) -> None:
         f"it comes back with probability {plan.reuse_prob:g}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    padding = (0, 1, 0, 0) if plan.mean_pause_s else (0, 1)  # seven columns are for a screen of 80
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=padding)
-    heads = ["way (estimate_)", "write", "hold per minute", "resume", "resume time", "beats recompute up to"]
-    if plan.mean_pause_s:
-        heads.append(f"best hold (mean pause {duration(plan.mean_pause_s)})")
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 else "right", min_width=max(map(len, head.split())))
-    for way in plan.ways:
-        rate = way.estimate_rate_usd_per_s
-        from ridgepoint.cli.figures import figure
-
-        cells = [
-            way.name, _range(way.estimate_write_usd, "USD"), figure(60 * rate.low, 60 * rate.high, "USD"), _range(way.estimate_resume_usd, "USD"),
-            duration(way.estimate_resume_s), _range(way.breakeven_vs_recompute_s, "s"),
-        ]  # fmt: skip
-        table.add_row(*cells, *([_range(way.best_ttl_s, "s")] if plan.mean_pause_s else []))
-    out.print(table)
+    out.print(_table(plan, by_way=out.width >= ROWS_WIDTH))
     names = {way.id: way.name for way in plan.ways}
     parts = []
     for index, (start, ident) in enumerate(plan.cheapest):

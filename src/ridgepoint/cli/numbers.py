@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 SCHEMA = "ridgepoint.numbers/1"
+SOURCES_WIDTH = 110  # columns; narrower, a source stands below its figure
 CHIPS = ("v100", "a100", "h100", "h200", "b200", "gb200", "mi300x", "tpu-v6e")
 FLOOR_CHIPS = ("h100", "gb200")  # of the floors, unless hardware is named
 MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3")
@@ -46,23 +47,26 @@ def numbers(
         print(json.dumps({"schema": SCHEMA, "numbers": [asdict(row) for row in rows]}, indent=2))
         return
     from rich.table import Table
+    from rich.text import Text
 
     from ridgepoint.cli.figures import figure
     from ridgepoint.cli.screen import Screen
 
     out = Screen()
+    aside = out.width >= SOURCES_WIDTH
     for name in dict.fromkeys(row.section for row in rows):
         table = Table(
             box=None, pad_edge=False, header_style="bold", title=name, title_justify="left", title_style="bold"
         )
         table.add_column("what")
         table.add_column("value", justify="right", no_wrap=True)
-        table.add_column("from")
-        if sources:
+        table.add_column("from", no_wrap=True)
+        if sources and aside:
             table.add_column("source or formula", style="dim")
         for row in rows:
             if row.section == name:
-                cells = [row.what, figure(row.low, row.high, row.unit), f"{row.provenance}_"]
-                table.add_row(*cells, *([row.how] if sources else []))
+                what = Text(row.what).append(f"\n{row.how}", style="dim") if sources and not aside else Text(row.what)
+                cells: list[str | Text] = [what, figure(row.low, row.high, row.unit), f"{row.provenance}_"]
+                table.add_row(*cells, *([row.how] if sources and aside else []))
         out.print(table)
         out.print()
