@@ -200,7 +200,7 @@ def _feed_forward(
     out.append(
         Kernel(
             "experts", "experts", kind.count, 7.0 + 2.0 * _quantises(precision.experts, precision), pairs * per_pair, padded_pairs * per_pair,
-            hit_on_rank * kind.expert_params * experts / layout.moe_tp, 0.0, pairs * ((moe.latent_dim or d_model) * 4.0 + moe.width * 6.0 / layout.moe_tp),
+            hit_on_rank * kind.expert_params * experts / layout.moe_tp, 0.0, pairs * _pair_bytes(kind, layout, precision, d_model),
         )
     )  # fmt: skip
     flops = 2.0 * rows * kind.router_params
@@ -239,6 +239,18 @@ def _feed_forward(
                 rows * d_model * 4.0,
             )
         )
+
+
+def _pair_bytes(kind: LayerKind, layout: Layout, precision: Precision, d_model: int) -> Num:
+    """What one token at one expert moves beside weights. Grouped kernels follow one another, and each intermediate is written by
+    one and read by the next: the row as it is gathered (read, written, read), what gate and up give in 16 bits, what the
+    activation makes of it, and the output, which the weighted sum over experts reads again."""
+    moe = kind.moe
+    assert moe is not None
+    operand = bytes_per_value(precision.activations)
+    row = (moe.latent_dim or d_model) * (2.0 + 2.0 * operand + 2.0 + 2.0)
+    hidden = moe.width * (4.0 * (moe.activation.matrices - 1) + 2.0 * operand) / layout.moe_tp
+    return row + hidden
 
 
 def _residual(out: list[Kernel], kind: LayerKind, rows: Num, precision: Precision, d_model: int, streams: int) -> None:

@@ -37,6 +37,7 @@ class Calibration:
     unpack_efficiency: float = 1.0
     narrow_efficiency: float = 1.0
     link_efficiency: float = 1.0
+    direct_link_efficiency: float = 1.0  # of sums small enough for kernels of the engine's own
     overlap_power: float = 8.0
     step_overhead_s: float = 0.0
     kernel_overhead_s: float = 0.0
@@ -65,6 +66,7 @@ class Calibration:
             "attention_efficiency",
             "kv_efficiency",
             "link_efficiency",
+            "direct_link_efficiency",
             "narrow_efficiency",
         ):
             if not all_true(getattr(self, name) > 0) or not all_true(getattr(self, name) <= 1):
@@ -100,7 +102,8 @@ BEFORE_FIT = Calibration(
     kv_efficiency=0.70,
     unpack_efficiency=0.85,
     narrow_efficiency=0.80,
-    link_efficiency=0.60,
+    link_efficiency=0.80,
+    direct_link_efficiency=0.30,
     overlap_power=4.0,
     step_overhead_s=5e-4,
     kernel_overhead_s=3e-6,

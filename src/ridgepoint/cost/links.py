@@ -3,6 +3,10 @@
 Same chip: free. Same scale-up domain: scale-up bandwidth. Beyond it: scale-out bandwidth. All-to-all shares go to every
 peer alike, so the part that leaves the domain is (n - d) / n of it; a ring or tree all-reduce moves 2 (n - 1) / n of its
 payload per chip. One-way bandwidths per chip throughout.
+
+Sums inside a scale-up domain come in two kinds. Up to `DIRECT_BYTES` engines run kernels of their own, whose threads load from and
+store to their peers' memory and wait for one another's flags; they start at once and reach a third of the wire. Larger ones go
+to a library that streams chunks at most of the wire's rate but takes as long to start. So the first bytes of every sum are dear.
 """
 
 from __future__ import annotations
@@ -10,6 +14,9 @@ from __future__ import annotations
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest, where
 from ridgepoint.cost.layout import Layout
+
+# vLLM and SGLang: `max_size = 8192 * 1024` of their custom all-reduce; TensorRT-LLM: 8,000,000 of workspace beyond two ranks.
+DIRECT_BYTES = 8.0 * 1024 * 1024
 
 
 def domain_chips(hardware: Accelerator, layout: Layout) -> int:
@@ -36,9 +43,18 @@ def _seconds(inside_bytes: Num, outside_bytes: Num, hardware: Accelerator, effic
 
 
 def all_reduce(
-    payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float
+    payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float, direct_efficiency: float
 ) -> tuple[Num, Num]:
-    """(bytes sent per chip, seconds) to sum `payload_bytes` over `ranks` chips; across domains the slow wires carry one share per domain."""
+    """(bytes sent per chip, seconds) to sum `payload_bytes` over `ranks` chips: the first `DIRECT_BYTES` at what direct kernels reach.
+    A torus has no such kernels: its sums are compiled."""
+    direct = 0.0 if hardware.kind == "tpu" else smallest(payload_bytes, DIRECT_BYTES)
+    sent, streamed_s = _sum(payload_bytes - direct, ranks, hardware, layout, efficiency)
+    first, direct_s = _sum(direct, ranks, hardware, layout, direct_efficiency)
+    return sent + first, streamed_s + direct_s
+
+
+def _sum(payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float) -> tuple[Num, Num]:
+    """Across domains the slow wires carry one share per domain."""
     near = smallest(ranks, domain_chips(hardware, layout))
     inside = 2.0 * (near - 1) / near * payload_bytes
     # Hierarchical: reduced inside the domain first, each chip then carries its 1/near slice across.

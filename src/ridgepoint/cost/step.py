@@ -293,8 +293,11 @@ def _exchange_s(
     if collective.kind == "hop":
         seconds = links.hop(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
         return collective.payload_bytes, seconds + calibration.hop_latency_s
-    move = links.all_reduce if collective.kind == "all_reduce" else links.all_to_all
-    sent, seconds = move(collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
+    moved = (collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
+    if collective.kind == "all_reduce":
+        sent, seconds = links.all_reduce(*moved, calibration.direct_link_efficiency)
+    else:
+        sent, seconds = links.all_to_all(*moved)
     leaves = collective.ranks > links.domain_chips(hardware, layout)
     return sent, seconds + where(leaves, calibration.hop_latency_s, 0.0)
 
