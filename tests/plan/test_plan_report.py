@@ -125,6 +125,23 @@ def test_the_page_is_self_contained(made: tuple[Plan, dict[str, Any]]) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+def test_the_star_of_the_choice_lies_on_top(made: tuple[Plan, dict[str, Any]]) -> None:
+    """However close the runner-up is, its diamond is open, larger, and drawn before."""
+    pytest.importorskip("plotly")
+    from ridgepoint.plan.charts import charts
+    from ridgepoint.plan.page import page
+
+    found, data = made
+    cloud = next(chart for chart in charts(found, data) if chart.title == "Cost against speed")
+    if cloud.figure is not None:
+        marks = [trace for trace in cloud.figure["data"] if "star" in str(trace) or "diamond" in str(trace)]
+        assert marks == cloud.figure["data"][-len(marks) :] and marks[-1]["marker"]["symbol"] == "star"
+        for diamond in marks[:-1]:
+            assert diamond["marker"]["symbol"] == "diamond-open"
+            assert diamond["marker"]["size"] > marks[-1]["marker"]["size"]
+    assert "0% cached" not in page(found, data)
+
+
 def test_pool_chart_says_when_there_is_nothing_to_choose() -> None:
     pytest.importorskip("plotly")
     from ridgepoint.plan.charts import charts

@@ -61,17 +61,7 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
         {"type": "scatter", "mode": "lines", "name": "frontier", "x": _ms(best["tpot_s"][order]), "y": _round(best["usd_per_mtok"][order]),
          "line": {"color": "var:ink", "width": 2, "shape": "hv"}, "hovertemplate": "%{x:.3g} ms, %{y:$.3g}<extra>frontier</extra>"}
     )  # fmt: skip
-    for name, deployment, symbol, size in (
-        ("choice" if report["feasible"] else "closest", report["choice"], "star", 17),
-        ("runner-up", report["runner_up"], "diamond", 11),
-    ):
-        if deployment:
-            f = deployment["figures"]
-            data.append(
-                {"type": "scatter", "mode": "markers", "name": name, "x": [f["tpot_s"]["middle"] * 1e3], "y": [f["usd_per_mtok"]["middle"]],
-                 "marker": {"size": size, "symbol": symbol, "color": "var:accent" if symbol == "star" else "var:card", "line": {"color": "var:accent" if symbol == "diamond" else "var:card", "width": 2 if symbol == "diamond" else 1}},
-                 "hovertemplate": f"{name}: {deployment['name']}<br>" + "%{x:.3g} ms, %{y:$.3g}<extra></extra>"}
-            )  # fmt: skip
+    data += _marks(report)
     shapes, notes = [], []
     xs = [float(x) for item in data for x in item["x"] if x is not None]
     ys = [float(y) for item in data for y in item["y"] if y is not None]
@@ -89,6 +79,7 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
                 "xanchor": "left",
                 "xshift": 4,
                 "font": {"color": "var:soft"},
+                "bgcolor": "var:card",
             }
         )
     layout = chart_layout(
@@ -101,6 +92,22 @@ def frontier_chart(plan: Plan, report: dict[str, Any]) -> Chart:
     if goal.confidence > 0.5 and goal.tpot_s is not None:
         note += f" The choice keeps left of the limit by the margin that confidence {goal.confidence:g} asks for."
     return Chart(title=title, note=note, figure={"data": data, "layout": layout})
+
+
+def _marks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runner-up as an open diamond, and then, so that it lies above and within it where both are close, the choice's star."""
+    marks = []
+    for name, deployment, marker in (
+        ("runner-up", report["runner_up"], {"size": 20, "symbol": "diamond-open", "color": "var:accent", "line": {"width": 2}}),
+        ("choice" if report["feasible"] else "closest", report["choice"], {"size": 15, "symbol": "star", "color": "var:accent", "line": {"color": "var:card", "width": 1}}),
+    ):  # fmt: skip
+        if deployment:
+            f = deployment["figures"]
+            marks.append(
+                {"type": "scatter", "mode": "markers", "name": name, "x": [f["tpot_s"]["middle"] * 1e3], "y": [f["usd_per_mtok"]["middle"]],
+                 "marker": marker, "hovertemplate": f"{name}: {deployment['name']}<br>" + "%{x:.3g} ms, %{y:$.3g}<extra></extra>"}
+            )  # fmt: skip
+    return marks
 
 
 def _ms(values: Any) -> list[float]:
@@ -132,7 +139,7 @@ def pool_ratio_chart(plan: Plan, report: dict[str, Any]) -> Chart:
         ("any", np.ones(len(split), dtype=bool), "var:overhead", 1.5),
     ):
         x, y = _lowest(share[mask], split, mask)
-        if len(x):
+        if len(x) and not (data and (x, y) == (data[0]["x"], data[0]["y"])):  # nothing the limits exclude
             data.insert(0, {"type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": y, "line": {"color": colour, "width": width}, "marker": {"size": 5},
                             "hovertemplate": "%{x:.0%} prefill chips: %{y:$.3g}<extra>" + name + "</extra>"})  # fmt: skip
     together = points.pick(points["kind"] == 0)

@@ -190,6 +190,8 @@ def _memory(report: dict[str, Any]) -> Chart:
         ("drafter", "var:links"),
     ):
         sizes = [used.get(part, 0.0) / 1e9 for _, used, _ in bars]
+        if not any(sizes):
+            continue
         labels = [
             f"{size:.3g} GB" if size > 0.13 * usable / 1e9 else ""
             for size, (_, _, usable) in zip(sizes, bars, strict=True)

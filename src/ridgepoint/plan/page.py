@@ -14,6 +14,7 @@ from typing import Any
 from ridgepoint.errors import MissingExtraError
 from ridgepoint.plan.charts import charts
 from ridgepoint.plan.render import (
+    OBJECTIVES,
     failure_text,
     interval,
     interval_short,
@@ -87,13 +88,14 @@ def _head(report: dict[str, Any]) -> str:
     question = report["question"]
     model, workload, goal = question["model"], question["workload"], question["goal"]
     load = load_text(workload)
+    hit = f" ({workload['prefix_hit_frac']:.0%} cached)" if workload["prefix_hit_frac"] else ""
     limits = limit_texts(goal, "≤")
     parts = [
         f"<h1>{escape(model['name'])}</h1>",
         f"<p>{si(model['total_params'])} parameters, {si(model['active_params'])} active, {si(model['kv_bytes_per_token'], 'B')} of KV per token. "
-        f"{load}: {workload['input_tokens']:,} tokens in ({workload['prefix_hit_frac']:.0%} cached), "
+        f"{load}: {workload['input_tokens']:,} tokens in{hit}, "
         f"{workload['output_tokens'] + workload['thinking_tokens']:,} out.</p>",
-        f"<p>Least {escape(goal['minimise'])}{', ' if limits else ''}{escape(', '.join(limits))}. {report['num_priced']:,} deployments priced, "
+        f"<p>Least {escape(OBJECTIVES[goal['minimise']])}{', ' if limits else ''}{escape(', '.join(limits))}. {report['num_priced']:,} deployments priced, "
         f"{report['num_feasible']:,} keep every limit.</p>",
         f"<p>Searched: {escape(searched_text(question['searched']))}.</p>",
     ]

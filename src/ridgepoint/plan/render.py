@@ -21,6 +21,7 @@ _ROWS = (
 )  # fmt: skip
 UNFOLDED = 10_000  # columns: more than any table has
 WORTH_SAYING_FRAC = 0.005  # of the objective; below, a difference would print as nothing
+OBJECTIVES = {"usd": "USD", "watts": "power", "chips": "chips", "tpot": "time per token", "ttft": "time to first token"}
 LIMIT_NAMES = {
     "worst_wait_s": "worst wait for a step",
     "ttft_s": "time to first token",
@@ -96,7 +97,7 @@ def _headline(report: dict[str, Any]) -> Text:
     if goal["context"]:
         limits.append(f"context {goal['context']:,}")
     text.append(
-        f"goal: least {goal['minimise']}"
+        f"goal: least {OBJECTIVES[goal['minimise']]}"
         + (", " + ", ".join(limits) if limits else "")
         + f"; {report['num_priced']:,} deployments priced\n"
     )
@@ -105,7 +106,7 @@ def _headline(report: dict[str, Any]) -> Text:
         text.append(f"choice: {report['choice']['name']}", style="bold green")
         if report["saving_frac"] >= WORTH_SAYING_FRAC:
             text.append(
-                f"\n  the least {goal['minimise']} there is would be {report['saving_frac']:.1%} below, with more chips or parts"
+                f"\n  the least {OBJECTIVES[goal['minimise']]} there is would be {report['saving_frac']:.1%} below, with more chips or parts"
             )
     else:
         text.append("no deployment keeps the goal; the closest is " + report["choice"]["name"], style="bold yellow")
