@@ -94,19 +94,22 @@ def pair_sides(
     written, per_token = float(workload.written_tokens), workload.tokens_per_step
     step, batch, d_count = on_d(decode.step_s), on_d(decode.batch), on_d(decode.instances)
     rate = on_d(decode.requests_per_s)
-    prompts = rate / workload.rollouts
     service, ranks = on_p(prefill.service_s), on_p(prefill.ranks)
+    handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
+    unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
+    if workload.users is not None:
+        # Whose prompt is being computed holds no seat of the decode pool: it needs seats for the others, and users / rate is the whole cycle.
+        decoding = 1.0 / (1.0 + unhurried * rate / workload.users)
+        rate, d_count = rate * decoding, np.maximum(np.ceil(d_count * decoding - 1e-9), 1.0)
+    prompts = rate / workload.rollouts
     target = np.array(UTILISATIONS)[None, None, :]
     p_count = np.maximum(np.ceil(prompts * service / ranks / target - 1e-9), 1.0)
     rho = prompts * service / (ranks * p_count)
-    handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
     wait = mean_wait(rho, service)
-    unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
     ttft = wait + unhurried
     ttft_p90 = wait_quantile(rho, service, 0.9) + unhurried + 0.5 * step
     if workload.users is not None:
-        # A user whose prompt is being computed holds no seat of the decode pool: users / rate is the whole cycle.
-        rate = 1.0 / (1.0 / rate + ttft / workload.users)
+        rate = 1.0 / (1.0 / rate + wait / workload.users)
     p_chips, d_chips = p_count * p.chips[None, :, None], d_count * d.chips[:, None, None]
     p_rent, d_rent = p_pool.usd_per_hour, d_pool.usd_per_hour
     one_pool = p_pool.chip.id == d_pool.chip.id and p_pool.count == d_pool.count  # the same chips, whatever the formats
