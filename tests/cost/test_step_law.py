@@ -18,12 +18,14 @@ from ridgepoint.cost import (
     StepBatch,
     filled_frac,
     kv_bytes_per_chip,
+    links,
     max_sequences,
     memory_per_chip,
     step_cost,
     weight_bytes,
     weight_bytes_per_chip,
 )  # fmt: skip
+from ridgepoint.cost.amounts import step_amounts
 from ridgepoint.cost.attention import mixer_flops, visible_pairs
 from ridgepoint.cost.batch import Group
 from ridgepoint.cost.calibration import Calibration
@@ -382,3 +384,31 @@ def test_a_norm_over_all_heads_needs_an_exchange_where_heads_are_split() -> None
 
     assert collectives(spec, 4) == pytest.approx(1.5 * collectives(per_head, 4))  # three exchanges a layer, not two
     assert collectives(spec, 1) == collectives(per_head, 1) == 0.0
+
+
+def test_the_first_bytes_of_a_sum_are_dear_and_the_rest_stream() -> None:
+    """Direct kernels up to `DIRECT_BYTES`, a library beyond: continuous and rising, with a slope of each efficiency on its side."""
+    chip, layout = accelerator("h200"), Layout(tp=8.0)
+    wire = chip.need("spec_scaleup_bytes_per_s", "a sum")
+
+    def seconds(payload: float) -> float:
+        return float(links.all_reduce(payload, 8.0, chip, layout, 0.8, 0.25)[1])
+
+    share = 2.0 * 7 / 8
+    small, edge, large = links.DIRECT_BYTES / 4, links.DIRECT_BYTES, 4 * links.DIRECT_BYTES
+    assert seconds(small) == pytest.approx(share * small / (0.25 * wire))
+    assert seconds(large) - seconds(edge) == pytest.approx(share * (large - edge) / (0.8 * wire))
+    assert seconds(edge * (1 + 1e-9)) == pytest.approx(seconds(edge))
+    assert links.all_reduce(large, 8.0, chip, layout, 0.8, 0.25)[0] == pytest.approx(share * large)
+    torus = accelerator("tpu-v6e")
+    alone = links.all_reduce(small, 8.0, torus, layout, 0.8, 0.25)[1]
+    assert alone == pytest.approx(share * small / (0.8 * torus.need("spec_scaleup_bytes_per_s", "a sum")))
+
+
+@pytest.mark.parametrize(("precision", "row", "hidden"), [("bf16", 10.0, 12.0), ("fp8", 8.0, 10.0)])
+def test_grouped_kernels_hand_every_intermediate_on_once(precision: str, row: float, hidden: float) -> None:
+    """A row is gathered (2 bytes read, an operand written and read), leaves in 16 bits and is summed; gate and up are 16 bits each."""
+    spec = model_spec("qwen3-30b-a3b")
+    step = step_amounts(spec, Layout(), Precision.named(precision), StepBatch.decode(64.0, 100.0))
+    experts = next(kernel for kernel in step.kernels if kernel.name == "experts")
+    assert experts.other_bytes == pytest.approx(64.0 * 8 * (row * spec.d_model + hidden * 768))
