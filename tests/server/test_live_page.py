@@ -11,10 +11,11 @@ from ridgepoint.engine.protocol import RATIO_EDGES, StepReport, StepTotals
 
 PREDICTED = StepReport(
     step=3, num_tokens=5, num_seqs=2, running=1, waiting=0, used_blocks=1, total_blocks=8, step_s=0.02, predicted_s=0.019,
-    preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0, computed_tokens_total=9,
+    followed_s=0.021, machine_speed={"compute": 0.98, "memory": 0.6, "overhead": 1.0}, preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0, computed_tokens_total=9,
     totals=StepTotals(
-        steps=3, measured_s=0.06, predicted_s=0.057, floor_s=0.04, roof_s={"weights": 0.057},
-        ratio_counts=[1, 2] + [0] * (len(RATIO_EDGES) - 1), joules=1.5, usd=1e-6,
+        steps=3, measured_s=0.06, predicted_s=0.057, followed_s=0.061, floor_s=0.04, roof_s={"weights": 0.057},
+        ratio_counts=[1, 2] + [0] * (len(RATIO_EDGES) - 1), followed_counts=[0] * 5 + [3] + [0] * (len(RATIO_EDGES) - 5),
+        joules=1.5, usd=1e-6,
     ),
 )  # fmt: skip
 KEY = "sk-0123456789abcdef"
@@ -47,7 +48,9 @@ def test_every_metric_the_page_reads_is_served(serve) -> None:
             served.engine.stats = PREDICTED
             page, metrics = (await served.http.get("/")).text, (await served.http.get("/metrics")).text
             names = set(
-                re.findall(r'"((?:num|kv|step|predicted|prefix|request|generation|computed|time|inter)_[a-z_]+)"', page)
+                re.findall(
+                    r'"((?:num|kv|step|machine|predicted|prefix|request|generation|computed|time|inter)_[a-z_]+)"', page
+                )
             )
             assert len(names) > 10
             for name in names:
@@ -85,6 +88,9 @@ def test_predictions_are_counters_beside_what_was_measured(serve) -> None:
                 'predicted_steps_floor_seconds_total{model_name="toy"} 0.04', 'predicted_steps_usd_total{model_name="toy"} 1e-06',
                 'predicted_steps_roof_seconds_total{model_name="toy",roof="weights"} 0.057',
                 'step_prediction_ratio_bucket{le="0.8",model_name="toy"} 3.0',
+                'step_followed_seconds{model_name="toy"} 0.021', 'predicted_steps_followed_seconds_total{model_name="toy"} 0.061',
+                'step_followed_ratio_bucket{le="1.0",model_name="toy"} 0.0', 'step_followed_ratio_bucket{le="1.05",model_name="toy"} 3.0',
+                'machine_speed_ratio{model_name="toy",part="memory"} 0.6',
             ):  # fmt: skip
                 assert f"ridgepoint:{line}" in text, line
 

@@ -52,8 +52,9 @@ class StepCost:
     """Estimate of one step. Seconds and amounts broadcast over the inputs' arrays.
 
     `estimate_s` lies in [`estimate_low_s`, `estimate_high_s`] with 80 % probability; `floor_s` is spec_ physics alone.
-    `roof_s` splits the seconds by what sets them (`ROOFS`), `terms` by kernel class. Joules, watts and dollars need facts that
-    may be unknown (TDP, rent): asking for them raises the error that names the fact.
+    `roof_s` splits the seconds by what sets them (`ROOFS`), `terms` by kernel class; `kernels` are the terms that compute, before
+    layers of different kinds are added up. Joules, watts and dollars need facts that may be unknown (TDP, rent): asking for them
+    raises the error that names the fact.
     """
 
     hardware: Accelerator
@@ -65,6 +66,7 @@ class StepCost:
     estimate_s: Num
     floor_s: Num
     terms: tuple[Term, ...]
+    kernels: tuple[Term, ...]
     roof_s: dict[str, Num] = field(default_factory=dict)
 
     @property
@@ -181,6 +183,7 @@ def price_step(
     speeds = memory_speeds(hardware, layout)
     types = _arithmetic(hardware, precision)
     merged: dict[str, Term] = {}
+    kernels: list[Term] = []
     floor_compute_s: Num = 0.0
     floor_weight_bytes: Num = 0.0
     floor_kv_bytes: Num = 0.0
@@ -191,6 +194,7 @@ def price_step(
             kernel, kind, _unpacks(kernel.part, kind, precision, hardware), hardware, speeds, calibration
         )
         _add(merged, term)
+        kernels.append(term)
         floor_compute_s = floor_compute_s + kernel.repeats * kernel.flops / hardware.spec_flops_per_s[term.flop_type]
         floor_weight_bytes = floor_weight_bytes + kernel.repeats * kernel.weight_bytes
         floor_kv_bytes = floor_kv_bytes + kernel.repeats * kernel.kv_bytes
@@ -216,7 +220,7 @@ def price_step(
     return StepCost(
         hardware=hardware, layout=layout, calibration=calibration, energy=energy, tokens=amounts.tokens, sequences=amounts.sequences,
         estimate_s=sum((term.seconds for term in terms), 0.0), floor_s=largest(floor_compute_s, _floor_memory_s(floor_weight_bytes, floor_kv_bytes, speeds, layout)),
-        terms=terms, roof_s=_roofs(terms),
+        terms=terms, kernels=tuple(kernels), roof_s=_roofs(terms),
     )  # fmt: skip
 
 

@@ -34,11 +34,26 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class StepParts:
+    """Calibrated seconds of a step by what they are spent on: per kernel of computing and of moving bytes, each as if it were
+    alone (what both take together is their soft maximum), and of everything else."""
+
+    kernels: tuple[tuple[float, float], ...]
+    overhead_s: float
+    overlap_power: float
+
+
+@dataclass(frozen=True, slots=True)
 class TimedStep:
-    """Seconds as one number, which is what the scheduler reads, and the whole estimate behind it."""
+    """Seconds as one number, which is what the scheduler reads, the calibrated estimate behind it, and what that consists of."""
 
     seconds: float
     cost: StepCost
+    parts: StepParts
+
+    @property
+    def calibrated_s(self) -> float:
+        return float(self.cost.seconds)
 
 
 class CostTimer:
@@ -63,7 +78,12 @@ class CostTimer:
     def _price_groups(self, groups: _Groups, num_samples: int) -> TimedStep:
         batch = _batch(groups, num_samples)
         cost = step_cost(self.spec, self.hardware, self.layout, self.precision, batch, self.calibration)
-        return TimedStep(float(cost.seconds), cost)
+        return TimedStep(float(cost.seconds), cost, self._parts(cost))
+
+    def _parts(self, cost: StepCost) -> StepParts:
+        kernels = ((float(kernel.compute_s), float(kernel.memory_s)) for kernel in cost.kernels)
+        overhead_s = sum(float(term.seconds) for term in cost.terms if not term.flop_type)
+        return StepParts(tuple(pair for pair in kernels if max(pair) > 0), overhead_s, self.calibration.overlap_power)
 
 
 _Groups = tuple[tuple[int, int, int], ...]  # (new tokens, sequences, cached tokens of all of them)

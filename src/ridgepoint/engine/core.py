@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ridgepoint.cost.following import FollowingTimer
+from ridgepoint.cost.timer import TimedStep
 from ridgepoint.engine.energy import StepEnergy
 from ridgepoint.engine.ledger import StepLedger
 from ridgepoint.engine.protocol import (
@@ -87,7 +89,9 @@ class EngineCore:
         pace: Pace | None = None,
         startup: Startup | None = None,
         joules: Callable[[], float] | None = None,
+        follower: FollowingTimer | None = None,
     ) -> None:
+        """`follower`, the scheduler's timer where that follows the machine, is told what each step took."""
         self.facts = facts
         self.scheduler = scheduler
         self.executor = executor
@@ -104,6 +108,7 @@ class EngineCore:
         self._reported_s = float("-inf")
         self._reported_idle = True
         self._ledger = StepLedger()
+        self._follower = follower
         self._last: tuple[Batch, StepResult] | None = None
 
     def step(self) -> None:
@@ -116,6 +121,8 @@ class EngineCore:
             self._steps += 1
             self._last = (done, result)
             self._ledger.enter(done, result)
+            if self._follower is not None and isinstance(done.predicted, TimedStep):
+                self._follower.learn(done.predicted, result.seconds)
         self._report()
         if self._draining and self.idle:
             self._stop()
@@ -228,6 +235,7 @@ class EngineCore:
         self._reported_s, self._reported_idle = now, idle
         scheduler, pool = self.scheduler, self.scheduler.pool
         batch, result = self._last or (None, None)
+        predicted = batch.predicted if batch else None
         per_step = self._energy.per_step(self._steps) if self._energy else None
         self._outbox.append(
             StepReport(
@@ -239,7 +247,9 @@ class EngineCore:
                 used_blocks=pool.num_held,
                 total_blocks=pool.num_blocks,
                 step_s=result.seconds if result else 0.0,
-                predicted_s=batch.predicted.seconds if batch and batch.predicted else None,
+                predicted_s=predicted.calibrated_s if isinstance(predicted, TimedStep) else None,
+                followed_s=predicted.seconds if predicted else None,
+                machine_speed=self._follower.speed.relative if self._follower else None,
                 totals=self._ledger.totals(),
                 joules_per_step=per_step,
                 joules_total=self._energy.total if self._energy else None,

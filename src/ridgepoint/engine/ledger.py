@@ -1,5 +1,8 @@
 """What this process's steps took, beside what physics and the cost model said they would take: running totals.
 
+Predicted seconds are the calibrated ones, which a plan promised; followed ones those that the scheduler was told, of the machine as it
+was at that step. Both were said before the step ran.
+
 Totals and not ratios, so that a reader may divide them over any span. Only steps with a prediction are entered. Joules are
 the cost model's; dollars are rent for the seconds that steps really took. Either is None where a fact is unknown.
 """
@@ -19,9 +22,10 @@ from ridgepoint.sched.step import Batch, StepResult
 class StepLedger:
     def __init__(self) -> None:
         self._steps = 0
-        self._measured_s = self._predicted_s = self._floor_s = 0.0
+        self._measured_s = self._predicted_s = self._followed_s = self._floor_s = 0.0
         self._roof_s = dict.fromkeys(ROOFS, 0.0)
         self._ratio_counts = [0] * (len(RATIO_EDGES) + 1)
+        self._followed_counts = [0] * (len(RATIO_EDGES) + 1)
         self._joules: float | None = None
         self._usd: float | None = None
 
@@ -29,14 +33,16 @@ class StepLedger:
         predicted = batch.predicted
         if not isinstance(predicted, TimedStep):
             return
-        cost, seconds = predicted.cost, predicted.seconds
+        cost = predicted.cost
         self._steps += 1
         self._measured_s += result.seconds
-        self._predicted_s += seconds
+        self._predicted_s += predicted.calibrated_s
+        self._followed_s += predicted.seconds
         self._floor_s += float(cost.floor_s)
         for roof in ROOFS:
             self._roof_s[roof] += float(cost.roof_s[roof])
-        self._ratio_counts[bisect_left(RATIO_EDGES, seconds / max(result.seconds, 1e-9))] += 1
+        self._ratio_counts[_place(predicted.calibrated_s, result.seconds)] += 1
+        self._followed_counts[_place(predicted.seconds, result.seconds)] += 1
         self._pay(cost, result.seconds)
 
     def _pay(self, cost: StepCost, seconds: float) -> None:
@@ -51,6 +57,12 @@ class StepLedger:
         if not self._steps:
             return None
         return StepTotals(
-            steps=self._steps, measured_s=self._measured_s, predicted_s=self._predicted_s, floor_s=self._floor_s,
-            roof_s=dict(self._roof_s), ratio_counts=list(self._ratio_counts), joules=self._joules, usd=self._usd,
+            steps=self._steps, measured_s=self._measured_s, predicted_s=self._predicted_s, followed_s=self._followed_s, floor_s=self._floor_s,
+            roof_s=dict(self._roof_s), ratio_counts=list(self._ratio_counts), followed_counts=list(self._followed_counts),
+            joules=self._joules, usd=self._usd,
         )  # fmt: skip
+
+
+def _place(predicted_s: float, measured_s: float) -> int:
+    """The count that this ratio belongs to."""
+    return bisect_left(RATIO_EDGES, predicted_s / max(measured_s, 1e-9))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.cost.following import FollowingTimer
 from ridgepoint.cost.formats import Precision, bytes_per_value
 from ridgepoint.cost.timer import CostTimer
 from ridgepoint.cost.transfer import calibration_for
@@ -27,15 +28,15 @@ _OF_PACKED = {
 }  # fmt: skip
 
 
-def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[str], None]) -> CostTimer | None:
-    """What predicts the seconds of a step: the cost model, for the hardware that was named."""
+def choose_timer(options: EngineOptions, decoder: Decoder, announce: Callable[[str], None]) -> FollowingTimer | None:
+    """What predicts the seconds of a step: the cost model, for the hardware that was named, following what steps take."""
     if options.hardware is None:
         return None
     chip = accelerator(options.hardware)
     precision = precision_of(decoder, kv_dtype_of(options, decoder))
     constants = calibration_for(chip, options.calibration)
     announce(f"predicted seconds: {chip.name}, {_told(precision)}, constants {constants.name} ({constants.provenance})")
-    return CostTimer(decoder.spec, chip, precision, constants)
+    return FollowingTimer(CostTimer(decoder.spec, chip, precision, constants))
 
 
 def _told(precision: Precision) -> str:

@@ -93,15 +93,18 @@ RATIO_EDGES = (0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0)  # of predicted o
 
 
 class StepTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the steps that were predicted, since start. `roof_s` are predicted seconds by what set them; `ratio_counts[i]` steps
-    had a ratio predicted / measured up to `RATIO_EDGES[i]` and above the edge before, the last count those past the last edge."""
+    """Of the steps that were predicted, since start: by the calibrated constants (`predicted_s`, of which `roof_s` says what sets them)
+    and following the machine (`followed_s`). `ratio_counts[i]` steps had a ratio predicted / measured up to `RATIO_EDGES[i]` and
+    above the edge before, the last count those past the last edge; `followed_counts` likewise."""
 
     steps: int
     measured_s: float
     predicted_s: float
+    followed_s: float
     floor_s: float
     roof_s: dict[str, float]
     ratio_counts: list[int]
+    followed_counts: list[int]
     joules: float | None
     usd: float | None
 
@@ -110,7 +113,8 @@ class StepReport(_Message, frozen=True, tag="step"):
     """What one step did, for metrics. Counters are totals since start, gauges are now.
 
     Not every step is reported: at most one in each tenth of a second, and always the one after which nothing runs.
-    `used_blocks` counts blocks that a sequence holds; blocks only kept for reuse are free.
+    `used_blocks` counts blocks that a sequence holds; blocks only kept for reuse are free. `machine_speed` is how fast the parts of a
+    step go now, over the speeds that were calibrated.
     """
 
     step: int
@@ -122,6 +126,8 @@ class StepReport(_Message, frozen=True, tag="step"):
     total_blocks: int
     step_s: float
     predicted_s: float | None
+    followed_s: float | None
+    machine_speed: dict[str, float] | None
     totals: StepTotals | None
     preemptions_total: int
     prefix_hit_tokens_total: int

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ridgepoint.cost.following import FollowingTimer
 from ridgepoint.engine.build import make_scheduler
 from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
@@ -134,7 +135,10 @@ def engine_around(
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=f"{dtype}, KV {kv_dtype}", tenant=salt),
         whole_runs=lift_runs(decoder),
     )
-    return EngineCore(facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device))
+    return EngineCore(
+        facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device),
+        follower=timer if isinstance(timer, FollowingTimer) else None,
+    )  # fmt: skip
 
 
 def resolve_memory(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from ridgepoint.engine.protocol import RATIO_EDGES, StepTotals
+from ridgepoint.engine.protocol import RATIO_EDGES, StepReport, StepTotals
 
 if TYPE_CHECKING:
     from ridgepoint.server.generate import Engine, Generation
@@ -138,11 +138,8 @@ class _EngineState:
             ("engine_steps", "Steps run.", stats.step if stats else 0),
         ):
             yield self._family(CounterMetricFamily, name, text, value)
-        if stats is not None and stats.predicted_s is not None:
-            text = "Predicted time of the latest reported step."
-            yield self._family(GaugeMetricFamily, "step_predicted_seconds", text, stats.predicted_s)
-        if stats is not None and stats.totals is not None:
-            yield from self._of_predictions(stats.totals)
+        if stats is not None:
+            yield from self._of_predictions(stats)
         if stats is not None and stats.joules_total is not None:  # absent where no counter is, rather than zero
             text = "Energy the device used while there was work, by its own counter."
             yield self._family(CounterMetricFamily, "device_joules", text, stats.joules_total)
@@ -164,11 +161,33 @@ class _EngineState:
                     counts.add_metric([self._model, state], count)
                 yield counts
 
-    def _of_predictions(self, totals: StepTotals) -> Iterable[Metric]:
-        """Absent without a prediction, as are joules and dollars where the hardware's power or rent is unknown."""
+    def _of_predictions(self, stats: StepReport) -> Iterable[Metric]:
+        """Absent without a prediction."""
+        for name, text, value in (
+            (
+                "step_predicted_seconds",
+                "Time of the latest reported step by the calibrated constants.",
+                stats.predicted_s,
+            ),
+            ("step_followed_seconds", "Time predicted for it by the machine's speed at that step.", stats.followed_s),
+        ):
+            if value is not None:
+                yield self._family(GaugeMetricFamily, name, text, value)
+        if stats.machine_speed is not None:
+            text = "How fast a part of a step goes now, over the speed that was calibrated."
+            speeds = GaugeMetricFamily("ridgepoint:machine_speed_ratio", text, labels=["model_name", "part"])
+            for part, ratio in stats.machine_speed.items():
+                speeds.add_metric([self._model, part], ratio)
+            yield speeds
+        if stats.totals is not None:
+            yield from self._of_totals(stats.totals)
+
+    def _of_totals(self, totals: StepTotals) -> Iterable[Metric]:
+        """Joules and dollars are absent where the hardware's power or rent is unknown."""
         for name, text, value in (
             ("predicted_steps", "Steps that were predicted.", totals.steps),
-            ("predicted_steps_seconds", "Predicted time of those steps.", totals.predicted_s),
+            ("predicted_steps_seconds", "Their time by the calibrated constants.", totals.predicted_s),
+            ("predicted_steps_followed_seconds", "Their time as predicted step by step.", totals.followed_s),
             ("predicted_steps_measured_seconds", "Measured time of those steps.", totals.measured_s),
             (
                 "predicted_steps_floor_seconds",
@@ -186,12 +205,14 @@ class _EngineState:
         for roof, seconds in totals.roof_s.items():
             roofs.add_metric([self._model, roof], seconds)
         yield roofs
-        ratios = HistogramMetricFamily(
-            "ridgepoint:step_prediction_ratio", "Predicted over measured time of a step.", labels=["model_name"]
-        )
         edges = [*map(str, RATIO_EDGES), "+Inf"]
-        ratios.add_metric([self._model], list(zip(edges, accumulate(totals.ratio_counts), strict=True)), sum_value=None)
-        yield ratios
+        for name, text, counts in (
+            ("step_prediction_ratio", "Calibrated over measured time of a step.", totals.ratio_counts),
+            ("step_followed_ratio", "Followed over measured time of a step.", totals.followed_counts),
+        ):
+            ratios = HistogramMetricFamily(f"ridgepoint:{name}", text, labels=["model_name"])
+            ratios.add_metric([self._model], list(zip(edges, accumulate(counts), strict=True)), sum_value=None)
+            yield ratios
 
     def _family(
         self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float
