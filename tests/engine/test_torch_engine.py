@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_model import EOS, VOCAB, greedy, latent_decoder, logits_of, tiny_decoder, tiny_engine
 
+from ridgepoint.catalog.lifting import lift_runs
 from ridgepoint.cost.ridge import ridge_tokens
 from ridgepoint.engine import step_size
 from ridgepoint.engine.llm import LLM, Completion
@@ -424,12 +425,36 @@ def test_a_warm_prefix_cache_changes_no_bit_over_lifted_latents(dtype: torch.dty
         assert found.cached_tokens == cached
 
 
+@pytest.mark.skipif(not native.available(), reason="prompts are lifted natively")
+@pytest.mark.parametrize(("block_tokens", "least_cached"), [(48, 3 * 48), (80, 80), (24, 6 * 24)])
+def test_blocks_that_no_run_ends_on_are_reused_to_the_bit(block_tokens: int, least_cached: int) -> None:
+    """Runs of 32 end within blocks of 48 and 80 tokens; blocks of 24 are not the native kernels', which then lift nothing."""
+    decoder = latent_decoder(torch.bfloat16)
+    pack_for_serving(decoder, None)
+    params = SamplingParams(max_tokens=40, temperature=0.0, logprobs=3, ignore_eos=True)
+    text = [random.Random(5).randrange(1, VOCAB) for _ in range(200)]
+
+    def engine() -> LLM:
+        return LLM(tiny_engine(decoder, block_tokens=block_tokens, num_blocks=40))
+
+    warm, cached = engine(), 0
+    for end in (90, 130, 165, 158, 95, 200, 166):  # of the first 64 to 192 tokens are lifted
+        found = warm.generate([text[:end]], params)[0]
+        assert found.logprobs == engine().generate([text[:end]], params)[0].logprobs
+        cached += found.cached_tokens
+    assert cached >= least_cached
+
+
 def test_decoders_that_lift_say_so() -> None:
     decoder = latent_decoder(torch.float32)
     assert tiny_engine(decoder, block_tokens=16).facts.whole_runs == ()
     if native.available():
         pack_for_serving(decoder, None)
-        assert tiny_engine(decoder, block_tokens=16).facts.whole_runs == (32,)
+        for block_tokens in (16, 48):
+            assert tiny_engine(decoder, block_tokens=block_tokens).facts.whole_runs == (32,) == lift_runs(decoder.spec)
+        assert (
+            tiny_engine(decoder, block_tokens=24).facts.whole_runs == ()
+        )  # the native kernels' blocks are of 16 tokens
 
 
 def test_prompts_beside_readers_have_at_least_a_run_that_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,8 +464,7 @@ def test_prompts_beside_readers_have_at_least_a_run_that_is_lifted(monkeypatch: 
     pack_for_serving(decoder, None)
     monkeypatch.setattr(step_size, "ridge_tokens", lambda *args, **rates: 100)
     assert step_size.usual_mixed_tokens(decoder)[0] == 128  # type: ignore[index]
-    monkeypatch.setattr(step_size, "lift_runs", lambda decoder: (256,))
-    assert step_size.usual_mixed_tokens(decoder)[0] == 256  # type: ignore[index]
+    assert step_size.usual_mixed_tokens(decoder, (256,))[0] == 256  # type: ignore[index]
 
 
 def test_prompts_beside_readers_have_the_ridge_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:

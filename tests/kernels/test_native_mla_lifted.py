@@ -9,11 +9,12 @@ import pytest
 import torch
 from native_support import FLOAT32_ERROR, ISAS, SLACK, needs_native, rms, same_bits_whoever_computes
 
+from ridgepoint.catalog.lifting import lift_tokens
 from ridgepoint.cost.attention import mixer_flops
 from ridgepoint.cost.batch import Group
 from ridgepoint.cost.shape import shape_of
 from ridgepoint.kernels import mla_attention, native, paged_attention
-from ridgepoint.kernels.mla_attention.lifts import lift_tokens, lifts_of
+from ridgepoint.kernels.mla_attention.lifts import lifts_of
 from ridgepoint.kernels.packed import Packed, pack
 from ridgepoint.kernels.paged_attention.native import stored
 from ridgepoint.kernels.tensor_call import recording

@@ -16,10 +16,12 @@ from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.options import EngineOptions
 from ridgepoint.engine.protocol import Submit
 from ridgepoint.errors import ConfigError
+from ridgepoint.kernels import native
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.scheduler import Limits
 from ridgepoint.sched.step import Batch, Executor, StepResult, StepShape
 from ridgepoint.sim.clock import SimulatedClock
+from ridgepoint.sim.replica import whole_runs
 from ridgepoint.sim.run import simulate
 from ridgepoint.sim.traffic import Arrival, busy_span_s, poisson, prompt_ids
 
@@ -97,6 +99,34 @@ def test_the_engine_and_the_simulator_decide_alike(step_budget_s: float | None) 
     assert any(one.refused for one in outcome.served)  # the trace is more than it can take
     if step_budget_s is None:
         assert outcome.preemptions > 0
+
+
+@pytest.mark.skipif(not native.available(), reason="latents are lifted natively")
+def test_the_engine_and_the_simulator_find_the_same_latents() -> None:
+    """A CPU computes whole runs of a prompt in another form, so what is reused depends on where each prompt ends."""
+    from tiny_model import VOCAB, latent_decoder, tiny_engine
+
+    from ridgepoint.engine.llm import LLM
+    from ridgepoint.models.step import pack_for_serving
+
+    decoder = latent_decoder()
+    pack_for_serving(decoder, None)
+    runs = whole_runs(decoder.spec, accelerator("epyc-9654"))
+    assert runs == (32,) and whole_runs(decoder.spec, accelerator("h100")) == ()
+    limits = LIMITS | {"block_tokens": 16, "max_step_tokens": 128}
+    lengths = (100, 80, 110, 63, 120, 97, 40, 33)
+    traffic = [
+        Arrival(at_s=float(i), prompt_tokens=length, output_tokens=1, shared_tokens=length)
+        for i, length in enumerate(lengths)
+    ]
+    engine = LLM(tiny_engine(decoder, **(limits | {"max_context": 128})))
+    params = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0.0)
+    prompts = [[token % VOCAB for token in prompt_ids(arrival, i)] for i, arrival in enumerate(traffic)]
+    found = [engine.generate([prompt], params)[0].cached_tokens for prompt in prompts]
+    for runs_told, as_found in ((runs, True), ((), False)):
+        outcome = simulate(traffic, Limits(**(limits | {"max_context": 128})), LinearTimer(), whole_runs=runs_told)
+        assert ([one.cached_tokens for one in outcome.served] == found) == as_found
+    assert any(found)
 
 
 def test_times_are_what_the_timer_says() -> None:

@@ -51,7 +51,7 @@ def simulate(
     from ridgepoint.cost.transfer import calibration_for
     from ridgepoint.plan.layouts import smallest_layout
     from ridgepoint.plan.named import named_model
-    from ridgepoint.sim.replica import replica_limits
+    from ridgepoint.sim.replica import replica_limits, whole_runs
     from ridgepoint.sim.run import simulate as run
     from ridgepoint.sim.traffic import poisson
 
@@ -66,7 +66,7 @@ def simulate(
         named.spec, chip, layout, recipe,
         max_num_seqs=max_num_seqs, max_waiting=max_waiting, max_step_tokens=max_step_tokens, step_budget_s=step_budget_s,
     )  # fmt: skip
-    outcome = run(traffic, limits, timer)
+    outcome = run(traffic, limits, timer, whole_runs=whole_runs(named.spec, chip))
     refusals = Counter(one.refused for one in outcome.served if one.refused is not None)
     figures: dict[str, Any] = {
         "served": sum(one.refused is None for one in outcome.served),

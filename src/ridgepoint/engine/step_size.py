@@ -17,7 +17,6 @@ from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import Packed
 from ridgepoint.kernels.roofs import Roofs, measure_roofs
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.step import lift_runs
 from ridgepoint.nn.ffn import Experts
 from ridgepoint.nn.linear import Linear
 from ridgepoint.units import si
@@ -31,8 +30,8 @@ def usual_step_tokens(device: str, max_num_seqs: int) -> int:
     return max(USUAL.get(device, USUAL["cpu"]), max_num_seqs)
 
 
-def usual_mixed_tokens(decoder: Decoder) -> tuple[int, str] | None:
-    """Tokens of prompts beside sequences that decode, and why; None where no ridge is known."""
+def usual_mixed_tokens(decoder: Decoder, runs: tuple[int, ...] = ()) -> tuple[int, str] | None:
+    """Tokens of prompts beside sequences that decode, and why; None where no ridge is known. `runs` are `lift_runs`'."""
     widest = _widest(decoder)
     if widest is None:
         return None
@@ -40,7 +39,7 @@ def usual_mixed_tokens(decoder: Decoder) -> tuple[int, str] | None:
     flops_per_s, bytes_per_s = roofs.flops_per_s(widest.struct), roofs.read_bytes_per_s
     ridge = ridge_tokens(decoder.spec, precision_of(decoder), flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
     usual, why = -(-ridge // ALIGN) * ALIGN, f"the ridge, {si(flops_per_s, 'FLOP/s')} against {si(bytes_per_s, 'B/s')}"
-    run = max(lift_runs(decoder), default=0)
+    run = max(runs, default=0)
     return (usual, why) if usual >= run else (run, f"a run that latent attention lifts, above {why}")
 
 

@@ -133,7 +133,7 @@ def engine_around(
         max_context=resolved.max_context,
         eos_ids=eos_ids,
         root_of=lambda salt: root_key(model=name, layout=layout, dtype=f"{dtype}, KV {kv_dtype}", tenant=salt),
-        whole_runs=lift_runs(decoder),
+        whole_runs=lift_runs(decoder, cache) if device.type == "cpu" else (),
     )
     return EngineCore(
         facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device),
@@ -175,7 +175,8 @@ def resolve_memory(
     if max_step_tokens is None:
         max_step_tokens = usual_step_tokens(device.type, options.max_num_seqs)
         announce(f"max_step_tokens {max_step_tokens}: usual for {device.type}")
-        if mixed_prompt_tokens is None and (mixed := usual_mixed_tokens(decoder)) is not None:
+        runs = lift_runs(decoder, KVCache(spec, 1, size, kv_dtype_of(options, decoder), device))
+        if mixed_prompt_tokens is None and (mixed := usual_mixed_tokens(decoder, runs)) is not None:
             mixed_prompt_tokens, why = mixed
             announce(f"mixed_prompt_tokens {mixed_prompt_tokens}: {why}")
     return replace(

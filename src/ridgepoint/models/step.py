@@ -163,10 +163,11 @@ def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
     return f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {fmt or _name(decoder.dtype)}"
 
 
-def lift_runs(decoder: Decoder) -> tuple[int, ...]:
-    """For layers that lift whole runs of a prompt's latents: of how many tokens. One number, unless their shapes differ."""
-    latent = [module for module in decoder.modules() if isinstance(module, MlaAttention)]
-    runs = {lift_run(module.w_uk_HNC, module.w_uv_HVC) for module in latent}
+def lift_runs(decoder: Decoder, cache: KVCache) -> tuple[int, ...]:
+    """For layers that lift whole runs of a prompt's latents: of how many tokens. One number, unless their shapes differ; none over
+    blocks that are not the native kernels' (of 24 tokens, say)."""
+    mixers = [(block.mixer, kv) for block, kv in zip(decoder.layers, cache.layers, strict=True)]
+    runs = {lift_run(kv, m.w_uk_HNC, m.w_uv_HVC) for m, kv in mixers if isinstance(m, MlaAttention)}
     return tuple(sorted(run for run in runs if run is not None))
 
 

@@ -1,8 +1,9 @@
-"""The scheduler's limits on a replica that exists on paper: what its memory leaves for KV, in blocks."""
+"""A replica that exists on paper, as the scheduler sees it: what its memory leaves for KV, in blocks, and which of them it may reuse."""
 
 from __future__ import annotations
 
 from ridgepoint.catalog.hardware import Accelerator
+from ridgepoint.catalog.lifting import lift_runs
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.layout import Layout
@@ -38,3 +39,8 @@ def replica_limits(
         max_step_tokens=max_step_tokens, max_context=spec.max_context, max_waiting=max_waiting,
         step_budget_s=step_budget_s,
     )  # fmt: skip
+
+
+def whole_runs(spec: ModelSpec, hardware: Accelerator) -> tuple[int, ...]:
+    """`Request.whole_runs` of a server on such a chip: CPUs lift latents, whose reuse then depends on where a prompt ends."""
+    return lift_runs(spec) if hardware.kind == "cpu" else ()

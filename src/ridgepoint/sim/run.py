@@ -66,9 +66,10 @@ def simulate(
     limits: Limits,
     timer: StepTimer,
     *,
+    whole_runs: tuple[int, ...] = (),
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> Simulation:
-    """Serve `arrivals` on one replica that takes as long as `timer` says."""
+    """Serve `arrivals` on one replica that takes as long as `timer` says. `whole_runs`: as in `Request`."""
     clock = SimulatedClock()
     scheduler = Scheduler(limits, timer)
     executor = SimExecutor(timer, clock)
@@ -79,7 +80,7 @@ def simulate(
         if scheduler.idle:
             clock.advance_to(to_come[0][1].arrival.at_s)
         while to_come and to_come[0][1].arrival.at_s <= clock.now():
-            _arrive(scheduler, *to_come.popleft())
+            _arrive(scheduler, *to_come.popleft(), whole_runs)
         batch = scheduler.next_batch(clock.now())
         if batch is None:
             continue  # everyone who came was refused
@@ -97,9 +98,12 @@ def simulate(
     )  # fmt: skip
 
 
-def _arrive(scheduler: Scheduler, number: int, one: Served) -> None:
+def _arrive(scheduler: Scheduler, number: int, one: Served, whole_runs: tuple[int, ...]) -> None:
     params = SamplingParams(max_tokens=one.arrival.output_tokens, ignore_eos=True)
-    request = Request(str(number), prompt_ids(one.arrival, number), params, seed=0, arrived_s=one.arrival.at_s)
+    request = Request(
+        str(number), prompt_ids(one.arrival, number), params,
+        seed=0, whole_runs=whole_runs, arrived_s=one.arrival.at_s,
+    )  # fmt: skip
     try:
         scheduler.add(request)
     except RequestError as error:

@@ -1,7 +1,7 @@
 """When prompts have their keys lifted out of the latents on a CPU, and the matrices that lift.
 
 Lifting costs `C (N + V)` products per head and key, absorbing as many per query; a pair of both costs `N + R + V` lifted and
-`2 C + R` absorbed. Enough queries at once are cheaper lifted, `lift_tokens` of them at any context. The two forms round
+`2 C + R` absorbed. Enough queries at once are cheaper lifted, `catalog.lifting:lift_tokens` of them at any context. The two forms round
 differently, so the choice must not follow from the chunk: it follows from the token's place in its request. Prompt tokens in
 whole runs of `lift_tokens` (counted from the sequence's first) are lifted; the rest of a prompt and everything generated is
 absorbed, in whatever chunk, company or recomputation it comes. Equal tokens of two requests may so have unequal bytes: whoever
@@ -13,23 +13,17 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
+from ridgepoint.catalog.lifting import lift_tokens
 from ridgepoint.kernels import native
 from ridgepoint.kernels.packed import Packed
+from ridgepoint.kernels.paged_attention.native import is_native
 
 
-def lift_tokens(latent_dim: int, nope_dim: int, value_dim: int) -> int | None:
-    """The smallest power of two of queries from which lifting all their keys is cheaper; None where it never is."""
-    gain = 2 * latent_dim - nope_dim - value_dim  # per pair; the rotary part costs both forms the same
-    if gain <= 0:
-        return None
-    least = -(-latent_dim * (nope_dim + value_dim) // gain)
-    return 1 << (least - 1).bit_length()
-
-
-def lift_run(w_uk: object, w_uv: object) -> int | None:
-    """Tokens of the runs that a layer of these matrices lifts; None where it absorbs everything."""
-    if not (isinstance(w_uk, Packed) and isinstance(w_uv, Packed)) or w_uk.inputs % 2:
+def lift_run(kv: torch.Tensor, w_uk: object, w_uv: object) -> int | None:
+    """Tokens of the runs that a layer of these blocks and matrices lifts; None where it absorbs everything."""
+    if not is_native(kv) or not (isinstance(w_uk, Packed) and isinstance(w_uv, Packed)):
         return None
     return lift_tokens(w_uk.outputs, w_uk.inputs, w_uv.outputs)
 

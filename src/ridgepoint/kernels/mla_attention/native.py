@@ -52,7 +52,7 @@ def attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    run = None if plan.prompt_lens_B is None else lift_run(w_uk, w_uv)
+    run = None if plan.prompt_lens_B is None else lift_run(kv, w_uk, w_uv)
     if run is not None:
         assert isinstance(w_uk, Packed) and isinstance(w_uv, Packed)
         return _attend_in_both_forms(q_nope_THN, q_rope_THR, kv, w_uk, w_uv, plan, scale, window, run)
