@@ -1,5 +1,4 @@
-"""How far are the seconds the cost model predicts for a live step from those it takes, before and after `calibrate MODEL`, and while it
-follows the machine?
+"""How far are the seconds predicted for a live step from those it takes: before and after `calibrate MODEL`, and following the machine?
 
 Mixed traffic through the engine's real path: random prompts of 16 to 1,024 tokens, answers of 8 to 96, at most `--users` at
 once, so that steps of decoding alone, of prompt chunks and of both together occur in the shares that serving gives them. Every
@@ -87,7 +86,7 @@ def serve_traffic(core: EngineCore, users: int, requests: int, longest: int, see
 
 
 def errors(predicted: np.ndarray, measured: np.ndarray, uncertainty: float) -> dict[str, float]:
-    """Fractions of the measured time; `coverage` is the share of steps inside the 80 % interval."""
+    """Fractions of the measured time; `coverage` is the share of steps inside the constants' 80 % interval."""
     log = np.log(predicted / measured)
     return {
         "median_frac": float(np.median(np.abs(predicted / measured - 1))),
@@ -163,10 +162,11 @@ def table(result: dict[str, Any]) -> str:
             for constants in ("unmeasured", "unmeasured, followed", "calibrated", "calibrated, followed"):
                 found = [judged[constants][kind] for judged in rounds if judged[constants][kind] is not None]
                 if found:
-                    cells = (("median_frac", ".1%"), ("p90_frac", ".1%"), ("total_frac", "+.1%"), ("coverage", ".0%"))
-                    rows.append(
-                        [model, kind, constants, *(span([f[name] for f in found], form) for name, form in cells)]
-                    )
+                    cells = [("median_frac", ".1%"), ("p90_frac", ".1%"), ("total_frac", "+.1%")]
+                    if "followed" not in constants:  # the interval is the constants'
+                        cells.append(("coverage", ".0%"))
+                    figures = [span([f[name] for f in found], form) for name, form in cells]
+                    rows.append([model, kind, constants, *figures, *[""] * (4 - len(figures))])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", *(seen(model, rounds) for model, rounds in result["models"].items())])
