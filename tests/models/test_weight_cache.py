@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ridgepoint.kernels import native, native_file
-from ridgepoint.models import packed_file, weight_cache
+from ridgepoint.models import identity, packed_file, weight_cache
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.kept import cache_folder
 from ridgepoint.models.load_packed import load_packed
@@ -157,6 +157,16 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_not_kept(
     assert "changed while it was read" in start(folder, cache)[1] and not list(cache.iterdir())
 
 
+def test_the_content_is_found_at_leisure_and_the_same(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = identity.look_at(original)
+    assert (
+        identity.content_at_leisure(folder).result() == identity.content_of(folder, 1) == identity.content_of(folder, 2)
+    )
+    if hasattr(os, "SCHED_IDLE"):
+        monkeypatch.setattr(identity, "content_of", lambda *arguments: os.sched_getscheduler(0))
+        assert identity.content_at_leisure(folder).result() == os.SCHED_IDLE != os.sched_getscheduler(0)
+
+
 def test_the_fingerprint_is_of_the_layout() -> None:
     formats = ("bf16", "f32", "int8", "int4-32", "int4-128", "mxfp4", "fp8")
     prints = {weight_cache.layout_fingerprint(fmt) for fmt in formats}
@@ -254,6 +264,25 @@ def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_removed(tmp_pat
         assert not file.take()[0]["w"].any()
     packed_file.write(path, {"a": 2}, {}, old)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_the_same_past_the_page_cache_and_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers of whole pages and of less, at addresses of pages and between them, larger than what is written at once, and empty."""
+    rng = np.random.default_rng(0)
+    room = native.allocate(3 << 20)
+    room[:] = rng.integers(0, 256, room.size, np.uint8)
+    buffers = {
+        "pages": room[: 1 << 20], "off by one": room[1 : (1 << 20) + 1], "odd": room[: (1 << 20) + 4095], "short": room[8:9],
+        "empty": room[:0], "page": room[4096:8192],
+    }  # fmt: skip
+    monkeypatch.setattr(packed_file, "WRITE", 1 << 19)
+    packed_file.write(tmp_path / "a", {"a": 1}, {}, buffers)
+    monkeypatch.setattr(packed_file, "_past_page_cache", lambda fd: False)
+    packed_file.write(tmp_path / "b", {"a": 1}, {}, buffers)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with PackedFile(tmp_path / "a") as file:
+        found, _ = file.take()
+    assert found.keys() == buffers.keys() and all((found[name] == data).all() for name, data in buffers.items())
 
 
 def test_readers_beside_writers(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ridgepoint.errors import CheckpointError
 
 PART = 32 << 20  # of a file, hashed by one thread
-READ = 1 << 20
+READ = 1 << 20  # by each of many threads; one alone reads a part at once
 Stamp = tuple[str, int, int]  # name, size in bytes, nanoseconds of the last change
 
 
@@ -52,7 +54,7 @@ def content_of(folder: Folder, threads: int) -> str:
     digest = hashlib.sha256(json.dumps([stamp[:2] for stamp in folder.stamps]).encode())
 
     def of(place: tuple[str, int]) -> bytes:
-        return _part_digest(folder.path / place[0], place[1])
+        return _part_digest(folder.path / place[0], place[1], PART if threads == 1 else READ)
 
     if threads == 1:  # no pool: an interpreter that is ending gives none
         digest.update(b"".join(map(of, parts)))
@@ -62,12 +64,30 @@ def content_of(folder: Folder, threads: int) -> str:
     return digest.hexdigest()
 
 
-def _part_digest(file: Path, start: int) -> bytes:
-    digest, block = hashlib.sha256(), memoryview(bytearray(READ))
+def content_at_leisure(folder: Folder) -> Future[str]:
+    """`content_of`, by a thread that has a core only while nobody else wants it. It holds the interpreter's lock a few hundred times
+    for microseconds: a thread that lost its core while it held it would stop everybody else's Python."""
+    found: Future[str] = Future()
+
+    def find() -> None:
+        try:
+            if hasattr(os, "SCHED_IDLE"):
+                with suppress(OSError):  # refused in some containers: it takes its share then
+                    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            found.set_result(content_of(folder, 1))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=find, name="checkpoint-content").start()
+    return found
+
+
+def _part_digest(file: Path, start: int, read_bytes: int) -> bytes:
+    digest, block = hashlib.sha256(), memoryview(bytearray(read_bytes))
     fd = os.open(file, os.O_RDONLY)
     try:
         at = start
-        while at < start + PART and (count := os.preadv(fd, [block], at)):
+        while at < start + PART and (count := os.preadv(fd, [block[: start + PART - at]], at)):
             digest.update(block[:count])
             at += count
     finally:

@@ -3,6 +3,9 @@
 Layout: magic, header length, SHA-256 of the header, the header (JSON: a key, whatever else its writer noted, and per buffer
 its offset and the checksum of every chunk), then the buffers at page boundaries. Taken by all cores, each chunk checked
 while it is still in a cache. Written aside, synced and renamed, so a reader never meets half a file.
+
+Written past the page cache where the system lets that: the disk takes the bytes from where they lie, and a model that serves
+meanwhile keeps its cores. Copying them into the page cache takes a core for seconds, and every step waits for its threads.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from ridgepoint.errors import RidgepointError
-from ridgepoint.kernels import native_file
+from ridgepoint.kernels import native, native_file
 from ridgepoint.kernels.checksum import checksum
 
 MAGIC = b"ridgepoint packed 2\n".ljust(24, b"\0")
 CHUNK = 1 << 20  # fits a core's second-level cache
 PAGE = 4096
 MAX_HEADER_BYTES = 64 << 20
+WRITE = 4 << 20
 Buffers = dict[str, np.ndarray]  # uint8, contiguous
 
 
@@ -113,17 +117,42 @@ def write(path: Path, key: dict[str, Any], notes: dict[str, Any], buffers: Buffe
             file.truncate(total)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, total)  # a disk that is too full is met before the first byte
-            file.write(header)
+            _write_at(file.fileno(), 0, memoryview(header))
+            direct, scratch = _past_page_cache(file.fileno()), native.reserve(WRITE)
             for name, data in buffers.items():
-                file.seek(starts[name])
-                file.write(data.data)
-            file.flush()
+                for at in range(0, data.nbytes, WRITE):
+                    piece = data[at : at + WRITE]
+                    _write_at(file.fileno(), starts[name] + at, (_in_pages(piece, scratch) if direct else piece).data)
             os.fsync(file.fileno())
             aside.rename(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
     return total
+
+
+def _past_page_cache(fd: int) -> bool:
+    """Have writes to `fd` go to the disk from where they lie, if that can be; they must then be of whole pages."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except (OSError, AttributeError):  # not on this file system; not on this system
+        return False
+    return True
+
+
+def _in_pages(piece: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+    """`piece` itself if it is of whole pages, else a copy that is, with zeros behind it: buffers end where a page does."""
+    if piece.ctypes.data % PAGE == piece.nbytes % PAGE == 0:
+        return piece
+    pages = scratch[: _page_up(piece.nbytes)]
+    pages[: piece.nbytes], pages[piece.nbytes :] = piece, 0
+    return pages
+
+
+def _write_at(fd: int, at: int, data: memoryview) -> None:
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
 
 
 def _new_aside(path: Path) -> tuple[int, Path]:

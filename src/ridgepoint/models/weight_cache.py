@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -84,7 +85,8 @@ def load_cached(
         announce("weight cache off: " + ("as asked" if wanted is None else f"{si(num_bytes, 'B')} are packed at once"))
         return Loaded(decoder=decoder, targets=targets)
     announce(f"weight cache made, {took} ({why})")
-    keeping = threading.Thread(target=_keep, args=(wanted, targets, buffers, announce), name="weight-cache")
+    content = identity.content_at_leisure(wanted.folder)
+    keeping = threading.Thread(target=_keep, args=(wanted, targets, buffers, content, announce), name="weight-cache")
     keeping.start()
     return Loaded(decoder=decoder, targets=targets, keeping=keeping)
 
@@ -151,8 +153,10 @@ def _adopt(decoder: Decoder, buffers: Buffers) -> None:
             tensor.view(-1).view(torch.uint8).numpy()[:] = buffers[name]
 
 
-def _keep(wanted: Wanted, targets: dict[str, Target], buffers: Buffers, announce: Announce) -> None:
-    """Write the file, and say what came of it. A cache is never worth failing for."""
+def _keep(
+    wanted: Wanted, targets: dict[str, Target], buffers: Buffers, folder_content: Future[str], announce: Announce
+) -> None:
+    """Write the file, and say what came of it. A cache is never worth failing for, nor slower steps of a model that serves."""
     num_bytes = sum(data.nbytes for data in buffers.values())
     began = time.perf_counter()
     try:
@@ -161,7 +165,7 @@ def _keep(wanted: Wanted, targets: dict[str, Target], buffers: Buffers, announce
         if free < num_bytes + SPARE_BYTES:
             announce(f"weight cache not kept: {wanted.cache} has {si(free, 'B')} free for {si(num_bytes, 'B')}")
             return
-        content = identity.content_of(wanted.folder, 1)
+        content = folder_content.result()
         if look_at(wanted.folder.path) != wanted.folder:
             announce(f"weight cache not kept: {wanted.folder.path} changed while it was read")
             return
