@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ridgepoint.catalog.hardware import accelerator_from_table
 from ridgepoint.catalog.models import model_spec
 from ridgepoint.cost.arrays import soft_max
-from ridgepoint.cost.following import FADE_S, FAR, NOISE, PARTS, SPREAD, FollowingTimer, MachineSpeed
+from ridgepoint.cost.following import FADE_S, FADE_STEPS, FAR, NOISE, PARTS, SPREAD, FollowingTimer, MachineSpeed
 from ridgepoint.cost.formats import Precision
 from ridgepoint.cost.timer import CostTimer, StepParts
 from ridgepoint.cost.transfer import calibration_for
@@ -199,7 +199,8 @@ def test_a_step_with_more_tokens_is_never_predicted_to_be_shorter(memory: float)
         last_s = seconds
 
 
-def test_it_is_the_filter_it_says_it_is() -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["steps of seconds", "of milliseconds"])
+def test_it_is_the_filter_it_says_it_is(scale: float) -> None:
     """Against the textbook's matrices, with derivatives by differences."""
     speed, machine = MachineSpeed(), Machine(noise=0.1)
     state, covariance, prior = np.zeros(3), np.eye(3) * SPREAD**2, np.eye(3) * SPREAD**2
@@ -210,11 +211,13 @@ def test_it_is_the_filter_it_says_it_is() -> None:
         return math.log(sum(kernels) + slow[2] * parts.overhead_s)
 
     for place, shape in enumerate(TRAFFIC * 4):
-        parts = parts_of(shape)
+        whole = parts_of(shape)
+        kernels = tuple((scale * compute_s, scale * memory_s) for compute_s, memory_s in whole.kernels)
+        parts = StepParts(kernels, scale * whole.overhead_s, whole.overlap_power)
         seconds = machine.seconds(parts) * (5.0 if place % 7 == 5 else 1.0)
         step = 1e-5 * np.eye(3)
         slope = np.array([(log_seconds(parts, state + d) - log_seconds(parts, state - d)) / 2e-5 for d in step])
-        kept = math.exp(-math.exp(log_seconds(parts, state)) / FADE_S)
+        kept = math.exp(-max(math.exp(log_seconds(parts, state)) / FADE_S, 1 / FADE_STEPS))
         covariance = kept * covariance + (1 - kept) * prior
         deviation = math.sqrt(slope @ covariance @ slope + NOISE**2)
         surprise = (math.log(seconds) - log_seconds(parts, state)) / deviation

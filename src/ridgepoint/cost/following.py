@@ -6,8 +6,9 @@ The calibrated law says what a step has of each part; three speeds, 1 where noth
 others use too halves and doubles within minutes, and no constant fitted before serving can know. The state is the logs of the
 slownesses, so that no speed is ever non-positive, and its estimate an extended Kalman filter over the logs of measured seconds:
 
-- knowledge fades towards the prior's spread with the seconds that steps should take (`FADE_S`), never past it: a part that no step
-  has shown for hours is as uncertain as at the start, no more, and keeps the speed it had (stabilised forgetting);
+- knowledge fades towards the prior's spread with the seconds that steps should take (`FADE_S`), and with steps where those are short
+  (`FADE_STEPS`), never past it: a part that no step has shown for hours is as uncertain as at the start, no more, and keeps the speed
+  it had (stabilised forgetting);
 - a step far off what the state and a step's repeatability allow moves the state no further than one at that bound, and adds nothing to
   what is known (Masreliez and Martin, 1977): one preempted step hardly moves it, ten slow ones are a slow machine.
 
@@ -22,7 +23,8 @@ from ridgepoint.cost.timer import CostTimer, Shape, StepParts, TimedStep
 
 PARTS = ("compute", "memory", "overhead")
 SPREAD = 0.3  # log scale: how far the speed of a part strays from the calibrated one
-FADE_S = 10.0  # of steps, after which all but 1/e of what was known has faded
+FADE_S = 10.0  # of steps, after which all but 1/e of what was known has faded: the machine changes with time
+FADE_STEPS = 100  # at the latest: what a step consists of changes with steps, and the law errs by what it consists of
 NOISE = 0.05  # log scale: repeatability of a step
 FAR = 2.0  # standard deviations, past which a step says no more
 
@@ -53,7 +55,7 @@ class MachineSpeed:
         if not measured_s > 0:
             return
         seconds, shares = self._sensitivity(parts)
-        self._fade(math.exp(-seconds / FADE_S))
+        self._fade(math.exp(-max(seconds / FADE_S, 1.0 / FADE_STEPS)))
         weighed = [sum(c * share for c, share in zip(row, shares, strict=True)) for row in self._covariance]
         variance = sum(w * share for w, share in zip(weighed, shares, strict=True)) + NOISE**2
         surprise, bound = math.log(measured_s / seconds), FAR * math.sqrt(variance)
