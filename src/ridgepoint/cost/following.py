@@ -30,7 +30,7 @@ FAR = 2.0  # standard deviations, past which a step says no more
 
 
 class MachineSpeed:
-    """The filter. Three parts are three numbers, and plain Python takes a tenth of numpy's time for those."""
+    """The filter. Three parts are three numbers, and plain Python takes a fifth of numpy's time for those."""
 
     def __init__(self) -> None:
         self._state = [0.0] * len(PARTS)
