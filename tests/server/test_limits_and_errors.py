@@ -87,7 +87,8 @@ def test_bad_json_is_a_400(serve, body: bytes, param: str | None) -> None:
         ({"stop_token_ids": [512]}, "stop_token_ids"),
         ({"logit_bias": {"512": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
-        ({"logit_bias": {"5": 101}}, None),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": -101}}, "logit_bias"),
         ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
@@ -116,7 +117,7 @@ def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> 
 @pytest.mark.parametrize(
     ("schema", "body", "hint"),
     [
-        (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "json_object"}}', "allowed: 'text'"),
+        (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "json_object"}}', "only free text"),
         (ChatRequest, b'{"messages": [{"role": "king", "content": ""}]}', "'assistant', 'developer', 'system', 'user'"),
         (ChatRequest, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "allowed: 'text'"),
         (
@@ -124,12 +125,39 @@ def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> 
             b'{"messages": [{"role": "user", "content": ""}], "tools": [{}]}',
             "tool calls are not implemented",
         ),
+        (ChatRequest, b'{"tool_choice": {"type": "function"}}', "tool calls are not implemented"),
+        (CompletionRequest, b'{"prompt": "a", "suffix": "b"}', "not inserted"),
     ],
 )
 def test_a_refused_choice_says_what_is_allowed(schema: type, body: bytes, hint: str) -> None:
     with pytest.raises(RequestError) as refused:
         parse(body, schema)
     assert refused.value.hint is not None and hint in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "got"),
+    [
+        (b'{"prompt": "a", "max_tokens": -5}', "'max_tokens': expected int >= 0, got -5"),
+        (b'{"prompt": [[1], [2, -7]]}', "'prompt[1][1]': expected int >= 0, got -7"),
+        (b'{"prompt": "a", "temperature": 3.5}', "expected float <= 2.0, got 3.5"),
+        (b'{"prompt": "a", "cache_salt": "' + b"s" * 300 + b'"}', "of length <= 256, got length 300"),
+        (b'{"prompt": "a", "service_tier": "flex"}', "'flex'"),
+        (b'{"prompt": "a", "seed": "x"}', "got str"),
+        (b'{"prompt": "a", "max_tokens": -5, \xff', "'max_tokens': expected int >= 0"),  # what follows is no JSON
+    ],
+)
+def test_a_refusal_says_what_came(body: bytes, got: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse(body, CompletionRequest)
+    assert got in refused.value.message
+
+
+@pytest.mark.parametrize("body", [{"x" * 10_000: 1}, {"service_tier": "x" * 10_000}])
+def test_a_refusal_does_not_send_a_long_body_back(body: dict) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse(json.dumps({"prompt": "a", **body}).encode(), CompletionRequest)
+    assert len(refused.value.message) < 300 and len(refused.value.param or "") < 300
 
 
 def test_a_prompt_that_is_too_long_carries_openais_code(serve) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
-_STEP = re.compile(r"\[\d*\]|[^.\[\]]+")
+STEP = re.compile(r"\[\d*\]|[^.\[\]]+")
 
 
 def hint_at(schema: type[msgspec.Struct], path: str) -> str | None:
     """For the hint of an error: the field's description if it has one, else its choices; None where there are none."""
     found = [inspect.type_info(schema)]
-    for step in _STEP.findall(path):
+    for step in STEP.findall(path):
         found = [inner for each in found for inner in _inside(each, step)]
     layers = [layer for each in found for layer in _layers(each)]
     words = [

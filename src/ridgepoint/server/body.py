@@ -14,12 +14,12 @@ import msgspec
 from starlette.requests import Request
 
 from ridgepoint.errors import RequestError
-from ridgepoint.server.allowed import hint_at
+from ridgepoint.server.allowed import STEP, hint_at
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
-_QUOTED = re.compile(r"`([^`]*)`")
+MAX_QUOTED_CHARS = 200
 
 
 async def read_body(request: Request, schema: type[T]) -> T:
@@ -37,7 +37,7 @@ def parse(body: bytes, schema: type[T]) -> T:
     try:
         return _decoder(schema).decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error), schema) from error
+        raise _refusal(str(error), body, schema) from error
     except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
         raise RequestError(f"the body is not valid JSON: {_json_problem(error)}", code="invalid_json") from error
 
@@ -55,25 +55,45 @@ def _json_problem(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
 
 
-def _refusal(message: str, schema: type[msgspec.Struct]) -> RequestError:
+def _refusal(message: str, body: bytes, schema: type[msgspec.Struct]) -> RequestError:
     """msgspec says `Expected `int`, got `str` - at `$.max_tokens``; OpenAI names the parameter first."""
     found = _PATH.search(message)
     path = found.group(1).replace("[...]", "") if found else ""
     problem = message[: found.start()] if found else message
-    names = _QUOTED.findall(problem)
-    if "unknown field" in problem:
-        name = f"{path}.{names[-1]}" if path else names[-1]
+    missing = problem.startswith("Object missing required field")
+    if missing or problem.startswith("Object contains unknown field"):
+        field = _short(problem.partition("`")[2].removesuffix("`"))
+        name = f"{path}.{field}" if path else field
+        if missing:
+            return RequestError(f"missing required parameter {name!r}", param=name, code="missing_required_parameter")
         return RequestError(
             f"unknown parameter {name!r}",
             param=name,
             code="unknown_parameter",
             hint="/openapi.json lists those accepted",
         )
-    if "missing required field" in problem:
-        name = f"{path}.{names[-1]}" if path else names[-1]
-        return RequestError(f"missing required parameter {name!r}", param=name, code="missing_required_parameter")
-    problem = problem.replace("`", "").replace(" | null", "")
+    problem = _short(problem.replace("`", "").replace(" | null", ""))
+    is_type = problem.startswith("Expected") and ", got" in problem
+    if problem.startswith("Expected") and not is_type:
+        problem += _got(body, path)
     subject = f"{path!r}: " if path else "the body: "
-    code = "invalid_type" if problem.startswith("Expected") and ", got" in problem else "invalid_value"
-    hint = hint_at(schema, path) if code == "invalid_value" else None
-    return RequestError(subject + problem[:1].lower() + problem[1:], param=path or None, code=code, hint=hint)
+    code = "invalid_type" if is_type else "invalid_value"
+    return RequestError(
+        subject + problem[:1].lower() + problem[1:], param=path or None, code=code, hint=hint_at(schema, path)
+    )
+
+
+def _got(body: bytes, path: str) -> str:
+    """What stands there: a number as it came, of texts and lists (nobody's but the caller's) the length alone."""
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError):  # behind the field that is wrong the body is not even JSON
+        return ""
+    for step in STEP.findall(path):
+        value = value[int(step[1:-1])] if step.startswith("[") else value[step]
+    return f", got length {len(value)}" if isinstance(value, str | list) else f", got {value!r}"
+
+
+def _short(text: str) -> str:
+    """An error is read by people, and a body may be long."""
+    return text if len(text) <= MAX_QUOTED_CHARS else text[:MAX_QUOTED_CHARS] + "..."

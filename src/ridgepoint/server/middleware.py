@@ -125,7 +125,7 @@ class BodyLimits:
         limit = self._limits.max_body_bytes
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdigit() and int(announced[:19]) > limit:
-            error = too_large(limit)
+            error = too_large(limit, f": {announced[:19]} were announced")
             response = error_response(error.status, str(error), code=error.code, headers={"connection": "close"})
             await response(scope, receive, send)
             return
@@ -150,5 +150,5 @@ class BodyLimits:
         await self._app(scope, limited, send)
 
 
-def too_large(limit: int) -> RequestError:
-    return RequestError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
+def too_large(limit: int, announced: str = "") -> RequestError:
+    return RequestError(f"the body is larger than {limit} bytes{announced}", status=413, code="body_too_large")

@@ -72,7 +72,10 @@ def chat_sampling(request: ChatRequest, num_prompt: int, capacity: Capacity, lim
     name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.max_tokens is not None and request.max_completion_tokens not in (None, request.max_tokens):
-        raise RequestError("max_tokens and max_completion_tokens differ", param="max_tokens", hint="give one of them")
+        raise RequestError(
+            f"max_tokens {request.max_tokens} and max_completion_tokens {request.max_completion_tokens} differ",
+            param="max_tokens", hint="give one of them",
+        )  # fmt: skip
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs", code="invalid_value")
     _at_most("top_logprobs", request.top_logprobs, limits.max_logprobs)
@@ -183,6 +186,10 @@ def _logit_bias(bias: dict[str, float] | None, vocab_size: int, limits: Limits) 
     for key, value in bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 18):
             raise RequestError(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias", code="invalid_value")
+        if not -100 <= value <= 100:
+            raise RequestError(
+                f"logit_bias of token {key}: expected -100 to 100, got {value:g}", param="logit_bias", code="invalid_value"
+            )
         result[int(key)] = value
     check_token_ids(list(result), "logit_bias", vocab_size)
     return result

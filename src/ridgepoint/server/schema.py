@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 MAX_INT = 2**63 - 1
+NO_TOOLS = "tool calls are not implemented"
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -27,9 +28,7 @@ class StreamOptions(_Body, frozen=True, kw_only=True):
 
 
 class ResponseFormat(_Body, frozen=True, kw_only=True):
-    """Only free text is generated."""
-
-    type: Literal["text"]
+    type: Annotated[Literal["text"], Meta(description="only free text is generated: 'text'")]
 
 
 class GenerationFields(_Body, frozen=True, kw_only=True):
@@ -45,7 +44,7 @@ class GenerationFields(_Body, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, float] | None = None  # from -100 to 100, checked where the token can be named
     # beyond OpenAI, with vLLM's names and meaning
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -75,7 +74,7 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
     echo: bool | None = None
     logprobs: Count | None = None
     best_of: Positive | None = None
-    suffix: Literal[""] | None = None
+    suffix: Annotated[Literal[""] | None, Meta(description="text is only continued, not inserted: ''")] = None
 
 
 class TextPart(_Body, frozen=True, kw_only=True):
@@ -108,8 +107,8 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     # accepted where they ask for nothing
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Meta(max_length=0, description="tool calls are not implemented")] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Any], Meta(max_length=0, description=NO_TOOLS)] | None = None
+    tool_choice: Annotated[Literal["none", "auto"] | None, Meta(description=NO_TOOLS + ": 'none' or 'auto'")] = None
     parallel_tool_calls: bool | None = None
 
 
