@@ -22,7 +22,7 @@ from ridgepoint.errors import CatalogError, ConfigError, EngineError, RequestErr
 from ridgepoint.kernels import native
 from ridgepoint.kernels.roofs import Roofs
 from ridgepoint.models.decoder import Decoder
-from ridgepoint.models.step import pack_for_serving
+from ridgepoint.models.pack import pack_decoder
 from ridgepoint.sched.params import SamplingParams
 
 
@@ -116,7 +116,7 @@ def test_survivors_of_a_cancelled_crowd_are_as_if_alone(kernels: str) -> None:
         if not native.available():
             pytest.skip(f"native kernels {native.load_error()}")
         decoder, size = tiny_decoder(torch.bfloat16), 16
-        pack_for_serving(decoder, None)
+        pack_decoder(decoder)
     prompts = prompts_of(64, seed=4)
     params = [
         SamplingParams(
@@ -358,7 +358,7 @@ def test_a_kv_type_that_cannot_be_had_is_refused() -> None:
 def test_float32_results_do_not_depend_on_company_or_chunks() -> None:
     """Bit for bit: log-probabilities of the same request alone, in a crowd, and prefilled in small pieces."""
     decoder = tiny_decoder()
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=3)
     prompts = prompts_of(7, seed=12)
     crowd = LLM(tiny_engine(decoder, block_tokens=16)).generate(prompts, params)
@@ -374,7 +374,7 @@ def test_results_over_lifted_latents_do_not_depend_on_company_or_chunks(dtype: t
     """Bit for bit, over latents that are lifted for whole runs of a prompt: alone, in a crowd, in pieces that cut runs, and computed again after a
     preemption, generated tokens among the rest."""
     decoder = latent_decoder(dtype)
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     params = SamplingParams(max_tokens=24, temperature=0.0, logprobs=3, ignore_eos=True)
     prompts = prompts_of(6, seed=13, longest=80)
     assert max(map(len, prompts)) > 64 > min(map(len, prompts))
@@ -399,7 +399,7 @@ def test_results_over_lifted_latents_do_not_depend_on_company_or_chunks(dtype: t
 def test_a_warm_prefix_cache_changes_no_bit_over_lifted_latents(dtype: torch.dtype) -> None:
     """Runs of 32 tokens. Prompts that go on after a shorter one, after its answer, and that stop within a longer one."""
     decoder = latent_decoder(dtype)
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     params = SamplingParams(max_tokens=24, temperature=0.0, logprobs=3, ignore_eos=True)
     rng = random.Random(17)
     first, more = ([rng.randrange(1, VOCAB) for _ in range(count)] for count in (60, 70))
@@ -449,7 +449,7 @@ def test_decoders_that_lift_say_so() -> None:
     decoder = latent_decoder(torch.float32)
     assert tiny_engine(decoder, block_tokens=16).facts.whole_runs == ()
     if native.available():
-        pack_for_serving(decoder, None)
+        pack_decoder(decoder)
         for block_tokens in (16, 48):
             assert tiny_engine(decoder, block_tokens=block_tokens).facts.whole_runs == (32,) == lift_runs(decoder.spec)
         assert (
@@ -461,7 +461,7 @@ def test_prompts_beside_readers_have_at_least_a_run_that_is_lifted(monkeypatch: 
     if not native.available():
         pytest.skip(f"native kernels {native.load_error()}")
     decoder = latent_decoder(torch.bfloat16)
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     monkeypatch.setattr(step_size, "ridge_tokens", lambda *args, **rates: 100)
     assert step_size.usual_mixed_tokens(decoder)[0] == 128  # type: ignore[index]
     assert step_size.usual_mixed_tokens(decoder, (256,))[0] == 256  # type: ignore[index]
@@ -472,7 +472,7 @@ def test_prompts_beside_readers_have_the_ridge_where_nobody_says(monkeypatch: py
         pytest.skip(f"native kernels {native.load_error()}")
     decoder = tiny_decoder(torch.bfloat16)
     assert step_size.usual_mixed_tokens(decoder) is None  # plain weights: the ridge is torch's affair
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     chunks = []
     for ratio in (4.0, 60.0, 1e4):
         roofs = Roofs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import checkpoints
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.models.checkpoint import load, to_checkpoint
+from ridgepoint.quantize import convert as convert_module
 from ridgepoint.quantize import folder as folder_module
 from ridgepoint.quantize.convert import RoundToNearest, convert
 from ridgepoint.quantize.folder import CheckpointFolder
@@ -125,6 +127,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(folder_module, "save_file", full)
     with pytest.raises(CheckpointError, match=r"out cannot be written: No space left on device \(hint: nothing"):
+        convert(sources["qwen3"], tmp_path / "out", format_named("int8"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_sure_to_fill_is_refused_first(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_module.os, "statvfs", lambda path: SimpleNamespace(f_bavail=2, f_frsize=512))
+    with pytest.raises(CheckpointError, match=r"out needs [\d.]+ kB and its disk has 1.02 kB free"):
         convert(sources["qwen3"], tmp_path / "out", format_named("int8"))
     assert not list(tmp_path.iterdir())
 

@@ -64,7 +64,7 @@ def test_bad_json_is_a_400(serve, body: bytes, param: str | None) -> None:
         ({"prompt": ["a", 5]}, "prompt"),
         ({"prompt": [-1]}, None),
         ({"prompt": [512]}, "prompt"),
-        ({"prompt": [[5], [10**30]]}, "prompt"),
+        ({"prompt": [[5], [10**30]]}, "prompt[1][0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": "word " * 300}, "prompt"),
         ({"prompt": "word " * 100_000}, "prompt"),
@@ -153,7 +153,10 @@ def test_a_refusal_says_what_came(body: bytes, got: str) -> None:
     assert got in refused.value.message
 
 
-@pytest.mark.parametrize("body", [{"x" * 10_000: 1}, {"service_tier": "x" * 10_000}])
+@pytest.mark.parametrize(
+    "body",
+    [{"x" * 10_000: 1}, {"service_tier": "x" * 10_000}, {"max_tokens": 10**4299}, {"stop_token_ids": [10**4299]}],
+)
 def test_a_refusal_does_not_send_a_long_body_back(body: dict) -> None:
     with pytest.raises(RequestError) as refused:
         parse(json.dumps({"prompt": "a", **body}).encode(), CompletionRequest)
@@ -182,6 +185,12 @@ def test_paths_and_methods(serve) -> None:
                 "/v1/completions", content=b"prompt=a", headers={"content-type": "text/plain"}
             )
             check_error(form, 415)
+            zipped = {"content-type": "application/json", "content-encoding": "gzip"}
+            assert (
+                "gzip"
+                in check_error(await served.http.post("/tokenize", content=b"{}", headers=zipped), 415)["message"]
+            )
+            assert "neither" in check_error(await served.http.post("/tokenize", json={}), 400)["message"]
 
     asyncio.run(run())
 

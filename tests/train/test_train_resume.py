@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tiny_recipe import tiny, write_library
 
@@ -132,19 +132,39 @@ def test_a_checkpoint_with_former_names_goes_on(tmp_path: Path, library: Path) -
     assert _bytes(tmp_path / "run") == _bytes(tmp_path / "former")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_said_and_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     path = tmp_path / "step-00000001.safetensors"
     write_atomically({"x": torch.ones(3)}, {}, path)
 
     def full(*arguments: object) -> None:
         Path(str(arguments[1])).write_bytes(b"half")
-        raise OSError("no space left")
+        raise fault
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrainingError, match=r"step-00000001.safetensors cannot be written: No space left on device$"):
         write_atomically({"x": torch.zeros(3)}, {}, path)
     assert torch.equal(load_file(path)["x"], torch.ones(3))
-    assert checkpoint_paths(tmp_path) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_on_a_full_disk_keeps_whole_lines(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    code = f"""
+import resource, signal
+from ridgepoint.train.progress import RunLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+with RunLog(Path({str(tmp_path / "log.jsonl")!r}), total_steps=1, done_steps=0) as log:
+    for step in range(10):
+        log.event("start", step=step)
+"""
+    done = subprocess.run([sys.executable, "-c", "from pathlib import Path" + code], capture_output=True, text=True)
+    assert "TrainingError" in done.stderr and "log.jsonl cannot be written" in done.stderr
+    lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
+    assert lines and [json.loads(line)["step"] for line in lines] == list(range(len(lines))) and lines[-1][-1] == "\n"
 
 
 def test_divergence_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, library: Path) -> None:

@@ -7,7 +7,6 @@ never holds the file and the weights at once. Nothing is executed and nothing ou
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import warnings
@@ -61,8 +60,6 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from None
         self.entries = _entries(path, self._map, self._size)
-        header_bytes = int.from_bytes(self._map[:8], "little")
-        self.header_sha256 = hashlib.sha256(self._map[: 8 + header_bytes]).hexdigest()
 
     def tensor(self, name: str) -> torch.Tensor:
         entry = self.entries[name]

@@ -20,7 +20,6 @@ from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.host_inputs import HostInputs, StepSizes
 from ridgepoint.models.kept import cache_folder
 from ridgepoint.models.load_packed import load_planned, plan, summary
-from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
 from ridgepoint.models.rooms import DeviceRooms
@@ -108,7 +107,7 @@ def load_for_serving(
     plain = dtype in (torch.bfloat16, torch.float32)
     if fmt is None and not (plain and native.available()):
         decoder = checkpoint.load(folder, dtype, device=device, max_context=max_context, progress=True)
-        announce(pack_for_serving(decoder, fmt))
+        announce(f"kernels torch: native kernels {native.load_error() if plain else f'not for {dtype}'}")
         return decoder
     if not plain:
         raise ConfigError(f"weights are packed for bf16 and f32 on the cpu, not for {dtype}")
@@ -140,27 +139,6 @@ def load_on_device(
     kernels = "triton" if dispatch.triton_installed() else "torch: Triton is not installed"
     announce(f"kernels {kernels}, weights as {summary(targets)}")
     return decoder
-
-
-def pack_for_serving(decoder: Decoder, fmt: str | None) -> str:
-    """Pack `decoder` if the native kernels can serve it (in `fmt`, or in the type it has); returns what was done and why.
-
-    An explicit `fmt` that cannot be had is an error, an absent library is only reported.
-    """
-    on_cpu = decoder.embed.weight.device.type == "cpu"
-    if decoder.embed.weight.device.type == "cuda" and (fmt is not None or dispatch.triton_installed()):
-        pack_decoder(decoder, fmt)
-        return f"kernels triton: weights {f'packed as {fmt}' if fmt else 'as loaded'}"
-    plain = decoder.dtype in (torch.bfloat16, torch.float32) and decoder.compute_dtype == decoder.dtype
-    if fmt is None and not (on_cpu and plain and native.available()):
-        reason = (
-            native.load_error()
-            if on_cpu and plain
-            else f"not for {decoder.dtype} on {decoder.embed.weight.device.type}"
-        )
-        return f"kernels torch: native kernels {reason}"
-    pack_decoder(decoder, fmt)
-    return f"kernels native: {native.isa()}, {native.num_threads()} threads, weights packed as {fmt or _name(decoder.dtype)}"
 
 
 def lift_runs(decoder: Decoder, cache: KVCache) -> tuple[int, ...]:
@@ -231,7 +209,3 @@ def _ops_that_wait(decoder: Decoder) -> list[str]:
         for probe in probes
         if dispatch.reads_on_host(op, probe)
     ]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return "f32" if dtype == torch.float32 else "bf16"

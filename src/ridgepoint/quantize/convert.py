@@ -25,6 +25,7 @@ from ridgepoint.quantize.folder import CheckpointFolder
 from ridgepoint.quantize.formats import BITS, HEAD, Format, quantization_config
 from ridgepoint.quantize.matrices import Matrix, matrices_of, read_matrix
 from ridgepoint.quantize.rounding import round_to_nearest, stored_tensors
+from ridgepoint.units import si
 
 SCHEMA = "ridgepoint.quantize/1"
 Progress = Callable[[int, int], None]  # (weights done, weights in all)
@@ -200,7 +201,6 @@ def _estimate_bytes(source: Source, matrices: Sequence[Matrix]) -> int:
 def _check_room(target: Path, wanted_bytes: int) -> None:
     """A disk that is sure to fill is refused before the first hour, not after it."""
     disk = os.statvfs(target.absolute().parent)
-    if disk.f_bavail * disk.f_frsize < wanted_bytes:
-        raise CheckpointError(
-            f"{target} needs {wanted_bytes / 1e9:.1f} GB and its disk has {disk.f_bavail * disk.f_frsize / 1e9:.1f} GB free"
-        )
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < wanted_bytes:
+        raise CheckpointError(f"{target} needs {si(wanted_bytes, 'B')} and its disk has {si(free_bytes, 'B')} free")

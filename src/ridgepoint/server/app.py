@@ -141,7 +141,8 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         service.check_ready()
         service.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
-            raise RequestError("give either prompt or messages", param="prompt")
+            given = "neither" if body.prompt is None else "both"
+            raise RequestError(f"give either prompt or messages, got {given}", param="prompt")
         capacity = service.capacity
         if body.messages is not None:
             prompt = await encode_chat(

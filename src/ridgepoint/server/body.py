@@ -24,6 +24,9 @@ MAX_QUOTED_CHARS = 200
 
 async def read_body(request: Request, schema: type[T]) -> T:
     """The body as a `schema`. The content type must be JSON: a browser's form cannot be turned into a call."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError(f"content encoding {_short(encoding)!r}: bodies are taken as they are", status=415)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise RequestError(f"content type must be application/json, got {kind or 'none'!r}", status=415)
@@ -91,7 +94,7 @@ def _got(body: bytes, path: str) -> str:
         return ""
     for step in STEP.findall(path):
         value = value[int(step[1:-1])] if step.startswith("[") else value[step]
-    return f", got length {len(value)}" if isinstance(value, str | list) else f", got {value!r}"
+    return f", got length {len(value)}" if isinstance(value, str | list) else f", got {_short(repr(value))}"
 
 
 def _short(text: str) -> str:

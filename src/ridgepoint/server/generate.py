@@ -117,10 +117,6 @@ class Generation:
             Submit(request_id=uuid.uuid4().hex, prompt_ids=list(wanted.prompt_ids), params=params, salt=wanted.salt)
         )
 
-    @property
-    def is_waiting(self) -> bool:
-        return self.timing.first_s is None and self.finish_reason is None
-
     async def aclose(self) -> None:
         """Leave it: a sequence that still runs frees its blocks before the next step."""
         await self._stream.aclose()

@@ -188,7 +188,9 @@ def _logit_bias(bias: dict[str, float] | None, vocab_size: int, limits: Limits) 
             raise RequestError(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias", code="invalid_value")
         if not -100 <= value <= 100:
             raise RequestError(
-                f"logit_bias of token {key}: expected -100 to 100, got {value:g}", param="logit_bias", code="invalid_value"
+                f"logit_bias of token {key}: expected -100 to 100, got {value:g}",
+                param="logit_bias",
+                code="invalid_value",
             )
         result[int(key)] = value
     check_token_ids(list(result), "logit_bias", vocab_size)

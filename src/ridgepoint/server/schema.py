@@ -13,10 +13,10 @@ from msgspec import Meta
 
 MAX_INT = 2**63 - 1
 NO_TOOLS = "tool calls are not implemented"
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Positive = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-TokenId = Annotated[int, Meta(ge=0)]
+TokenId = Count
 
 
 class _Body(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

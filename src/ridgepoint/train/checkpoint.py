@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,12 +41,17 @@ _FORMER_NAMES = (
 
 
 def write_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """The file appears whole or not at all, also across a power cut."""
+    """The file appears whole or not at all, also across a power cut. Raises `TrainingError` (a full disk, say)."""
     aside = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata)
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -6,7 +6,9 @@ readable log, and the bar and the log say the same numbers.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ridgepoint import units
+from ridgepoint.errors import TrainingError
 
 
 class RunLog:
@@ -23,7 +26,7 @@ class RunLog:
 
     def __init__(self, path: Path, *, total_steps: int, done_steps: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._total, self._done = total_steps, done_steps
@@ -48,8 +51,13 @@ class RunLog:
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        line, end = json.dumps(record).encode() + b"\n", os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(end)
+            raise TrainingError(f"{self._file.name} cannot be written: {error.strerror}") from error
 
     def step(self, record: dict[str, Any]) -> None:
         """Numbers after `record["step"]` steps."""
