@@ -78,6 +78,21 @@ def test_it_generates_for_many_and_leaves_no_block_behind() -> None:
     within(scenario())
 
 
+def test_a_process_that_loads_is_ended_at_once_and_hears_no_ctrl_c() -> None:
+    async def scenario() -> None:
+        client = EngineClient(options())
+        starting = asyncio.create_task(client.start())
+        while client.pid is None:
+            await asyncio.sleep(0)
+        os.kill(client.pid, signal.SIGSTOP)  # it answers nobody, as while it packs
+        assert os.getpgid(client.pid) == client.pid  # so a terminal interrupts the parent alone
+        await client.close(grace_s=1e6)
+        with pytest.raises(EngineError):
+            await starting
+
+    within(scenario())
+
+
 def test_cancel_and_closing_a_stream_free_the_sequence() -> None:
     """With room for one sequence, each runs only once the one before is gone; left alone, one lasts longer than we wait."""
 

@@ -25,9 +25,18 @@ RECIPES = Path(__file__).parents[2] / "recipes"
     ("table", "change", "message"),
     [
         ("run", {"stepz": 3}, "stepz"),
-        ("model", {"num_kv_heads": 3}, "multiple of model.num_kv_heads"),
-        ("model", {"top_k": 5}, "top_k"),
-        ("run", {"tokens_per_microbatch": 96}, "whole sequences"),
+        ("model", {"num_kv_heads": 3}, "num_heads 4 is no multiple of model.num_kv_heads 3"),
+        ("model", {"num_kv_heads": 0}, "at `\\$.model.num_kv_heads`, got 0"),
+        ("model", {"top_k": 5}, "top_k 5"),
+        ("model", {"num_dense_layers": 3}, "num_dense_layers 3 is above model.num_layers 2"),
+        ("model", {"rotary_frac": 0.3}, "even number, got 2.4"),
+        ("run", {"tokens_per_microbatch": 96}, "256 must be whole microbatches of 96"),
+        ("run", {"tokens_per_microbatch": 0}, "got 0"),
+        ("run", {"steps": 0}, "got 0"),
+        ("corpus", {"hold_out_one_in": 0}, "got 0"),
+        ("optimizer", {"lr": -1.0}, "got -1.0"),
+        ("optimizer", {"lr": float("nan")}, "lr"),
+        ("optimizer", {"lr": float("inf")}, "lr"),
         ("optimizer", {"lr": "fast"}, "lr"),
         ("tokenizer", {"vocab_size": 100}, "257"),
     ],
@@ -35,6 +44,24 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_mistakes_are_named(table: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**{table: change})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"seq_len": 0}], "phases.*got 0"),
+        ([{"seq_len": 100}], "seq_len 100 exceeds max_context 64"),
+        ([{"seq_len": 48}], "128 must be whole sequences of 48"),
+        ([{"tests_frac": 2.0}], "got 2.0"),
+        ([{"until_frac": 0.5}], "rise to until_frac 1.0"),
+        ([{"until_frac": 1.0}, {"until_frac": 0.5}, {}], "rise to until_frac 1.0"),
+        ([], "rise to until_frac 1.0"),
+    ],
+)
+def test_phases_fit_the_model_and_rise(changes: list[dict[str, Any]], message: str) -> None:
+    whole = {"until_frac": 1.0, "seq_len": 32, "tests_frac": 0.0}
+    with pytest.raises(ConfigError, match=message):
+        tiny(phases=[whole | change for change in changes])
 
 
 def test_a_missing_key_is_named() -> None:

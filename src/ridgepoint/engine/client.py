@@ -171,10 +171,11 @@ class EngineClient:
         self._socket.set_hwm(0)  # bounded by `room`, not by zmq: a send never blocks the event loop
         self._socket.linger = 0
         self._socket.bind(address)
-        # The child reads its options from stdin and exits when stdin closes, so it cannot outlive this process.
+        # The child reads its options from stdin and exits when stdin closes, so it cannot outlive this process. A terminal's
+        # Ctrl-C is not for it, not even before it can say so: hence a process group of its own.
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "ridgepoint.engine.worker", address, *(["--quiet"] if self._quiet else []),
-            stdin=asyncio.subprocess.PIPE, stdout=2,
+            stdin=asyncio.subprocess.PIPE, stdout=2, process_group=0,
         )  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self.options) + b"\n")
@@ -206,9 +207,10 @@ class EngineClient:
         self._draining = True
         process = self._process
         if process is not None and process.returncode is None:
-            self._post(Shutdown())
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), grace_s)
+            if self._ready is not None:  # one that still loads hears nothing and has nothing to keep
+                self._post(Shutdown())
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), grace_s)
             if process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -216,6 +218,8 @@ class EngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        self._ended.set()
+        self._started.set()  # whoever waits for the start waits no longer
         self._fail_streams("the engine was shut down")
         if self._folder is not None:
             self._socket.close()
