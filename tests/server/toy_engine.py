@@ -52,9 +52,6 @@ class ToyEngine:
     async def start(self) -> Ready:
         return self.ready
 
-    async def drain(self, timeout_s: float | None = None) -> None:
-        self.alive = False
-
     async def close(self) -> None:
         self.alive = False
         self.ended.set()

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from ridgepoint.quantize.convert import Method
 
 _SEQUENCE_TOKENS = 512
-_HOLD_OUT_ONE_IN = (
-    24  # of the library's modules: those the embedded model was not trained on are not calibrated on either
-)
+# Of the library's modules: those the embedded model was not trained on are not calibrated on either.
+_HOLD_OUT_ONE_IN = 24
 _FORMATS = Literal["int8", "int8-g128", "int4-g32", "int4-g128", "fp8-block", "mxfp4"]
 
 

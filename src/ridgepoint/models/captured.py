@@ -1,9 +1,9 @@
 """Decode steps captured as CUDA graphs, one for each size of a ladder, replayed without a word to the host.
 
 Captured from the same layer code that runs eagerly: there is no second model. A step is padded to the next size; its
-inputs lie at fixed places (`staging.views`), so that staging them is all that a replay needs; tables, which travel as narrow as
-they are, are laid out at a fixed stride within the graph. Graphs share one memory
-pool, because only one runs at a time. Knows nothing of tokens' meaning: `ends` does what comes before and after the layers.
+inputs lie at fixed places (`staging.views`), so that staging them is all that a replay needs; tables, which travel as narrow
+as they are, are laid out at a fixed stride within the graph. Graphs share one memory pool, because only one runs at a time.
+Knows nothing of tokens' meaning: `ends` does what comes before and after the layers.
 """
 
 from __future__ import annotations

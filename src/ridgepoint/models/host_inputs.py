@@ -41,8 +41,8 @@ class HostInputs:
 
     @classmethod
     def room(cls, max_tokens: int, max_seqs: int, max_blocks_per_seq: int) -> Self:
-        """For any step of such sizes; no token of it has a slot yet. Prompts that are scored want logits of many rows, so logit rows are bounded by tokens
-        and sequences together."""
+        """For any step of such sizes; no token of it has a slot yet. Prompts that are scored want logits of many rows, so logit
+        rows are bounded by tokens and sequences together."""
 
         def zeros(*shape: int) -> np.ndarray:
             return np.zeros(shape, dtype=np.int64)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels import dispatch, native
+from ridgepoint.kernels import native
 from ridgepoint.kernels.device_weight import pack_for_device
 from ridgepoint.kernels.packed import pack
 from ridgepoint.models.decoder import Decoder
@@ -33,10 +33,8 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
             f"cannot pack a decoder of {decoder.dtype} computing in {decoder.compute_dtype}; allowed: bf16, f32"
         )
     device = decoder.embed.weight.device.type
-    if device == "cuda":
-        return _pack_for_gpu(decoder, fmt)
     if device != "cpu":
-        raise ConfigError(f"cannot pack a decoder on {device}; allowed: cpu, cuda")
+        raise ConfigError(f"cannot pack a decoder on {device}; allowed: cpu")
     if decoder.dtype == torch.float32 and fmt not in (None, "f32"):
         raise ConfigError(f"a float32 decoder packs as f32, not {fmt!r}", hint="load it in bfloat16")
     native.library()
@@ -47,19 +45,6 @@ def pack_decoder(decoder: Decoder, fmt: str | None = None) -> Decoder:
     widen_vectors(decoder)
     pack_latents(decoder, fmt)
     return decoder
-
-
-def _pack_for_gpu(decoder: Decoder, fmt: str | None) -> Decoder:
-    """Dense weights are what the GPU's kernels read, so without `fmt` (or with "bf16") there is nothing to swap."""
-    if fmt in (None, "bf16") or (fmt == "f32" and decoder.dtype == torch.float32):
-        return decoder
-    if decoder.dtype != torch.bfloat16 or not dispatch.triton_installed():
-        raise ConfigError(
-            f"cannot pack a decoder of {decoder.dtype} on cuda as {fmt!r}"
-            + ("" if dispatch.triton_installed() else ": Triton is not installed"),
-            hint="load it in bfloat16 and install ridgepoint[gpu]",
-        )
-    return pack_by_role(decoder, fmt)
 
 
 @torch.no_grad()

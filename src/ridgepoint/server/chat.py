@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
-
-import msgspec
 
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.errors import RequestError
-from ridgepoint.server.generate import TokenText, Wanted
-from ridgepoint.server.job import DONE, Job, error_event, event, token_name, top_pairs
+from ridgepoint.server.generate import Piece, TokenText, Wanted
+from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import chat_sampling, check_sequences
 from ridgepoint.server.prompts import encode_chat
 from ridgepoint.server.replies import (
@@ -23,6 +21,7 @@ from ridgepoint.server.replies import (
     ChatLogprobs,
     ChatTokenLogprob,
     Delta,
+    Finish,
     TopLogprob,
 )
 from ridgepoint.server.schema import ChatRequest
@@ -32,10 +31,7 @@ from ridgepoint.server.service import Service, tenant_salt
 async def start_chat(service: Service, request: ChatRequest, key: str | None) -> ChatJob:
     """Check everything, then submit. `key` is the caller's API key, which separates prefix caches."""
     arrived_s = time.monotonic()
-    service.check_ready()
-    service.check_model(request.model)
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options needs stream to be true", param="stream_options", code="invalid_value")
+    service.check(request)
     limits, capacity = service.config.limits, service.capacity
     if len(request.messages) > limits.max_messages:
         raise RequestError(
@@ -74,7 +70,8 @@ class ChatJob(Job):
 
     def __init__(self, service: Service, request: ChatRequest, wanted: list[Wanted], arrived_s: float) -> None:
         self._request = request
-        super().__init__(service, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
+        self._begun: set[int] = set()  # sequences whose role a stream has told
+        super().__init__(service, request, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
 
     async def collect(self) -> ChatCompletion:
         texts: list[list[str]] = [[] for _ in self.generations]
@@ -82,44 +79,34 @@ class ChatJob(Job):
         async for index, piece in self.pieces():
             texts[index].append(piece.text)
             tokens[index] += piece.tokens
-        choices: list[ChatChoice] = []
-        for index in range(len(self.generations)):
-            message = AnswerMessage(content="".join(texts[index]))
-            choices.append(
-                ChatChoice(
-                    index=index,
-                    message=message,
-                    logprobs=self._logprobs(tokens[index]),
-                    finish_reason=self.finish_of(index),
-                )
+        choices = [
+            ChatChoice(
+                index=index,
+                message=AnswerMessage(content="".join(texts[index])),
+                logprobs=self._logprobs(tokens[index]),
+                finish_reason=self.finish_of(index),
             )
+            for index in range(len(self.generations))
+        ]
         return ChatCompletion(**self.envelope, choices=choices, usage=self.usage())
 
-    async def events(self) -> AsyncIterator[bytes]:
-        wants_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
-        usage = None if wants_usage else msgspec.UNSET
+    def chunks(self, index: int, piece: Piece) -> Iterator[ChatChunk]:
+        if index not in self._begun:
+            self._begun.add(index)
+            yield self._chunk(index, Delta(role="assistant", content=""))
+        if piece.text or piece.tokens:
+            yield self._chunk(index, Delta(content=piece.text), logprobs=self._logprobs(piece.tokens))
+        if piece.finish_reason is not None:
+            yield self._chunk(index, Delta(), finish_reason=piece.finish_reason)
 
-        def chunk(index: int, delta: Delta, logprobs: ChatLogprobs | None = None, finish: Any = None) -> bytes:
-            choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
-            return event(ChatChunk(**self.envelope, choices=[choice], usage=usage))
+    def last_chunk(self) -> ChatChunk:
+        return ChatChunk(**self.envelope, choices=[], usage=self.usage())
 
-        begun: set[int] = set()
-        try:
-            async for index, piece in self.pieces():
-                if index not in begun:
-                    yield chunk(index, Delta(role="assistant", content=""))
-                    begun.add(index)
-                if piece.text or piece.tokens:
-                    yield chunk(index, Delta(content=piece.text), self._logprobs(piece.tokens))
-                if piece.finish_reason is not None:
-                    yield chunk(index, Delta(), finish=piece.finish_reason)
-            if wants_usage:
-                yield event(ChatChunk(**self.envelope, choices=[], usage=self.usage()))
-            yield DONE
-        except Exception as error:
-            if not begun:
-                raise  # nothing was sent yet: the status can still say it
-            yield error_event(error)
+    def _chunk(
+        self, index: int, delta: Delta, *, logprobs: ChatLogprobs | None = None, finish_reason: Finish | None = None
+    ) -> ChatChunk:
+        choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
+        return ChatChunk(**self.envelope, choices=[choice], usage=self.chunk_usage)
 
     def _logprobs(self, tokens: Iterable[TokenText]) -> ChatLogprobs | None:
         if not self._request.logprobs:

@@ -8,16 +8,14 @@ token is not listed, because it is not text.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-
-import msgspec
 
 from ridgepoint.engine.protocol import TokenLogprobs
 from ridgepoint.engine.text import TextStream, TokenBytes
 from ridgepoint.errors import RequestError
 from ridgepoint.server.generate import Piece, Wanted
-from ridgepoint.server.job import DONE, Job, error_event, event, token_name, top_pairs
+from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import check_sequences, completion_sampling
 from ridgepoint.server.prompts import Prompt, encode_prompt, split_prompts
 from ridgepoint.server.replies import Completion, CompletionChoice, CompletionLogprobs
@@ -28,16 +26,13 @@ from ridgepoint.server.service import Service, tenant_salt
 async def start_completion(service: Service, request: CompletionRequest, key: str | None) -> CompletionJob:
     """Check everything, then submit. `key` is the caller's API key, which separates prefix caches."""
     arrived_s = time.monotonic()
-    service.check_ready()
-    service.check_model(request.model)
+    service.check(request)
     num_shown = request.n or 1
     per_prompt = num_shown if request.best_of is None else request.best_of
     if per_prompt < num_shown:
         raise RequestError(f"best_of {per_prompt} is below n {num_shown}", param="best_of", code="invalid_value")
     if request.stream and per_prompt > num_shown:
         raise RequestError("best_of above n cannot be streamed", param="best_of", code="invalid_value")
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options needs stream to be true", param="stream_options", code="invalid_value")
     limits, capacity = service.config.limits, service.capacity
     texts = split_prompts(request.prompt)
     check_sequences(len(texts), per_prompt, limits)
@@ -69,7 +64,7 @@ class CompletionJob(Job):
         self._num_prompts = len(prompts)
         self._per_prompt = len(wanted) // len(prompts)
         prompt_of = [index // self._per_prompt for index in range(len(wanted))]
-        super().__init__(service, wanted, prompt_of, prefix="cmpl", arrived_s=arrived_s)
+        super().__init__(service, request, wanted, prompt_of, prefix="cmpl", arrived_s=arrived_s)
         self._writers = [_Writer(service.tokenizer.tokens, request, prompts[prompt]) for prompt in prompt_of]
 
     async def collect(self) -> Completion:
@@ -90,23 +85,13 @@ class CompletionJob(Job):
             )
         return Completion(**self.envelope, choices=choices, usage=self.usage())
 
-    async def events(self) -> AsyncIterator[bytes]:
-        wants_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
-        usage = None if wants_usage else msgspec.UNSET
-        begun = False
-        try:
-            async for index, piece in self.pieces():
-                text, logprobs = self._writers[index].write(piece)
-                choice = CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=piece.finish_reason)
-                yield event(Completion(**self.envelope, choices=[choice], usage=usage))
-                begun = True
-            if wants_usage:
-                yield event(Completion(**self.envelope, choices=[], usage=self.usage()))
-            yield DONE
-        except Exception as error:
-            if not begun:
-                raise  # nothing was sent yet: the status can still say it
-            yield error_event(error)
+    def chunks(self, index: int, piece: Piece) -> Iterator[Completion]:
+        text, logprobs = self._writers[index].write(piece)
+        choice = CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=piece.finish_reason)
+        yield Completion(**self.envelope, choices=[choice], usage=self.chunk_usage)
+
+    def last_chunk(self) -> Completion:
+        return Completion(**self.envelope, choices=[], usage=self.usage())
 
     def _shown(self, scores: list[list[float]]) -> Iterable[int]:
         """Of each prompt's sequences the `n` with the best mean log-probability per token, in order of merit."""

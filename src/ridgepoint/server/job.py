@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ridgepoint.engine.text import TokenBytes
 from ridgepoint.server.errors import describe
 from ridgepoint.server.generate import Generation, Piece, Wanted, merge
 from ridgepoint.server.replies import Finish, PromptTokensDetails, Usage
+from ridgepoint.server.schema import GenerationFields
 from ridgepoint.server.service import Service
 
 DONE = b"data: [DONE]\n\n"
@@ -27,9 +28,17 @@ class Job(ABC):
     """`prompt_of[i]` is the index of the prompt that sequence i answers."""
 
     def __init__(
-        self, service: Service, wanted: Sequence[Wanted], prompt_of: Sequence[int], *, prefix: str, arrived_s: float
+        self,
+        service: Service,
+        request: GenerationFields,
+        wanted: Sequence[Wanted],
+        prompt_of: Sequence[int],
+        *,
+        prefix: str,
+        arrived_s: float,
     ) -> None:
         self.service = service
+        self._wants_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         self.prompt_of = prompt_of
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
@@ -58,8 +67,33 @@ class Job(ABC):
         """The whole answer."""
 
     @abstractmethod
-    def events(self) -> AsyncIterator[bytes]:
+    def chunks(self, index: int, piece: Piece) -> Iterator[msgspec.Struct]:
+        """What a stream says of one piece of sequence `index`."""
+
+    @abstractmethod
+    def last_chunk(self) -> msgspec.Struct:
+        """What it says at its end to who asked for usage."""
+
+    async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
+        begun = False
+        try:
+            async for index, piece in self.pieces():
+                for chunk in self.chunks(index, piece):
+                    yield _event(chunk)
+                    begun = True
+            if self._wants_usage:
+                yield _event(self.last_chunk())
+            yield DONE
+        except Exception as error:
+            if not begun:
+                raise  # nothing was sent yet: the status can still say it
+            yield _event(describe(error)[1])  # no [DONE] follows, so nobody takes it for whole
+
+    @property
+    def chunk_usage(self) -> msgspec.UnsetType | None:
+        """Of every chunk but the last: null where usage was asked for, else not there."""
+        return None if self._wants_usage else msgspec.UNSET
 
     def usage(self) -> Usage:
         """Each prompt counts once however many answers it got; its cached tokens are the best that any of them found."""
@@ -98,13 +132,8 @@ class Job(ABC):
             self.service.metrics.ended(generation)
 
 
-def event(reply: msgspec.Struct) -> bytes:
+def _event(reply: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(reply) + b"\n\n"
-
-
-def error_event(error: Exception) -> bytes:
-    """What a stream says when it fails after it began; no [DONE] follows, so nobody takes it for whole."""
-    return event(describe(error)[1])
 
 
 def token_name(tokens: TokenBytes, token_id: int) -> str:

@@ -19,6 +19,7 @@ from ridgepoint.server.config import ServerConfig
 from ridgepoint.server.generate import Engine, Generation, Wanted
 from ridgepoint.server.metrics import Metrics
 from ridgepoint.server.params import Capacity
+from ridgepoint.server.schema import GenerationFields
 
 State = Literal["ok", "loading", "draining", "failed"]
 
@@ -57,6 +58,13 @@ class Service:
         ready = self.engine.ready
         kv_tokens = ready.num_blocks * ready.block_tokens + 1  # the last token is never fed back: it needs no KV
         return Capacity(vocab_size=ready.vocab_size, max_tokens=min(ready.max_context, kv_tokens))
+
+    def check(self, request: GenerationFields) -> None:
+        """What can be refused before a prompt is looked at."""
+        self.check_ready()
+        self.check_model(request.model)
+        if request.stream_options is not None and not request.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options", code="invalid_value")
 
     def check_ready(self) -> None:
         """Raises 503 unless work can be taken."""
