@@ -91,8 +91,12 @@ def test_no_color_means_none() -> None:
     [
         (["nonsense"], "nonsense"),
         (["serve", "--nonsense"], "--nonsense"),
-        (["serve", "--port", "x"], "port"),
+        (["serve", "--port", "xyz"], "'xyz'"),
         (["serve", "--port", "70000", "/"], "config.json"),
+        (["serve", "--drain-s", "nan"], "got nan"),
+        (["serve", "--keep-alive-s", "inf"], "keep_alive_s must be above 0 and finite, got inf"),
+        (["complete", "a", "--max-tokens", "-1"], "-1"),
+        (["complete", "a", "--temperature", "9.5"], "9.5"),
         (["serve", "/nowhere"], "/nowhere"),
         (["serve", "--dtype", "float8"], "float8"),
         (["bench"], "missing command"),

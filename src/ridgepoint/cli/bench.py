@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ridgepoint.cli.output_file import output_file
+from ridgepoint.cli.output_file import output_file, write_output
 
 if TYPE_CHECKING:
     from ridgepoint.server.bench.arrivals import Arrival
@@ -70,7 +70,7 @@ def serve(
 ) -> None:
     from ridgepoint.errors import ConfigError, EngineError
     from ridgepoint.server.bench import arrivals as when
-    from ridgepoint.server.bench.drive import Prompts, read_text, save_outcomes
+    from ridgepoint.server.bench.drive import Prompts, json_lines, read_text
     from ridgepoint.server.bench.report import Goals, summarise
 
     if rate is not None and trace is not None:
@@ -94,9 +94,9 @@ def serve(
     summary = summarise(outcomes, Goals(ttft_s=goal_ttft_s, tpot_s=goal_tpot_s, e2e_s=goal_e2e_s))
     report = {"schema": SCHEMA, **_conditions(target, loop, concurrency, seed), **summary}
     if save is not None:
-        save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_output(save, json.dumps(report, indent=2) + "\n")
     if save_requests is not None:
-        save_outcomes(outcomes, save_requests)
+        write_output(save_requests, json_lines(outcomes))
     if json_:
         print(json.dumps(report, indent=2))
     else:

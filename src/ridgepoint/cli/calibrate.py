@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ridgepoint.cli.output_file import output_file
+from ridgepoint.cli.output_file import output_file, write_output
 from ridgepoint.errors import ConfigError
 from ridgepoint.units import si
 
@@ -73,7 +73,7 @@ def calibrate(
         result["engine"] = fitted.to_dict()
         _tell(fitted.summary)
     if out is not None:
-        out.write_text(text)
+        write_output(out, text)
         _tell(f"wrote {out}")
     if as_json:
         print(json.dumps({"schema": SCHEMA, **result}, indent=1))

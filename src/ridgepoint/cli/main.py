@@ -11,7 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_USER)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; its class moved between typer's versions
-            _say(f"error: {error.format_message().rstrip('.')} (hint: {_help_of(error)})")
+            _say(f"error: {_usage(error)} (hint: {_help_of(error)})")
             sys.exit(EXIT_USER)
         _fail_as_bug(error)
     sys.exit(code)
@@ -95,6 +95,14 @@ def _fail_as_bug(error: Exception) -> NoReturn:
         raise error
     _say(f"error: internal: {type(error).__name__}: {error} (hint: RIDGEPOINT_DEBUG=1 shows where; please report it)")
     sys.exit(EXIT_BUG)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and what came: pydantic, which newer typers check values with, tells only typer."""
+    says = error.format_message().rstrip(".").replace("Value error, ", "")
+    details: list[Any] = getattr(error.__cause__, "errors", list)()
+    got = f", got {details[0]['input']!r}" if details else ""
+    return says if got[6:] in says else says + got
 
 
 def _help_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ridgepoint.cli.output_file import output_file
+from ridgepoint.cli.output_file import output_file, write_output
 from ridgepoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _answer(plan: Plan, *, explain: bool, json_: bool, html: Path | None) -> Non
     if html is not None:
         from ridgepoint.plan.page import page
 
-        html.write_text(page(plan, data))
+        write_output(html, page(plan, data))
         typer.echo(f"wrote {html}", err=True)
     if json_:
         print(json.dumps(data, indent=2))
@@ -255,5 +255,5 @@ def _examples(name: str, write: Path | None) -> None:
             print(text)
         else:
             write.mkdir(parents=True, exist_ok=True)
-            (write / f"{each}.md").write_text(text)
+            write_output(write / f"{each}.md", text)
             typer.echo(f"wrote {write / f'{each}.md'}", err=True)

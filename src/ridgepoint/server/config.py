@@ -5,6 +5,7 @@ Knows nothing of the engine's own options (`engine.options`). Every limit has a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,8 +47,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"limit {name} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"limit {name} must be above 0 and finite, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
-        if self.drain_s < 0:
+        if not self.drain_s >= 0:
             raise ConfigError(f"drain_s must be at least 0, got {self.drain_s}")
         for key in self.api_keys:
             if len(key) < MIN_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:

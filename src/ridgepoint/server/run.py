@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=max(1, int(limits.keep_alive_s)),
+                timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]  # handed to the loop's timer as it is
                 timeout_graceful_shutdown=5,
             )
         )

@@ -160,10 +160,8 @@ def _take(event: dict[str, Any], outcome: Outcome, now_s: float) -> None:
         outcome.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
 
-def save_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
-    """One JSON line per request, for anybody's own arithmetic."""
+def json_lines(outcomes: Sequence[Outcome]) -> str:
+    """One line per request, for anybody's own arithmetic."""
     from dataclasses import asdict
 
-    with path.open("w", encoding="utf-8") as file:
-        for outcome in outcomes:
-            file.write(json.dumps(asdict(outcome)) + "\n")
+    return "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
