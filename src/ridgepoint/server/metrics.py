@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -107,84 +107,76 @@ class Metrics:
         return Counter(f"ridgepoint:{name}", text, ["model_name", *labels], registry=self._registry)
 
 
+_IDLE = StepReport(
+    step=0, num_tokens=0, num_seqs=0, running=0, waiting=0, used_blocks=0, total_blocks=0, step_s=0.0, predicted_s=None, followed_s=None, machine_speed=None, totals=None,
+    preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0, computed_tokens_total=0,
+)  # fmt: skip
+Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+
+
 class _EngineState:
-    """A collector that translates the engine's latest `StepReport`; shows zeros before the first."""
+    """A collector that translates the engine's latest `StepReport`; shows zeros before the first. What the engine does not know
+    (a prediction, energy, dollars) has no series at all, rather than a zero."""
 
     def __init__(self, engine: Engine, model: str) -> None:
         self._engine = engine
         self._model = model
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._engine.stats
-        total = stats.total_blocks if stats else 0
-        used = stats.used_blocks if stats else 0
-        for name, text, value in (
-            ("num_requests_running", "Sequences that are being computed.", stats.running if stats else 0),
-            ("num_requests_waiting", "Sequences that wait for a first step.", stats.waiting if stats else 0),
-            ("num_requests_in_flight", "Sequences submitted and not ended.", self._engine.in_flight),
-            ("kv_cache_usage_perc", "Share of KV blocks held by sequences; 1 is full.", used / total if total else 0),
-            ("kv_blocks_used", "KV blocks held by sequences.", used),
-            ("kv_blocks_total", "KV blocks there are.", total),
-            ("step_seconds", "Measured time of the latest reported step.", stats.step_s if stats else 0),
-            ("step_tokens", "Tokens of that step.", stats.num_tokens if stats else 0),
-            ("engine_up", "1 while the engine takes work.", int(self._engine.alive)),
-        ):
-            yield self._family(GaugeMetricFamily, name, text, value)
-        for name, text, value in (
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_query_tokens_total if stats else 0),
-            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens_total if stats else 0),
-            ("num_preemptions", "Sequences set back for memory.", stats.preemptions_total if stats else 0),
-            ("computed_tokens", "Tokens computed in steps.", stats.computed_tokens_total if stats else 0),
-            ("engine_steps", "Steps run.", stats.step if stats else 0),
-        ):
-            yield self._family(CounterMetricFamily, name, text, value)
-        if stats is not None:
-            yield from self._of_predictions(stats)
-        if stats is not None and stats.joules_total is not None:  # absent where no counter is, rather than zero
-            text = "Energy the device used while there was work, by its own counter."
-            yield self._family(CounterMetricFamily, "device_joules", text, stats.joules_total)
-        if stats is not None and stats.joules_per_step is not None:
-            text = "Measured energy per step since the report before."
-            yield self._family(GaugeMetricFamily, "joules_per_step", text, stats.joules_per_step)
-        if self._engine.alive:
-            parts = GaugeMetricFamily(
-                "ridgepoint:startup_seconds", "What the start took, by part.", labels=["model_name", "part"]
-            )
-            for part, seconds in self._engine.ready.startup_s.items():
-                parts.add_metric([self._model, part], seconds)
-            yield parts
-            if self._engine.ready.configurations:  # absent where no kernel has a choice
-                counts = GaugeMetricFamily(
-                    "ridgepoint:kernel_configurations", "Choices for kernels at start.", labels=["model_name", "state"]
-                )
-                for state, count in self._engine.ready.configurations.items():
-                    counts.add_metric([self._model, state], count)
-                yield counts
-
-    def _of_predictions(self, stats: StepReport) -> Iterable[Metric]:
-        """Absent without a prediction."""
-        for name, text, value in (
+        engine, stats = self._engine, self._engine.stats or _IDLE
+        ready = engine.ready if engine.alive else None
+        blocks = ready.num_blocks if ready else 0
+        yield from self._each(
+            GaugeMetricFamily,
+            ("num_requests_running", "Sequences that are being computed.", stats.running),
+            ("num_requests_waiting", "Sequences that wait for a first step.", stats.waiting),
+            ("num_requests_in_flight", "Sequences submitted and not ended.", engine.in_flight),
+            (
+                "kv_cache_usage_perc",
+                "Share of KV blocks held by sequences; 1 is full.",
+                stats.used_blocks / blocks if blocks else 0,
+            ),
+            ("kv_blocks_used", "KV blocks held by sequences.", stats.used_blocks),
+            ("kv_blocks_total", "KV blocks there are.", blocks),
+            ("step_seconds", "Measured time of the latest reported step.", stats.step_s),
+            ("step_tokens", "Tokens of that step.", stats.num_tokens),
             (
                 "step_predicted_seconds",
                 "Time of the latest reported step by the calibrated constants.",
                 stats.predicted_s,
             ),
             ("step_followed_seconds", "Time predicted for it by the machine's speed at that step.", stats.followed_s),
-        ):
-            if value is not None:
-                yield self._family(GaugeMetricFamily, name, text, value)
+            ("joules_per_step", "Measured energy per step since the report before.", stats.joules_per_step),
+            ("engine_up", "1 while the engine takes work.", int(engine.alive)),
+        )
+        yield from self._each(
+            CounterMetricFamily,
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_query_tokens_total),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens_total),
+            ("num_preemptions", "Sequences set back for memory.", stats.preemptions_total),
+            ("computed_tokens", "Tokens computed in steps.", stats.computed_tokens_total),
+            ("engine_steps", "Steps run.", stats.step),
+            (
+                "device_joules",
+                "Energy the device used while there was work, by its own counter.",
+                stats.joules_total,
+            ),
+        )
         if stats.machine_speed is not None:
             text = "How fast a part of a step goes now, over the speed that was calibrated."
-            speeds = GaugeMetricFamily("ridgepoint:machine_speed_ratio", text, labels=["model_name", "part"])
-            for part, ratio in stats.machine_speed.items():
-                speeds.add_metric([self._model, part], ratio)
-            yield speeds
+            yield self._by(GaugeMetricFamily, "machine_speed_ratio", text, "part", stats.machine_speed)
         if stats.totals is not None:
-            yield from self._of_totals(stats.totals)
+            yield from self._of_predictions(stats.totals)
+        if ready:
+            text = "What the start took, by part."
+            yield self._by(GaugeMetricFamily, "startup_seconds", text, "part", ready.startup_s)
+            if ready.configurations:  # absent where no kernel has a choice
+                text = "Choices for kernels at start."
+                yield self._by(GaugeMetricFamily, "kernel_configurations", text, "state", ready.configurations)
 
-    def _of_totals(self, totals: StepTotals) -> Iterable[Metric]:
-        """Joules and dollars are absent where the hardware's power or rent is unknown."""
-        for name, text, value in (
+    def _of_predictions(self, totals: StepTotals) -> Iterable[Metric]:
+        yield from self._each(
+            CounterMetricFamily,
             ("predicted_steps", "Steps that were predicted.", totals.steps),
             ("predicted_steps_seconds", "Their time by the calibrated constants.", totals.predicted_s),
             ("predicted_steps_followed_seconds", "Their time as predicted step by step.", totals.followed_s),
@@ -196,15 +188,9 @@ class _EngineState:
             ),
             ("predicted_steps_joules", "Estimated energy of those steps.", totals.joules),
             ("predicted_steps_usd", "Rent of the hardware while those steps ran.", totals.usd),
-        ):
-            if value is not None:
-                yield self._family(CounterMetricFamily, name, text, value)
-        roofs = CounterMetricFamily(
-            "ridgepoint:predicted_steps_roof_seconds", "Predicted time by what sets it.", labels=["model_name", "roof"]
         )
-        for roof, seconds in totals.roof_s.items():
-            roofs.add_metric([self._model, roof], seconds)
-        yield roofs
+        text = "Calibrated time by what sets it."
+        yield self._by(CounterMetricFamily, "predicted_steps_roof_seconds", text, "roof", totals.roof_s)
         edges = [*map(str, RATIO_EDGES), "+Inf"]
         for name, text, counts in (
             ("step_prediction_ratio", "Calibrated over measured time of a step.", totals.ratio_counts),
@@ -214,9 +200,16 @@ class _EngineState:
             ratios.add_metric([self._model], list(zip(edges, accumulate(counts), strict=True)), sum_value=None)
             yield ratios
 
-    def _family(
-        self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float
-    ) -> Metric:
-        family = kind(f"ridgepoint:{name}", text, labels=["model_name"])
-        family.add_metric([self._model], value)
+    def _each(self, kind: Family, *rows: tuple[str, str, float | None]) -> Iterable[Metric]:
+        """One family per row of name, text and value, but for values that are unknown."""
+        for name, text, value in rows:
+            if value is not None:
+                family = kind(f"ridgepoint:{name}", text, labels=["model_name"])
+                family.add_metric([self._model], value)
+                yield family
+
+    def _by(self, kind: Family, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = kind(f"ridgepoint:{name}", text, labels=["model_name", label])
+        for key, value in values.items():
+            family.add_metric([self._model, key], value)
         return family

@@ -189,6 +189,23 @@ def shared_experts(c: ConfigReader, width: int, *, default: int) -> SharedExpert
     return SharedExpertSpec(width=width * count, gated=False) if count else None
 
 
+def deepseek_v3_moe(c: ConfigReader, *, scale: float) -> MoeSpec:
+    """DeepSeek-V3's mixture, which others took over: sigmoid scores, a correction bias, groups ranked by their best two
+    experts. `scale` stands where the config has none."""
+    (experts, top_k), width = read_top_k(c, "n_routed_experts"), c.integer("moe_intermediate_size")
+    num_groups, topk_groups = groups(c, experts, top_k)
+    scores = router(
+        "sigmoid",
+        normalise=c.flag("norm_topk_prob", True),
+        scale=c.number("routed_scaling_factor", scale),
+        correction_bias=True,
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_score="top2_sum",
+    )
+    return plain_moe(c, experts, top_k, width=width, router=scores, shared=shared_experts(c, width, default=1))
+
+
 def dense_then_moe(c: ConfigReader, mixer: GqaSpec | MlaSpec, moe: MoeSpec, *, default: int) -> list[LayerSpec]:
     """The first `first_k_dense_replace` layers dense, the others `moe`."""
     dense, first = plain_dense(c), c.count("first_k_dense_replace", default)

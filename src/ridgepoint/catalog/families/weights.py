@@ -56,7 +56,6 @@ QWEN_EXPERTS = ExpertNames(
     down="experts.{e}.down_proj",
     correction="gate.e_score_correction_bias",
     shared="shared_experts",
-    shared_gate=None,
 )
 MIXTRAL_EXPERTS = ExpertNames(
     router="gate",
