@@ -430,7 +430,7 @@ def test_a_warm_prefix_cache_changes_no_bit_over_lifted_latents(dtype: torch.dty
 def test_blocks_that_no_run_ends_on_are_reused_to_the_bit(block_tokens: int, least_cached: int) -> None:
     """Runs of 32 end within blocks of 48 and 80 tokens; blocks of 24 are not the native kernels', which then lift nothing."""
     decoder = latent_decoder(torch.bfloat16)
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     params = SamplingParams(max_tokens=40, temperature=0.0, logprobs=3, ignore_eos=True)
     text = [random.Random(5).randrange(1, VOCAB) for _ in range(200)]
 

@@ -10,7 +10,7 @@ import re
 from ridgepoint.engine.protocol import RATIO_EDGES, StepReport, StepTotals
 
 PREDICTED = StepReport(
-    step=3, num_tokens=5, num_seqs=2, running=1, waiting=0, used_blocks=1, total_blocks=8, step_s=0.02, predicted_s=0.019,
+    step=3, num_tokens=5, num_seqs=2, running=1, waiting=0, used_blocks=1, step_s=0.02, predicted_s=0.019,
     followed_s=0.021, machine_speed={"compute": 0.98, "memory": 0.6, "overhead": 1.0}, preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0, computed_tokens_total=9,
     totals=StepTotals(
         steps=3, measured_s=0.06, predicted_s=0.057, followed_s=0.061, floor_s=0.04, roof_s={"weights": 0.057},

@@ -107,10 +107,10 @@ def test_the_engine_and_the_simulator_find_the_same_latents() -> None:
     from tiny_model import VOCAB, latent_decoder, tiny_engine
 
     from ridgepoint.engine.llm import LLM
-    from ridgepoint.models.step import pack_for_serving
+    from ridgepoint.models.pack import pack_decoder
 
     decoder = latent_decoder()
-    pack_for_serving(decoder, None)
+    pack_decoder(decoder)
     runs = whole_runs(decoder.spec, accelerator("epyc-9654"))
     assert runs == (32,) and whole_runs(decoder.spec, accelerator("h100")) == ()
     limits = LIMITS | {"block_tokens": 16, "max_step_tokens": 128}

@@ -245,7 +245,6 @@ class EngineCore:
                 running=len(scheduler.running),
                 waiting=len(scheduler.waiting),
                 used_blocks=pool.num_held,
-                total_blocks=pool.num_blocks,
                 step_s=result.seconds if result else 0.0,
                 predicted_s=predicted.calibrated_s if isinstance(predicted, TimedStep) else None,
                 followed_s=predicted.seconds if predicted else None,

@@ -123,7 +123,6 @@ class StepReport(_Message, frozen=True, tag="step"):
     running: int
     waiting: int
     used_blocks: int
-    total_blocks: int
     step_s: float
     predicted_s: float | None
     followed_s: float | None

@@ -108,8 +108,9 @@ class Metrics:
 
 
 _IDLE = StepReport(
-    step=0, num_tokens=0, num_seqs=0, running=0, waiting=0, used_blocks=0, total_blocks=0, step_s=0.0, predicted_s=None, followed_s=None, machine_speed=None, totals=None,
-    preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0, computed_tokens_total=0,
+    step=0, num_tokens=0, num_seqs=0, running=0, waiting=0, used_blocks=0, step_s=0.0, predicted_s=None, followed_s=None,
+    machine_speed=None, totals=None, preemptions_total=0, prefix_hit_tokens_total=0, prefix_query_tokens_total=0,
+    computed_tokens_total=0,
 )  # fmt: skip
 Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
