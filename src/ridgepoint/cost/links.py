@@ -15,7 +15,8 @@ from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest, where
 from ridgepoint.cost.layout import Layout
 
-# vLLM and SGLang: `max_size = 8192 * 1024` of their custom all-reduce; TensorRT-LLM: 8,000,000 of workspace beyond two ranks.
+# vLLM: `max_size=8192 * 1024` (vllm/distributed/device_communicators/custom_all_reduce.py at 00d618aa), SGLang likewise; TensorRT-LLM:
+# 8,000,000 beyond two ranks (`max_workspace_size_auto` of its CustomAllReduceHelper). Read on 2026-11-21.
 DIRECT_BYTES = 8.0 * 1024 * 1024
 
 
