@@ -118,14 +118,14 @@ def judged(results: list[dict[str, Any]], expected: dict[tuple[str, str], dict[s
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a reader, one line each."""
-    lines = [f"{'figure':44} {'measured':>12} {'expected':>12} {'goal':>14}  unit     verdict"]
-    for row in rows:
-        goal = "" if row["goal"] is None else f"{'>=' if row['better'] == 'higher' else '<='} {row['goal']:.4g}"
-        name = f"{row['section']}.{row['name']}"
-        lines.append(
-            f"{name:44} {_number(row['value']):>12} {_number(row['expected']):>12} {goal:>14}  {row['unit']:8} {row['verdict']}"
-        )
-    return "\n".join(lines)
+    head = f"{'figure':44} {'measured':>12} {'expected':>12} {'goal':>14}  unit     verdict"
+    return "\n".join([head, *map(line_of, rows)])
+
+
+def line_of(row: dict[str, Any]) -> str:
+    goal = "" if row["goal"] is None else f"{'>=' if row['better'] == 'higher' else '<='} {row['goal']:.4g}"
+    name = f"{row['section']}.{row['name']}"
+    return f"{name:44} {_number(row['value']):>12} {_number(row['expected']):>12} {goal:>14}  {row['unit']:8} {row['verdict']}"
 
 
 def _number(value: float | None) -> str:

@@ -5,8 +5,8 @@
     python benchmarks/gpu_suite.py --smoke
 
 Runs from the source tree with torch and Triton alone. Each section is a process with its own budget of time: one that fails, hangs or
-breaks the device is reported, and the others run. Rates are measured first, and every share of a roof is a share of them. Writes
-suite.json, hardware.toml and tuned kernel tables to --out, prints measured beside expected figures (gpu_expected.toml), and exits
+breaks the device is reported, and the others run. Rates are measured first, and every share of a roof is a share of them; meanwhile
+the other cores compile what the sections will launch. After every section figures are printed and suite.json is whole. Writes that, hardware.toml and tuned kernel tables to --out, prints measured beside expected figures (gpu_expected.toml), and exits
 with 1 if a section failed or a goal was missed. `--smoke` runs tiny shapes on the CPU, Triton's kernels in its interpreter.
 """
 
@@ -16,13 +16,16 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 import provenance
-from gpu_report import Run, expected_figures, judged, table
+from gpu_report import Run, expected_figures, judged, line_of, table
 
 GRACE = 1.5  # a section is ended after this many times its budget, plus STARTING_S
 STARTING_S = 30.0
+IN_TURN = "in-turn.txt"  # why launches are not overlapped, where they are not
 SMOKE_RATES = {"memory_bytes_per_s": 1e12, "bf16_flops_per_s": 1e14, "fp32_flops_per_s": 1e13}
 
 
@@ -51,27 +55,62 @@ class Section:
 
 
 def rates(run: Run) -> None:
-    """Ceilings of this device, measured, and the hardware file they make."""
+    """Ceilings of this device, measured, and the hardware file they make; then whether launches may be overlapped here. What
+    cannot be measured costs its own figure alone."""
     import torch
 
     from ridgepoint.cost import cuda_machine
     from ridgepoint.cost.machine import MachineMeasure
 
-    if run.smoke:
-        found = {"measure_flops_per_s": cuda_machine.matrix_rates(torch, run.device, (32,), _once_s, run.log),
-                 "measure_bytes_per_s": cuda_machine.byte_rates(torch, run.device, (1 << 16,), _once_s, run.log),
-                 "measure_overheads_s": {}, "device": "smoke", "engine": f"torch {torch.__version__} cuda"}  # fmt: skip
+    budget_s = run.budget_s / 30
+    sizes, levels = ((32,), (1 << 16,)) if run.smoke else (cuda_machine.SIZES, cuda_machine.LEVEL_BYTES)
+    best_s = _once_s if run.smoke else partial(cuda_machine.best_device_s, torch, budget_s=budget_s)
+    flops: dict[str, dict[int, float]] = {}
+    by_bytes: dict[int, float] = {}
+    overheads: dict[str, float] = {}
+    with run.apart("bytes"):
+        by_bytes |= cuda_machine.byte_rates(torch, run.device, levels, best_s, run.log)
+        run.figure("memory_bytes_per_s", by_bytes[max(by_bytes)], "B/s", by_bytes=by_bytes)
+    kinds: tuple[str, ...] = ()
+    with run.apart("types of products"):
+        kinds = cuda_machine.matrix_kinds(torch, run.device)
+    for kind in kinds:
+        with run.apart(f"{kind} products"):
+            flops[kind] = cuda_machine.matrix_rates(torch, run.device, sizes, best_s, run.log, kind)
+            run.figure(f"{kind}_flops_per_s", max(flops[kind].values()), "FLOP/s", by_size=flops[kind])
+    if not run.smoke:
+        with run.apart("launches"):
+            overheads |= cuda_machine.overheads_s(torch, run.device, run.log)
+            for name, seconds in overheads.items():
+                run.figure(name.removesuffix("_s") + "_us", seconds * 1e6, "us")
+    with run.apart("L2 cache"):
+        from gpu_cache import l2_bytes_per_s
+
+        run.figure("l2_bytes_per_s", l2_bytes_per_s(run.device, best_s), "B/s")
+    with run.apart("hardware file"):
+        measured = MachineMeasure(
+            name="measured-gpu", date=time.strftime("%Y-%m-%d"), engine=f"torch {torch.__version__} cuda",
+            device="smoke" if run.smoke else torch.cuda.get_device_name(), measure_flops_per_s=flops,
+            measure_bytes_per_s=by_bytes, measure_overheads_s=overheads,
+            measure_step_overhead_s=overheads.get("launch_s", 0.0),
+        )  # fmt: skip
+        (run.out / "hardware.toml").write_text(measured.to_toml())
+    with run.apart("overlapped launches"):
+        _try_overlap(run)
+
+
+def _try_overlap(run: Run) -> None:
+    """The sections after this one launch in turn where the trial fails, or kills this process."""
+    from ridgepoint.kernels.overlap_trial import overlap_fault
+
+    (run.out / IN_TURN).write_text("the trial of overlapped launches did not end")
+    why = overlap_fault(run.device, capture=(lambda body: body) if run.smoke else None)
+    run.figure("overlapped_launches_hold", float(why is None), "")
+    if why is None:
+        (run.out / IN_TURN).unlink()
     else:
-        found = cuda_machine.measure_cuda(torch, run.budget_s / 30, run.log)
-    measured = MachineMeasure(name="measured-gpu", date=time.strftime("%Y-%m-%d"), **found)
-    (run.out / "hardware.toml").write_text(measured.to_toml())
-    for kind, by_size in measured.measure_flops_per_s.items():
-        best = max(by_size, key=lambda size: by_size[size])
-        run.figure(f"{kind}_flops_per_s", by_size[best], "FLOP/s", by_size=by_size)
-    levels = measured.measure_bytes_per_s
-    run.figure("memory_bytes_per_s", levels[max(levels)], "B/s", by_bytes=levels)
-    for name, seconds in measured.measure_overheads_s.items():
-        run.figure(name.removesuffix("_s") + "_us", seconds * 1e6, "us")
+        (run.out / IN_TURN).write_text(why)
+        raise AssertionError(f"{why}; every section after this one launches in turn")
 
 
 def _once_s(call: Callable[[], object]) -> float:
@@ -246,10 +285,31 @@ def _file_name(section: str, part: str | None) -> str:
     return f"section-{section}" + ("" if part is None else f"-{part}")
 
 
-def rates_of(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Ceilings by name, for the sections that divide by them."""
-    return {figure["name"]: figure["value"] for result in results for figure in result["figures"]
-            if result["section"] == "rates" and figure["name"].endswith("_per_s")}  # fmt: skip
+def ceilings(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Rates by name, for the sections that divide by them: measured, or assumed where that failed, and then said."""
+    first = next(result for result in results if result["section"] == "rates")
+    found = {figure["name"]: figure["value"] for figure in first["figures"] if figure["name"].endswith("_per_s")}
+    for (section, name), entry in expected_figures().items():
+        if section == "rates" and name.endswith("_per_s") and name not in found:
+            found[name] = entry["expected"]
+            note = f"{name} was not measured: shares of it are shares of {entry['expected']:.3g}, which is assumed"
+            if note not in first["notes"]:
+                first["notes"].append(note)
+    return found
+
+
+@contextmanager
+def precompiling(out: Path) -> Iterator[None]:
+    """Inside, processes of their own fill Triton's cache with what the sections will launch, and leave the GPU alone."""
+    command = ["nice", sys.executable, str(ROOT / "benchmarks" / "gpu_precompile.py")]
+    with (out / "precompile.log").open("w") as log:
+        ahead = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        if ahead.poll() is None:
+            os.killpg(ahead.pid, signal.SIGTERM)
+        ahead.wait()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -308,7 +368,12 @@ def main(argv: list[str] | None = None) -> int:
         return _child(args)
     if args.smoke:
         prepare_interpreter()
-    chosen = _chosen(args.sections)
+    with nullcontext() if args.smoke else precompiling(args.out):
+        return _run_all(args, _chosen(args.sections))
+
+
+def _run_all(args: argparse.Namespace, chosen: list[Section]) -> int:
+    """One section after the other. Whatever ends this by force loses the section it is in: JSON and output are up to date."""
     whole_share = sum(section.share for section in chosen)
     ends_s = time.perf_counter() + 60 * args.minutes
     results: list[dict[str, Any]] = []
@@ -325,13 +390,27 @@ def main(argv: list[str] | None = None) -> int:
             results.append(smoke_section(section, args.out, interpret=section.small or args.interpret))
         else:
             results.append(in_own_process(section, budget_s=budget_s, left_s=left_s, out=args.out))
-        rows = judged(results, {} if args.smoke else expected_figures())  # tiny shapes on a CPU meet no goal
+        known = SMOKE_RATES if args.smoke else ceilings(results)
+        (args.out / "rates.json").write_text(json.dumps(known))
+        expected = {} if args.smoke else expected_figures()  # tiny shapes on a CPU meet no goal
+        rows = judged(results, expected)
         found = {"machine": machine, "smoke": args.smoke, "sections": results, "rows": rows}
-        provenance.save(
-            args.out / "suite.json", provenance.provenance(__doc__) | found
-        )  # an end by force loses no more
-        (args.out / "rates.json").write_text(json.dumps(rates_of(results)))
+        provenance.save(args.out / "suite.json", provenance.provenance(__doc__) | found)
+        _show(results[-1], expected)
     return _conclude(rows, results, chosen)
+
+
+def _show(result: dict[str, Any], expected: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """What a section brought, as soon as it has."""
+    print(f"{result['section']}: {result.get('seconds', 0.0):.0f} s")
+    for row in judged([result], expected):
+        if row["verdict"] != "absent":
+            print(line_of(row))
+    for note in result["notes"]:
+        print(f"  {note}")
+    if result["error"] is not None:
+        print(f"FAILED {result['section']}: {result['error']}")
+    sys.stdout.flush()
 
 
 def _chosen(names: str | None) -> list[Section]:
@@ -350,6 +429,13 @@ def _child(args: argparse.Namespace) -> int:
         os.environ["RIDGEPOINT_TUNED"] = str(tuned)
     known_file = args.out / "rates.json"
     known = json.loads(known_file.read_text()) if known_file.exists() else {}
+    why_in_turn = args.out / IN_TURN
+    if args.one == "rates":
+        why_in_turn.unlink(missing_ok=True)
+    elif why_in_turn.exists():
+        from ridgepoint.kernels.triton_call import launch_in_turn
+
+        launch_in_turn()
     section = next(section for section in SECTIONS if section.name == args.one)
     file = args.out / f"{_file_name(section.name, args.part)}.json"
     found = run_section(

@@ -74,7 +74,8 @@ def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None] | Non
     """One graph of all calls; None when they cannot be captured (they then pay for their launches, and the result says so)."""
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # The outer one: a capture that fails would leave its own stream as the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             for call in calls:
                 call()
     except RuntimeError:

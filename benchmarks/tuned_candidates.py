@@ -22,6 +22,7 @@ from ridgepoint.kernels.paged_attention import triton as paged_path
 from ridgepoint.kernels.paged_attention import tunable as paged
 from ridgepoint.kernels.tuning import Config, ExpertTiles, LinearTiles, pinned
 from ridgepoint.kernels.tuning.tuner import Problem
+from tune_kernels import Shape
 
 FORMATS = ("fp8", "fp8-a8", "int8-128", "int4-32", "mxfp4")
 EXPERTS = {"qwen3-30b-a3b": (2048, 768, 128, 8), "gpt-oss-120b": (2880, 2880, 128, 4)}  # D, F, E, K
@@ -59,9 +60,31 @@ class Candidate:
 def candidates(smoke: bool) -> Iterator[Candidate]:
     """Every candidate of every round, each round around what the tables or estimates say."""
     for name, problem, launch in _problems(smoke):
-        for round_ in problem.rounds:
-            for config in round_(problem.estimate):
-                yield Candidate(name, problem.op, config, launch)
+        yield from _candidates(name, problem, launch)
+
+
+def _candidates(name: str, problem: Problem, launch: Callable[[], object]) -> Iterator[Candidate]:
+    for round_ in problem.rounds:
+        for config in round_(problem.estimate):
+            yield Candidate(name, problem.op, config, launch)
+
+
+def candidates_of(name: str, shape: Shape, fmt: str, tokens: Sequence[int]) -> Iterator[Candidate]:
+    """The same for one shape of `tune_kernels.py`."""
+    problems: list[tuple[str, Problem, Callable[[], object]]] = []
+    if shape.experts is not None:
+        problems += [_experts(f"experts {name} {fmt} x{size}", *shape.experts, fmt, size) for size in tokens]
+    if shape.linear is not None:
+        problems += [_linear(f"linear {name} {fmt} x{size}", *shape.linear, fmt, size) for size in tokens]
+    if shape.heads is not None:
+        latent = len(shape.heads) == 4
+        problems += (
+            _mla(f"mla {name}", shape.heads[0], "bf16")
+            if latent
+            else _paged(f"paged {name}", *shape.heads, None, "bf16")
+        )
+    for name, problem, launch in problems:
+        yield from _candidates(name, problem, launch)
 
 
 def _problems(smoke: bool) -> Iterator[tuple[str, Problem, Callable[[], object]]]:
@@ -71,8 +94,7 @@ def _problems(smoke: bool) -> Iterator[tuple[str, Problem, Callable[[], object]]
                 yield _experts(f"experts {model} {fmt} x{tokens}", d, f, e, k, fmt, tokens)
     for fmt in FORMATS if not smoke else FORMATS[:1]:
         for rows in (4, 64, 1024) if not smoke else (4,):
-            w = unfilled_for_device(fmt, 1, 8192, 4096, device="meta")
-            yield f"linear {fmt} x{rows}", linear_problem([w], rows, rows), partial(linear, meta(rows, 4096), w)
+            yield _linear(f"linear {fmt} x{rows}", 4096, 8192, fmt, rows)
     for heads, shape in HEADS.items() if not smoke else []:
         for kept in KEPT:
             yield from _paged(f"paged {heads} {kept}", *shape, kept)
@@ -95,6 +117,11 @@ def _experts(
         layer.activation,
     )  # fmt: skip
     return name, expert_problem([layer], tokens, tokens), launch
+
+
+def _linear(name: str, inputs: int, outputs: int, fmt: str, rows: int) -> tuple[str, Problem, Callable[[], object]]:
+    w = unfilled_for_device(fmt, 1, outputs, inputs, device="meta")
+    return name, linear_problem([w], rows, rows), partial(linear, meta(rows, inputs), w)
 
 
 def _paged(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_smoke_run_passes_through_every_section(tmp_path: Path) -> None:
     assert all(section["error"] is None for section in report["sections"])
     found = {(row["section"], row["name"]) for row in report["rows"]}
     assert {("step", "syncs"), ("calibration", "median_error_frac"), ("experts", "decode_1_us")} <= found
+    assert {("rates", "overlapped_launches_hold"), ("rates", "l2_bytes_per_s")} <= found
+    assert not (tmp_path / gpu_suite.IN_TURN).exists()
     assert report["commit"] and report["machine"]["torch"] == torch.__version__
     assert (tmp_path / "hardware.toml").read_text().count("flops_per_s_bf16") == 1
 
@@ -46,6 +49,38 @@ def test_a_section_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None
     assert set(errors) == {"rates", "norm"}
     assert errors["rates"] and errors["norm"] and "FAILED norm" in told
     assert "rates.memory_bytes_per_s" in told and "absent" in told
+    notes = next(section["notes"] for section in report["sections"] if section["section"] == "rates")
+    assert any("memory_bytes_per_s was not measured: shares of it are shares of 4.3e+12" in note for note in notes)
+    assert told.index("FAILED rates") < told.index("FAILED norm"), "told as soon as it is known"
+    assert (tmp_path / "precompile.log").exists()
+
+
+def test_rates_that_were_measured_are_what_others_divide_by() -> None:
+    rates = {
+        "section": "rates",
+        "figures": [{"name": "memory_bytes_per_s", "value": 5e12}, {"name": "launch_us", "value": 3.0}],
+        "notes": [],
+    }
+    for _ in range(2):  # after every section
+        known = gpu_suite.ceilings([rates])
+    assert known["memory_bytes_per_s"] == 5e12 and "launch_us" not in known
+    assert known["bf16_flops_per_s"] == gpu_report.expected_figures()["rates", "bf16_flops_per_s"]["expected"]
+    assert len([note for note in rates["notes"] if "bf16" in note]) == 1
+
+
+@pytest.mark.parametrize("why", [None, "in a graph they leave 3 of 9 numbers wrong"])
+def test_where_launches_cannot_be_overlapped_the_sections_after_are_told(
+    why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = SimpleNamespace(
+        overlap_fault=lambda device, capture: why
+    )  # the real one would import Triton, uninterpreted
+    monkeypatch.setitem(sys.modules, "ridgepoint.kernels.overlap_trial", trial)
+    run = gpu_report.Run(section="rates", device=torch.device("cpu"), smoke=True, budget_s=1.0, out=tmp_path, rates={}, log=lambda line: None)  # fmt: skip
+    with run.apart("trial"):
+        gpu_suite._try_overlap(run)
+    assert [figure.value for figure in run.figures] == [float(why is None)]
+    assert (tmp_path / gpu_suite.IN_TURN).exists() == bool(run.failures) == (why is not None)
 
 
 def test_goals_are_judged_from_their_side() -> None:

@@ -53,7 +53,10 @@ def test_what_a_gpu_measures_is_counted_right_and_lands_in_the_file(tmp_path: Pa
         return 1e-3
 
     cpu = torch.device("cpu")
-    flops = cuda_machine.matrix_rates(torch, cpu, (8, 16), millisecond, calls.append)
+    flops = {
+        kind: cuda_machine.matrix_rates(torch, cpu, (8, 16), millisecond, calls.append, kind)
+        for kind in cuda_machine.matrix_kinds(torch, cpu)
+    }
     assert flops == {kind: {8: 2 * 8**3 / 1e-3, 16: 2 * 16**3 / 1e-3} for kind in ("fp32", "bf16")}
     levels = cuda_machine.byte_rates(torch, cpu, (4096,), millisecond, calls.append)
     assert levels == {4096: 4096 / 1e-3} and len(calls) == 5

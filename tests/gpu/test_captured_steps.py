@@ -11,6 +11,7 @@ import gpu_model
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.startup import Startup
 from ridgepoint.kernels.dispatch import forced
+from ridgepoint.kernels.overlap_trial import overlap_fault
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.step import CapturedOrEager
 from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
@@ -67,6 +68,10 @@ def serve(executor: DeviceExecutor, *, ahead: bool) -> list[list[int]]:
     return [request.tokens[request.num_prompt :] for request in requests]
 
 
+def test_overlapped_launches_keep_their_order() -> None:
+    assert overlap_fault(torch.device("cuda")) is None
+
+
 def test_a_replay_has_the_logits_of_the_layers(executor: DeviceExecutor, decoder: Decoder) -> None:
     for size in (1, 3, 8, SEQS):
         assert gpu_model.captured_error(executor, decoder, size) <= 1e-6
@@ -86,7 +91,7 @@ def definition_logits(decoder: Decoder, layers: list[torch.Tensor], host: object
     """The step by the torch path over a copy of the same cache."""
     from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 
-    inputs = StepInputs(**{name: tensor.cuda() for name, tensor in vars(host).items()})
+    inputs = StepInputs(**{name: tensor.cuda() for name, tensor in vars(host).items() if tensor is not None})
     with forced("cpu"):
         cache = KVCache(decoder.spec, layers[0].shape[0], BLOCK, torch.bfloat16, "cuda")
         cache.must_clear = False  # its blocks hold the past that the step attends to

@@ -31,7 +31,9 @@ def measure_cuda(torch: Any, budget_s: float, progress: Progress) -> dict[str, A
     return {
         "device": facts.name,
         "engine": f"torch {torch.__version__} cuda",
-        "measure_flops_per_s": matrix_rates(torch, device, SIZES, best_s, progress),
+        "measure_flops_per_s": {
+            kind: matrix_rates(torch, device, SIZES, best_s, progress, kind) for kind in matrix_kinds(torch, device)
+        },
         "measure_bytes_per_s": byte_rates(torch, device, LEVEL_BYTES, best_s, progress),
         "measure_step_overhead_s": overheads["launch_s"],
         "measure_overheads_s": overheads,
@@ -56,27 +58,35 @@ def best_device_s(torch: Any, run: Callable[[], object], budget_s: float) -> flo
     return best
 
 
+def matrix_kinds(torch: Any, device: Any) -> tuple[str, ...]:
+    """The types that `matrix_rates` can measure here: fp8 where the matrix units have it."""
+    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return ("fp32", "bf16", "fp8") if has_fp8 else ("fp32", "bf16")
+
+
 def matrix_rates(
-    torch: Any, device: Any, sizes: tuple[int, ...], best_s: Callable[[Callable[[], object]], float], progress: Progress
-) -> dict[str, dict[int, float]]:
-    """FLOP/s of square products in fp32, bf16 and, where the matrix units have it, fp8."""
-    rates: dict[str, dict[int, float]] = {}
-    for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        for size in sizes:
-            progress(f"{kind} product of {size}")
-            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-            out = torch.empty_like(a)
-            seconds = best_s(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
-            rates.setdefault(kind, {})[size] = 2.0 * size**3 / seconds
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        one = torch.ones((), device=device)
-        for size in sizes:
-            progress(f"fp8 product of {size}")
-            a, b = (torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    torch: Any,
+    device: Any,
+    sizes: tuple[int, ...],
+    best_s: Callable[[Callable[[], object]], float],
+    progress: Progress,
+    kind: str,
+) -> dict[int, float]:
+    """FLOP/s of square products of one type, by size."""
+    rates: dict[int, float] = {}
+    one = torch.ones((), device=device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[kind]
+    for size in sizes:
+        progress(f"{kind} product of {size}")
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        if kind == "fp8":
             seconds = best_s(
                 lambda a=a, b=b: torch._scaled_mm(a, b.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)  # type: ignore[misc]
             )
-            rates.setdefault("fp8", {})[size] = 2.0 * size**3 / seconds
+        else:
+            out = torch.empty_like(a)
+            seconds = best_s(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
+        rates[size] = 2.0 * size**3 / seconds
     return rates
 
 

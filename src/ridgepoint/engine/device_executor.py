@@ -197,8 +197,11 @@ def device_executor(
     sampler = DeviceSampler(staging.columns, decoder.spec.vocab_size)
     if device.type == "cuda" and dispatch.triton_installed():
         from ridgepoint.engine.tune import tuned_at_start
+        from ridgepoint.kernels.overlap_trial import settle_overlap
         from ridgepoint.models.tunables import problems_of
 
+        with startup.part("compile"):
+            settle_overlap(device, announce)
         with startup.part("tune"):
             problems = problems_of(decoder, cache, max_seqs=max_seqs, max_tokens=max_tokens, max_context=max_context)
             tuned_at_start(problems, device, budget_s=tune_s, announce=announce, startup=startup)

@@ -27,6 +27,7 @@ DEVICE_TYPE = "cpu" if INTERPRETED.value else "cuda"  # where the tensors of ker
 _INTERPRETED_PROCESSORS = 3  # few enough for small problems to go round the persistent loops
 
 _in_turn: ContextVar[bool] = ContextVar("in_turn", default=False)
+_always_in_turn = False
 
 
 def takes(*tensors: torch.Tensor | None) -> bool:
@@ -66,7 +67,13 @@ def describe(tensor: torch.Tensor, block: list[int]) -> TensorDescriptor:
 def overlapped() -> dict[str, bool]:
     """Options of a launch that need not wait for the end of the kernel before it: its programs come to the device while that one's
     leave, which in a graph hides most of the gap between the two. The kernel must begin with `after_previous`."""
-    return {"launch_pdl": True} if has_dependent_launch() and not _in_turn.get() else {}
+    return {"launch_pdl": True} if has_dependent_launch() and not (_always_in_turn or _in_turn.get()) else {}
+
+
+def launch_in_turn() -> None:
+    """From now on, in every thread, no launch is overlapped: for a device or driver that was seen to fail at it (`overlap_trial`)."""
+    global _always_in_turn
+    _always_in_turn = True
 
 
 @cache

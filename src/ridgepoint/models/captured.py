@@ -60,14 +60,13 @@ class GraphCapture:
     def __init__(self, device: torch.device, timed: Callable[[str], AbstractContextManager[None]]) -> None:
         self._device, self._timed = device, timed
         self._pool = torch.cuda.graph_pool_handle()
+        self._aside = torch.cuda.Stream(device)  # one: memory that a stream has used stays that stream's
 
     def __call__(self, body: Body) -> Body:
         with self._timed("compile"):
-            aside = torch.cuda.Stream(self._device)
-            aside.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(aside):
+            self._aside.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._aside):
                 body()
-            torch.cuda.current_stream(self._device).wait_stream(aside)
             torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with self._timed("capture"), torch.cuda.graph(graph, pool=self._pool):

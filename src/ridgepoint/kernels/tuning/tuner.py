@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import cycle
 
 import torch
 import triton
@@ -149,16 +151,22 @@ def compile_together(runs: Sequence[Call]) -> None:
         return
     device = torch.cuda.current_device()
 
-    def compile_one(run: Call) -> None:
+    def compile_one(run: Call, stream: torch.cuda.Stream) -> None:
         try:
-            with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(stream):
                 run()
         except triton.runtime.errors.TritonError:
             pass
 
     with ThreadPoolExecutor(min(COMPILERS, len(runs))) as pool:
-        list(pool.map(compile_one, runs))
+        list(pool.map(compile_one, runs, cycle(_streams(device))))
     torch.cuda.synchronize()
+
+
+@cache
+def _streams(device: int) -> list[torch.cuda.Stream]:
+    """Few, and the same ones for every round: what was allocated on a stream stays reserved for it."""
+    return [torch.cuda.Stream(device) for _ in range(COMPILERS)]
 
 
 def measure_on_gpu(calls: Sequence[Call]) -> float:
