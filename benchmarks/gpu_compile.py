@@ -29,6 +29,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -140,7 +141,8 @@ def variants(runs: list[Callable[[], object]]) -> dict[str, int]:
 
 
 def compiled(launch: Launch) -> dict[str, Any]:
-    source = ASTSource(launch.kernel, *specialised(launch))
+    kind = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = kind(launch.kernel, *specialised(launch))
     result = triton.compile(source, target=TARGET, options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])

@@ -225,11 +225,25 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
                 )
 
             yield "paged_attention", f"{name} {'window sinks' if with_sinks else 'full'}", attend, BF16_TOLERANCE
-        yield "mla_attention", name, _mla_case(step, queries, contexts, smoke), 2 * BF16_TOLERANCE
+        heads = 4 if smoke else 16
+        yield "mla_attention", name, _mla_case(step, queries, contexts, heads, smoke), 2 * BF16_TOLERANCE
+    if not smoke:
+        early = _mla_case(PagedStep(contexts, [1, 1, 1]), [1, 1, 1], contexts, 64, smoke)
+        yield "mla_attention", "decode, asked early", partial(_with_early_keys, early), 2 * BF16_TOLERANCE
 
 
-def _mla_case(step: PagedStep, queries: list[int], contexts: list[int], smoke: bool) -> Case:
-    heads, nope, rotary, latent, value = (4, 16, 16, 32, 16) if smoke else (16, 128, 64, 512, 128)
+def _with_early_keys(case: Case, to: To) -> torch.Tensor:
+    if importlib.util.find_spec("triton") is None:
+        return case(to)
+    from ridgepoint.kernels.mla_attention.tunable import EARLY
+    from ridgepoint.kernels.tuning import pinned
+
+    with pinned("mla_decode", EARLY):
+        return case(to)
+
+
+def _mla_case(step: PagedStep, queries: list[int], contexts: list[int], heads: int, smoke: bool) -> Case:
+    nope, rotary, latent, value = (16, 16, 32, 16) if smoke else (128, 64, 512, 128)
     q_nope, q_rope = normal(sum(queries), heads, nope, seed=16), normal(sum(queries), heads, rotary, seed=17)
     c, r = normal(sum(contexts), latent, seed=18), normal(sum(contexts), rotary, seed=19)
     w_uk, w_uv = normal(heads, nope, latent, scale=latent**-0.5, seed=20), normal(heads, value, latent, scale=latent**-0.5, seed=21)  # fmt: skip

@@ -157,7 +157,11 @@ def test_configurations_are_checked() -> None:
 
 def test_the_fingerprint_covers_every_kernel() -> None:
     covered = {path for pattern in table._SOURCES for path in table._KERNELS.glob(pattern)}
-    jitted = {path for path in table._KERNELS.rglob("*.py") if "@triton.jit" in path.read_text()}
+    jitted = {
+        path
+        for path in table._KERNELS.rglob("*.py")
+        if "@triton.jit" in path.read_text() or "@gluon.jit" in path.read_text()
+    }
     assert jitted <= covered | {table._KERNELS / "overlap_trial.py"}, "the trial has nothing to choose"
 
 

@@ -15,12 +15,13 @@ import torch
 import triton
 
 from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.mla_attention import gluon_splits
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
 from ridgepoint.kernels.mla_attention.triton_lifted import attend_lifted, lift_of
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
 from ridgepoint.kernels.paged_attention.triton import COMBINE_CHUNK, KINDS, LARGEST, PLAIN, partial_dtype
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Lift, Plan
-from ridgepoint.kernels.triton_call import num_multiprocessors, overlapped
+from ridgepoint.kernels.triton_call import INTERPRETED, num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
 
@@ -115,6 +116,12 @@ def _attend_latents(
     out_THC = torch.empty(num_tokens, num_heads, latent_dim, dtype=q_HTC.dtype, device=q_HTC.device)
     if num_tokens == 0 or plan.num_seqs == 0:
         return out_THC.zero_()
+    if q_HTC.numel() >= 1 << 31:  # places of queries are 32 bits wide: in 64 the kernels would spill
+        raise ConfigError(
+            f"{num_tokens} tokens of {num_heads} heads are beyond a step of latent attention; allowed: "
+            f"{((1 << 31) - 1) // (num_heads * latent_dim)}",
+            hint="lower max_step_tokens",
+        )
     scaled, page = _layout(kv, latent_dim + rope_dim)
     shape, kind = (num_heads, latent_dim, rope_dim, window or 0), KINDS[kv.dtype]
     short: Tile = choose(
@@ -149,10 +156,20 @@ def _attend_latents(
     partial_rows = len(work.short_items) * num_heads
     acc = torch.empty(partial_rows, latent_dim, dtype=partial_dtype(q_HTC.dtype), device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
-    kernels.attend_splits[(programs,)](
-        *read, out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers, **facts,
-        **_tiling(short), **overlapped(),
-    )  # fmt: skip
+    split = (out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers)
+    if short.early:
+        gluon_splits.attend_splits[(programs,)](
+            *read[:3],
+            *split,
+            H=num_heads,
+            PAGE=page,
+            C=latent_dim,
+            R=rope_dim,
+            num_warps=gluon_splits.WARPS,
+            **overlapped(),
+        )
+    else:
+        kernels.attend_splits[(programs,)](*read, *split, **facts, **_tiling(short), **overlapped())
     # To the combination, latents are one key-value head that all heads share.
     paged_kernels.combine_splits[(plan.num_seqs, num_heads)](
         acc, max_, sum_, out_THC, *sequences[:2], work.first_item_B, work.split_tokens_B, num_tokens, plan.num_seqs, window or 0, 1,
@@ -160,6 +177,13 @@ def _attend_latents(
         WHOLE=False, num_warps=4, **overlapped(),
     )  # fmt: skip
     return out_THC
+
+
+def may_ask_early(num_heads: int, latent_dim: int, rope_dim: int, dtype: torch.dtype) -> bool:
+    """Whether `gluon_splits` serves this shape: whole tiles of heads, rows that its layouts divide, and room for two tiles. Gluon
+    is compiled or nothing: the interpreter does not know it."""
+    shape = num_heads % gluon_splits.HEADS.value == 0 and (latent_dim, rope_dim) == (512, 64)
+    return shape and dtype == torch.bfloat16 and not INTERPRETED.value
 
 
 def _tiling(tile: Tile) -> dict[str, int]:

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from ridgepoint.kernels.mla_attention import gluon_splits
 from ridgepoint.kernels.mla_attention import triton as path
 from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
 from ridgepoint.kernels.paged_attention.triton import KINDS, LARGEST, prepare
@@ -16,6 +17,8 @@ from ridgepoint.kernels.paged_attention.triton_plan import SPLIT_COST, SPLIT_STE
 from ridgepoint.kernels.tuning import AttentionTile, Config, choose
 from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
+
+EARLY = AttentionTile(gluon_splits.HEADS.value, gluon_splits.KEYS.value, warps=gluon_splits.WARPS, stages=3, early=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +101,9 @@ def _problem(
 
 def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: AttentionTile) -> list[AttentionTile]:
     """Heads and latents of a tile, and programs beside each other; how keys are split the device decides for each step."""
-    found = [
+    shape = layer.num_heads, layer.latent_dim, layer.rope_dim
+    early = [EARLY] if path.may_ask_early(*shape, layer.kv.dtype) else []
+    found = early + [
         AttentionTile(rows, keys, warps=warps, stages=stages, per_sm=per_sm)
         for rows, warps in ((64, 8), (32, 8), (16, 4))
         for keys in (32, 64, 16)

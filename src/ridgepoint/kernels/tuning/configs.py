@@ -65,6 +65,9 @@ class AttentionTile:
     stages: int
     per_sm: int = 1
     split_keys: int = 256
+    early: bool = (
+        False  # keys are asked for before the last ones' weights are known (`gluon_splits`; latent decoding only)
+    )
 
     def __post_init__(self) -> None:
         _check(self, self.rows, self.keys, self.warps)

@@ -18,7 +18,15 @@ from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.tuning.configs import CONFIGS, Config, Tile
 
 _KERNELS = Path(__file__).parents[1]
-_SOURCES = ("gemm/*.py", "*/triton*.py", "moe_experts/*.py", "tuning/configs.py", "device_weight.py", "triton_call.py")
+_SOURCES = (
+    "gemm/*.py",
+    "*/triton*.py",
+    "*/gluon*.py",
+    "moe_experts/*.py",
+    "tuning/configs.py",
+    "device_weight.py",
+    "triton_call.py",
+)
 _HEAD = ("hardware", "triton", "ridgepoint", "source")
 
 
