@@ -40,7 +40,7 @@ class Processor:
 
 
 HOPPER = Processor(
-    count=132, shared_bytes=227 * 1024, registers=65536, threads=2048, bytes_per_s=4.3e12, l2_bytes_per_s=10e12,
+    count=132, shared_bytes=227 * 1024, registers=65536, threads=2048, bytes_per_s=4.3e12, l2_bytes_per_s=6.65e12,
     flops_per_s=780e12,
 )  # fmt: skip
 
