@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=max(1, len(os.sched_getaffinity(0)) - SPARE_CORES))
     parser.add_argument("--smoke", action="store_true", help="one layer")
     args = parser.parse_args()
+    os.nice(10)
     started_s = time.perf_counter()
     torch.set_num_threads(1)
     _launches.extend(launches(args.smoke))

@@ -130,15 +130,15 @@ TUNED = (
 
 
 def tune(run: Run) -> None:
-    """Try configurations of the kernels that have a choice, into a table that the sections after this one read. Every shape has
-    its share of the time, and what a shape found is kept when the next one fails."""
+    """Try configurations of the kernels that have a choice, into a table that the sections after this one read. Every shape may
+    take half of the time that is left, and what it found is kept when the next one fails."""
     if run.smoke:
         run.note("left to the tuner's own smoke run")
         return
     ends_s = time.perf_counter() + run.budget_s
     failed = []
     for place, (shape, fmt, tokens) in enumerate(TUNED):
-        left_s = (ends_s - time.perf_counter()) / (len(TUNED) - place)
+        left_s = max(1.0, (ends_s - time.perf_counter()) / (1 if place == len(TUNED) - 1 else 2))
         command = [sys.executable, str(ROOT / "benchmarks" / "tune_kernels.py"), "--shape", shape, "--format", fmt,
                    "--out", str(run.out / "tuned.toml"), "--seconds", f"{left_s:.1f}", "--tokens", *map(str, tokens)]  # fmt: skip
         try:
@@ -301,7 +301,7 @@ def ceilings(results: list[dict[str, Any]]) -> dict[str, float]:
 @contextmanager
 def precompiling(out: Path) -> Iterator[None]:
     """Inside, processes of their own fill Triton's cache with what the sections will launch, and leave the GPU alone."""
-    command = ["nice", sys.executable, str(ROOT / "benchmarks" / "gpu_precompile.py")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_precompile.py")]
     with (out / "precompile.log").open("w") as log:
         ahead = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -433,9 +433,7 @@ def _child(args: argparse.Namespace) -> int:
     if args.one == "rates":
         why_in_turn.unlink(missing_ok=True)
     elif why_in_turn.exists():
-        from ridgepoint.kernels.triton_call import launch_in_turn
-
-        launch_in_turn()
+        os.environ["RIDGEPOINT_IN_TURN"] = "1"  # here and in what this starts
     section = next(section for section in SECTIONS if section.name == args.one)
     file = args.out / f"{_file_name(section.name, args.part)}.json"
     found = run_section(

@@ -127,7 +127,8 @@ def poisoned() -> Iterator[None]:
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     """|out - reference| / |reference|; infinite when anything is not a number."""
-    out64, reference64 = out.double().cpu(), reference.double().cpu()
+    reference64 = reference.double()
+    out64 = out.to(reference.device).double()
     if out64.shape != reference64.shape or not bool(out64.isfinite().all()):
         return float("inf")
     return float((out64 - reference64).norm() / reference64.norm().clamp(min=1e-30))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,14 @@ def cpu_name() -> str:
 def provenance(doc: str | None) -> dict[str, Any]:
     """`doc` is the benchmark's docstring, whose first line is its question."""
     script = Path(sys.argv[0])
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    commit = "unknown"
+    if shutil.which("git"):
+        told = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = told.stdout.strip() or commit
     return {
         "question": (doc or "").strip().splitlines()[0],
         "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit,
         "hardware": {
             "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),

@@ -51,12 +51,16 @@ def overlap_fault(device: torch.device, capture: Callable[[Replay], Replay] | No
 
 def _num_wrong(device: torch.device, make: Callable[[Replay], Replay]) -> int:
     size = BLOCKS * BLOCK
-    here, there = (torch.zeros(size, dtype=torch.int32, device=device) for _ in range(2))
+    here, there, aside = (torch.zeros(size, dtype=torch.int32, device=device) for _ in range(3))
 
     def chain() -> None:
         for link in range(LINKS):
             source, target = (here, there) if link % 2 == 0 else (there, here)
             pass_on[(BLOCKS,)](source, target, size, BLOCK=BLOCK, **overlapped())
+            if link == 1:  # the kernel after a copy waits for it as well
+                aside.copy_(here)
+                here.zero_()
+                here.copy_(aside)
 
     chain()  # compiled before it is captured
     here.zero_()

@@ -3,7 +3,11 @@ then on nothing is overlapped."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +61,13 @@ def test_a_capture_that_fails_is_told_once_and_launches_are_in_turn_from_then_on
     overlap_trial.settle_overlap(DEVICE, told.append)
     assert len(told) == 1 and "in a graph they fail: operation not permitted when stream is capturing" in told[0]
     assert "us slower each" in told[0] and triton_call.overlapped() == {}
+
+
+def test_the_environment_can_ask_for_launches_in_turn() -> None:
+    code = "from ridgepoint.kernels.triton_call import overlapped; print(overlapped())"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "RIDGEPOINT_IN_TURN": "1",
+        "PYTHONPATH": str(Path(triton_call.__file__).parents[2]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "{}", done.stderr
