@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 from triton.backends.nvidia import driver as nvidia

@@ -174,3 +174,14 @@ def test_types_that_cannot_be_kept_are_refused() -> None:
         path.allocate(1, 16, 8, 4, torch.int16, "cpu")
     with pytest.raises(ConfigError, match="unaligned"):
         path.allocate(1, 1, 2, 1, torch.int8, "cpu")
+
+
+def test_a_step_beyond_32_bits_of_queries_is_refused() -> None:
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    tokens, heads = 33_000, 128
+    plan = paged_path.prepare(meta(2), meta(1), meta(1, 2100), 16)
+    lifts = meta(heads, 16, 512), meta(heads, 16, 512)
+    with pytest.raises(ConfigError, match="allowed: 32767"):
+        path.attend(meta(tokens, heads, 16), meta(tokens, heads, 64), meta(2100, 16, 576), *lifts, plan, 0.1, None)
