@@ -46,7 +46,7 @@ struct AttendTile {
     float* scores;                   // rows x score_stride
     uint32_t* weights;               // rows x score_stride / 2 pairs of bf16, for kernels that keep weights so
     float* out;                      // rows x v_dim, accumulated
-    float* max;                      // per row: the largest score so far,
+    float* max;                      // per row: what its weights are relative to, a score near the largest so far,
     float* sums;                     // and the sum of its weights so far, in 16 lanes
     const int64_t *begin, *end;      // per row: the keys that it sees, of [0, valid); none if begin >= end
     const float* key_scales;         // of coded keys, per token, or null
@@ -58,12 +58,12 @@ struct AttendTile {
     int32_t rows;
 };
 
-// Attention over keys and values of one element type, in three passes over a tile.
+// Attention over keys and values of one element type: a tile is weighed, then its values are summed.
 struct AttendKernels {
     int rows;         // of the tallest tile
     int32_t q_dtype;  // of prepared query rows
     void (*scores)(const AttendTile&);  // scores = q . k
-    // Scores become weights, exp((score - max) scale), 0 for keys a row does not see. A row whose max moves is scaled to it.
+    // Weights, exp((q . k - max) scale), 0 for keys a row does not see. A row whose max moves is scaled to it.
     void (*weigh)(const AttendTile&);
     void (*values)(const AttendTile&);  // out += weights . v
     void (*turn)(const uint8_t* keys, int64_t v_dim, uint8_t* values);  // one sub-block's first v_dim key channels as values

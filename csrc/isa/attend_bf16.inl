@@ -3,7 +3,8 @@
 
 constexpr int kAttendDotRows = 6;
 
-template <int R, int S, bool Ask> inline void dot_scores_tile(const AttendTile& t, int64_t first) {
+// finish(first, products): products[r][s] of row r and the 16 keys of sub-block first + s, still in registers.
+template <int R, int S, bool Ask, class Finish> inline void dot_products_tile(const AttendTile& t, int64_t first, Finish&& finish) {
     __m512 acc[R][S];
     const uint8_t* q[R];
     const uint8_t *k[S], *ahead[S];
@@ -32,24 +33,37 @@ template <int R, int S, bool Ask> inline void dot_scores_tile(const AttendTile& 
             for (int s = 0; s < S; s++) acc[r][s] = _mm512_dpbf16_ps(acc[r][s], w[s], x);
         }
     }
+    finish(first, acc);
+}
+template <int R, bool Ask, class Finish> inline void dot_products_rows(const AttendTile& t, Finish&& finish) {
+    int64_t s = 0;
+    for (; s + 4 <= t.sub_blocks; s += 4) dot_products_tile<R, 4, Ask>(t, s, finish);
+    const int64_t left = t.sub_blocks - s;
+    if (left == 3) dot_products_tile<R, 3, Ask>(t, s, finish);
+    if (left == 2) dot_products_tile<R, 2, Ask>(t, s, finish);
+    if (left == 1) dot_products_tile<R, 1, Ask>(t, s, finish);
+}
+
+template <int R, int S> inline void store_scores(const AttendTile& t, int64_t first, const __m512 (&products)[R][S]) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int s = 0; s < S; s++) _mm512_storeu_ps(t.scores + r * t.score_stride + 16 * (first + s), acc[r][s]);
-}
-template <int R, bool Ask> void dot_scores_rows(const AttendTile& t) {
-    int64_t s = 0;
-    for (; s + 4 <= t.sub_blocks; s += 4) dot_scores_tile<R, 4, Ask>(t, s);
-    const int64_t left = t.sub_blocks - s;
-    if (left == 3) dot_scores_tile<R, 3, Ask>(t, s);
-    if (left == 2) dot_scores_tile<R, 2, Ask>(t, s);
-    if (left == 1) dot_scores_tile<R, 1, Ask>(t, s);
+        for (int s = 0; s < S; s++) store(t.scores + r * t.score_stride + 16 * (first + s), products[r][s]);
 }
 template <int R> void dot_scores(const AttendTile& t) {
     if (t.rows != R) { if constexpr (R > 1) dot_scores<R - 1>(t); return; }
-    if (t.prefetch) dot_scores_rows<R, true>(t);
-    else dot_scores_rows<R, false>(t);
+    dot_products_rows<R, false>(t, [&](int64_t first, const auto& products) { store_scores(t, first, products); });
 }
+
+// ---------------------------------------------------------------- weights
+//
+// A weight is 2^(unit (score - max)) as bf16. bf16 and float32 have one range of exponents, so a row's `max` need not be its
+// largest score, only near it: its first 16 keys give it, and only a row whose sums outgrow kMostSum gets a new one. Either
+// depends on the row's own keys and on where spans begin, not on its company.
+
+constexpr float kMostSum = 0x1p60f;  // leaves 2^67 for the values that are weighed so
+
+inline float unit_of(const AttendTile& t) { return t.scale * 1.44269504088896341f; }
 
 // 2^x to 8e-5, a twentieth of what rounding to bf16 costs; 0 far below, and for -inf.
 inline __m512 rough_exp2(__m512 x) {
@@ -59,85 +73,123 @@ inline __m512 rough_exp2(__m512 x) {
     p = _mm512_fmadd_ps(p, r, set1(0.999925196f));
     return _mm512_scalef_ps(p, x);  // floors x
 }
+inline __m512 dot_weight(__m512 score, float unit, float max) { return rough_exp2(fma(score, set1(unit), set1(-max * unit))); }
 
-// use(i, seen) for the vectors of 16 keys that overlap [begin, end): whole ones two at a time as pair(i), the others masked.
-template <class Pair, class Use> inline void each_seen(int64_t begin, int64_t end, Pair&& pair, Use&& use) {
-    int64_t i = begin / 16 * 16;
-    const auto partial = [&] {
-        const uint32_t from = begin > i ? 0xffffu << (begin - i) : 0xffffu, to = end < i + 16 ? 0xffffu >> (i + 16 - end) : 0xffffu;
-        use(i, static_cast<__mmask16>(from & to));
-        i += 16;
+// Of 64 keys from `first` on, those that row r sees.
+inline uint64_t seen_by(const AttendTile& t, int64_t r, int64_t first) {
+    const auto below = [&](int64_t bound) {  // the first bound - first of them
+        return bound <= first ? 0 : bound >= first + 64 ? ~uint64_t{0} : (uint64_t{1} << (bound - first)) - 1;
     };
-    if (i < begin && i < end) partial();
-    for (; i + 32 <= end; i += 32) pair(i);
-    while (i < end) partial();
+    return below(t.end[r]) & ~below(t.begin[r]);
+}
+inline __mmask16 of_sub(uint64_t seen, int s) { return static_cast<__mmask16>(seen >> (16 * s)); }
+
+// Row r's scores of the 16 keys from i on, from the products in t.scores; codes get their scales.
+inline __m512 score_at(const AttendTile& t, int64_t r, int64_t i) {
+    const __m512 product = load(t.scores + r * t.score_stride + i);
+    if (!t.key_scales) return product;
+    const __m512 score = mul(product, load(t.key_scales + i));
+    return t.rotary ? fma(load(t.rotary + r * t.score_stride + i), load(t.rotary_scales + i), score) : score;
 }
 
-// The largest score that row r sees; codes' scores get their scales on the way.
-template <bool Coded> inline float dot_highest(const AttendTile& t, int32_t r) {
-    float* scores = t.scores + r * t.score_stride;
-    const auto score = [&](int64_t i) {
-        __m512 s = load(scores + i);
-        if (Coded) {
-            s = mul(s, load(t.key_scales + i));
-            if (t.rotary) s = fma(load(t.rotary + r * t.score_stride + i), load(t.rotary_scales + i), s);
-            store(scores + i, s);
+inline uint16_t* weights_of(const AttendTile& t, int64_t r) { return reinterpret_cast<uint16_t*>(t.weights + r * t.score_stride / 2); }
+
+// Weights of sub-blocks [first, first + S), from the products in t.scores, for rows that see all, some or none of their keys.
+// A code's value scale counts in the product and not in the sum.
+template <int S> void weigh_any(const AttendTile& t, int64_t first) {
+    const float unit = unit_of(t);
+    for (int64_t r = 0; r < t.rows; r++) {
+        const uint64_t seen = seen_by(t, r, 16 * first);
+        __m512 scores[S], total = load(t.sums + 16 * r);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; s++) scores[s] = score_at(t, r, 16 * (first + s));
+        for (int s = 0; s < S && t.max[r] == kHiddenScore; s++)
+            if (of_sub(seen, s)) t.max[r] = _mm512_mask_reduce_max_ps(of_sub(seen, s), scores[s]);
+        const float max = t.max[r];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; s++) {
+            const int64_t i = 16 * (first + s);
+            __m512 weight = _mm512_maskz_mov_ps(of_sub(seen, s), dot_weight(scores[s], unit, max));
+            total = add(total, weight);
+            if (t.value_scales) weight = _mm512_maskz_mul_ps(of_sub(seen, s), weight, load(t.value_scales + i));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(weights_of(t, r) + i), (__m256i)_mm512_cvtneps_pbh(weight));
         }
-        return s;
-    };
-    __m512 even = set1(kHiddenScore), odd = even;
-    each_seen(t.begin[r], t.end[r], [&](int64_t i) {
-        even = _mm512_max_ps(score(i), even);
-        odd = _mm512_max_ps(score(i + 16), odd);
-    }, [&](int64_t i, __mmask16 seen) { even = _mm512_mask_max_ps(even, seen, score(i), even); });
-    return fold_max(_mm512_max_ps(even, odd));
-}
-
-// Weights of row r; a code's value scale counts in the product and not in the sum.
-template <bool Coded> inline void dot_weights(const AttendTile& t, int32_t r, float unit) {
-    const float* scores = t.scores + r * t.score_stride;
-    uint16_t* weights = reinterpret_cast<uint16_t*>(t.weights + r * t.score_stride / 2);
-    const int64_t begin = t.begin[r], end = t.end[r], first = begin < end ? begin / 16 * 16 : t.valid, last = begin < end ? end : 0;
-    const __m512 scale = set1(unit), offset = set1(-t.max[r] * unit);
-    __m512 total = load(t.sums + 16 * r);  // one chain of sums: where pairs begin depends on the row's company
-    const auto weight = [&](int64_t i) { return rough_exp2(fma(load(scores + i), scale, offset)); };
-    const auto put = [&](int64_t i, __m512 w) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i), (__m256i)_mm512_cvtneps_pbh(w));
-    };
-    for (int64_t i = 0; i < first; i += 16) put(i, zero());
-    each_seen(begin, end, [&](int64_t i) {
-        __m512 a = weight(i), b = weight(i + 16);
-        total = add(add(total, a), b);
-        if (Coded) {
-            a = mul(a, load(t.value_scales + i));
-            b = mul(b, load(t.value_scales + i + 16));
-        }
-        _mm512_storeu_si512(weights + i, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-    }, [&](int64_t i, __mmask16 seen) {
-        const __m512 w = _mm512_maskz_mov_ps(seen, weight(i));
-        total = add(total, w);
-        put(i, Coded ? _mm512_maskz_mul_ps(seen, w, load(t.value_scales + i)) : w);
-    });
-    for (int64_t i = (last + 15) / 16 * 16; i < t.valid; i += 16) put(i, zero());
-    store(t.sums + 16 * r, total);
-}
-
-template <bool Coded> void dot_weigh_tile(const AttendTile& t) {
-    const float unit = t.scale * 1.44269504088896341f;  // weights are powers of two
-    float highest[kAttendDotRows];
-    for (int32_t r = 0; r < t.rows; r++) highest[r] = dot_highest<Coded>(t, r);
-    for (int32_t r = 0; r < t.rows; r++) {
-        if (highest[r] <= t.max[r]) continue;
-        const __m512 shrink = rough_exp2(set1((t.max[r] - highest[r]) * unit));
-        store(t.sums + 16 * r, mul(load(t.sums + 16 * r), shrink));
-        for (int64_t c = 0; c < t.v_dim; c += 16) store(t.out + r * t.v_dim + c, mul(load(t.out + r * t.v_dim + c), shrink));
-        t.max[r] = highest[r];
+        store(t.sums + 16 * r, total);
     }
-    for (int32_t r = 0; r < t.rows; r++) dot_weights<Coded>(t, r, unit);
 }
-void dot_weigh(const AttendTile& t) {
-    if (t.key_scales) dot_weigh_tile<true>(t);
-    else dot_weigh_tile<false>(t);
+
+// The same for four sub-blocks that every row sees whole, straight from the registers.
+template <int R> inline void weigh_seen(const AttendTile& t, int64_t first, const __m512 (&products)[R][4]) {
+    const float unit = unit_of(t);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        if (t.max[r] == kHiddenScore) t.max[r] = fold_max(products[r][0]);
+        uint16_t* weights = weights_of(t, r) + 16 * first;
+        const float max = t.max[r];
+        __m512 total = load(t.sums + 16 * r);
+#pragma GCC unroll 2
+        for (int s = 0; s < 4; s += 2) {
+            const __m512 a = dot_weight(products[r][s], unit, max), b = dot_weight(products[r][s + 1], unit, max);
+            total = add(add(total, a), b);
+            _mm512_storeu_si512(weights + 16 * s, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        }
+        store(t.sums + 16 * r, total);
+    }
+}
+
+// Keys that every row sees as they are: [first, last).
+struct Inner { int64_t first, last; };
+inline Inner inner_of(const AttendTile& t) {
+    Inner inner{0, t.key_scales ? 0 : t.valid};
+    for (int64_t r = 0; r < t.rows; r++) {
+        inner.first = t.begin[r] > inner.first ? t.begin[r] : inner.first;
+        inner.last = t.end[r] < inner.last ? t.end[r] : inner.last;
+    }
+    return inner;
+}
+
+template <int R> void weigh_products(const AttendTile& t) {
+    const Inner inner = inner_of(t);
+    const auto weigh = [&](int64_t first, const auto& products) __attribute__((always_inline)) {
+        constexpr int kSubs = sizeof products[0] / sizeof(__m512);
+        if constexpr (kSubs == 4) {
+            if (inner.first <= 16 * first && 16 * (first + 4) <= inner.last) { weigh_seen<R>(t, first, products); return; }
+        }
+        store_scores(t, first, products);
+        weigh_any<kSubs>(t, first);
+    };
+    if (t.prefetch) dot_products_rows<R, true>(t, weigh);
+    else dot_products_rows<R, false>(t, weigh);
+}
+
+// Gives rows whose sums are too large their largest score as `max`, and brings what they have summed before to it.
+template <int R> void raise_max(const AttendTile& t, const __m512* before) {
+    const __m512 unit = set1(unit_of(t));
+    dot_scores<R>(t);
+    for (int r = 0; r < R; r++) {
+        const bool outgrown = _mm512_cmp_ps_mask(load(t.sums + 16 * r), set1(kMostSum), _CMP_GT_OQ);
+        store(t.sums + 16 * r, before[r]);
+        if (!outgrown) continue;
+        __m512 highest = set1(t.max[r]);
+        for (int64_t i = 0; i < t.valid; i += 16)
+            highest = _mm512_mask_max_ps(highest, of_sub(seen_by(t, r, i), 0), score_at(t, r, i), highest);
+        const float max = fold_max(highest);
+        const __m512 shrink = rough_exp2(mul(set1(t.max[r] - max), unit));
+        store(t.sums + 16 * r, mul(before[r], shrink));
+        for (int64_t c = 0; c < t.v_dim; c += 16) store(t.out + r * t.v_dim + c, mul(load(t.out + r * t.v_dim + c), shrink));
+        t.max[r] = max;
+    }
+}
+
+template <int R> void dot_weigh(const AttendTile& t) {
+    if (t.rows != R) { if constexpr (R > 1) dot_weigh<R - 1>(t); return; }
+    __m512 before[R], largest = zero();
+    for (int r = 0; r < R; r++) before[r] = load(t.sums + 16 * r);
+    weigh_products<R>(t);
+    for (int r = 0; r < R; r++) largest = _mm512_max_ps(load(t.sums + 16 * r), largest);
+    if (!_mm512_cmp_ps_mask(largest, set1(kMostSum), _CMP_GT_OQ)) return;
+    raise_max<R>(t, before);
+    weigh_products<R>(t);
 }
 
 template <int R, int C, bool Ask>
@@ -148,7 +200,7 @@ inline void dot_values_tile(const AttendTile& t, int64_t column) {
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) acc[r][c] = _mm512_loadu_ps(t.out + r * t.v_dim + column + 16 * c);
     const int64_t whole = t.valid / 2, stride = t.score_stride / 2;
-    const auto step = [&](int64_t j, __m512i keep) {
+    const auto step = [&](int64_t j, __m512i keep) __attribute__((always_inline)) {
         const int64_t at = (j % 8 * t.v_dim + column) * 4;
         __m512bh v[C];
 #pragma GCC unroll 4
@@ -225,5 +277,5 @@ void lookup_expand(const uint8_t* codes, int64_t n, const CodeTable& table, cons
     }
 }
 
-constexpr AttendKernels kPairDots{kAttendDotRows, RP_DTYPE_BF16, dot_scores<kAttendDotRows>, dot_weigh,
+constexpr AttendKernels kPairDots{kAttendDotRows, RP_DTYPE_BF16, dot_scores<kAttendDotRows>, dot_weigh<kAttendDotRows>,
                                   dot_values<kAttendDotRows>, permute_turn};

@@ -95,7 +95,7 @@ template <bool Wide, int R> void lanes_values(const AttendTile& t) {
 // Hidden keys take part with a score that weighs nothing.
 constexpr float kHiddenScore = -3.0e38f;
 
-void lanes_weigh(const AttendTile& t) {
+void weigh_scores(const AttendTile& t) {
     const int64_t width = (t.valid + 15) / 16 * 16;
     for (int32_t r = 0; r < t.rows; r++) {
         float *scores = t.scores + r * t.score_stride, *sums = t.sums + 16 * r;
@@ -127,6 +127,11 @@ void lanes_weigh(const AttendTile& t) {
     }
 }
 
+template <bool Wide, int R> void lanes_weigh(const AttendTile& t) {
+    lanes_scores<Wide, R>(t);
+    weigh_scores(t);
+}
+
 void plain_turn_pairs(const uint8_t* raw, int64_t v_dim, uint8_t* out) {
     const uint16_t* keys = reinterpret_cast<const uint16_t*>(raw);
     uint16_t* values = reinterpret_cast<uint16_t*>(out);
@@ -145,7 +150,7 @@ void plain_turn_floats(const uint8_t* raw, int64_t v_dim, uint8_t* out) {
     for (int64_t i = 0; i < n; i++) out[i] = table.values[codes[i]];
 }
 
-constexpr AttendKernels kMixedLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<false, kAttendLaneRows>, lanes_weigh,
+constexpr AttendKernels kMixedLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<false, kAttendLaneRows>, lanes_weigh<false, kAttendLaneRows>,
                                     lanes_values<false, kAttendLaneRows>, plain_turn_pairs};
-constexpr AttendKernels kFloatLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<true, kAttendLaneRows>, lanes_weigh,
+constexpr AttendKernels kFloatLanes{kAttendLaneRows, RP_DTYPE_F32, lanes_scores<true, kAttendLaneRows>, lanes_weigh<true, kAttendLaneRows>,
                                     lanes_values<true, kAttendLaneRows>, plain_turn_floats};

@@ -108,6 +108,12 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
 inline bool any_nan(Lanes x) {
     return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))) != 0;
 }
+inline float fold_sum(Lanes x) {  // by halves: lane i with i + 8, then i + 4, i + 2, i + 1
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 inline float fold_max(Lanes x) {
     float v[16];
     store(v, x);

@@ -80,6 +80,7 @@ inline Lanes zero_below(Lanes x, float limit, Lanes value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
 }
 inline bool any_nan(Lanes x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+inline float fold_sum(Lanes x) { return _mm512_reduce_add_ps(x); }  // by halves: lane i with i + 8, then i + 4, i + 2, i + 1
 inline float fold_max(Lanes x) { return _mm512_reduce_max_ps(x); }
 // Those of 16 numbers that are at least `floor`, in order; returns how many. May write 16.
 inline int append_from(float* out, const float* x, float floor) {

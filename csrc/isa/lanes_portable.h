@@ -159,6 +159,10 @@ inline bool any_nan(Lanes x) {
         if (f != f) return true;
     return false;
 }
+inline float fold_sum(Lanes x) {  // by halves: lane i with i + 8, then i + 4, i + 2, i + 1
+    const f4 four = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
 inline float fold_max(Lanes x) {
     float v[16];
     store(v, x);

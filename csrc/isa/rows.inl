@@ -1,5 +1,5 @@
 // Functions over one row, written once over 16 lanes and compiled per ISA. Included inside an anonymous namespace.
-// Every reduction keeps 16 running lanes and folds them by one fixed tree, whatever the ISA.
+// Every reduction keeps 16 running lanes and folds them by one fixed tree (`fold_sum`), whatever the ISA.
 
 template <int D> inline Lanes load_as(const void* p, int64_t i) {
     if (D == RP_DTYPE_F32) return load(static_cast<const float*>(p) + i);
@@ -33,14 +33,6 @@ template <int D> inline void store_tail(void* p, int64_t i, int64_t n, Lanes x) 
         store_bf16(narrow, x);
         for (int64_t j = 0; j < n; j++) static_cast<uint16_t*>(p)[i + j] = narrow[j];
     }
-}
-
-inline float fold_sum(Lanes x) {
-    float v[16];
-    store(v, x);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return v[0];
 }
 
 // exp with a relative error of about 2 ulp; exactly 0 below -87.

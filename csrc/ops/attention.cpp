@@ -120,9 +120,10 @@ Operands operands_of(const Shape& shape, const Span& span, const Span* next, con
     return o;
 }
 
-// The unit's rows: where they stand, and their queries in the type of the tiles.
+// The unit's rows: where they stand, and their queries in the type of the tiles. Lines of queries and of results are asked
+// for all at once: tiles would wait for them row by row.
 void prepare_rows(const AttentionOp& op, const Shape& shape, const Unit& unit, const Scratch& s, const KernelTable& t) {
-    const int64_t rest = op.rope_dim, width = op.key_dim - rest;
+    const int64_t rest = op.rope_dim, width = op.key_dim - rest, element = op.dtype == RP_DTYPE_F32 ? 4 : 2;
     const bool in_place = op.dtype == shape.kernels.q_dtype;
     int64_t token = unit.chunk->first / shape.group, head = unit.chunk->first % shape.group;
     for (int64_t r = 0; r < unit.chunk->rows; r++) {
@@ -130,6 +131,9 @@ void prepare_rows(const AttentionOp& op, const Shape& shape, const Unit& unit, c
         s.position[r] = unit.chunk->position + token;
         s.q[r] = offset(op.q, row * op.q_stride + of * op.q_head_stride, op.dtype);
         s.rotary[r] = rest ? offset(op.q_rope, row * op.q_rope_stride + of * rest, op.dtype) : nullptr;
+        const uint8_t* y = offset(op.y, row * op.y_stride + of * op.v_dim, op.dtype);
+        for (int64_t byte = 0; byte < width * element; byte += 64) __builtin_prefetch(s.q[r] + byte);
+        for (int64_t byte = 0; byte < op.v_dim * element; byte += 64) __builtin_prefetch(y + byte, 1, 2);
         if (!in_place || (rest && !shape.layout.coded)) {  // one row of keys, one row of the query
             uint8_t* to = s.widened + r * op.key_dim * 4;
             const int64_t size = shape.kernels.q_dtype == RP_DTYPE_F32 ? 4 : 2;
@@ -201,7 +205,6 @@ void attend_tile(const AttentionOp& op, const Shape& shape, AttendTile tile, con
     const bool in_place = !layout.coded && b.row == 0;  // codes were fetched ahead as they were expanded
     const uint8_t* const* wanted = next ? next->subs + sub : nullptr;
     if (in_place) tile.prefetch = layout.latent ? wanted : tile.values;
-    shape.kernels.scores(tile);
     shape.kernels.weigh(tile);
     tile.prefetch = in_place && !layout.latent ? wanted : nullptr;
     shape.kernels.values(tile);

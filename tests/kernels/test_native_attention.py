@@ -236,3 +236,31 @@ def test_a_slot_outside_the_cache_is_an_error() -> None:
 def test_codes_need_the_native_layout() -> None:
     with pytest.raises(ConfigError, match="needs the native kernels"):
         paged_attention.allocate(2, 8, 1, 16, torch.int8, "cpu")
+
+
+def growing(growth: float) -> Case:
+    """Queries along one axis, and keys whose scores on it rise by `growth` a key, in two parts of a context."""
+    case = Case([1100, 300], [40, 300], 4, 2, 64, None, None)
+    case.q = case.q / 64
+    case.q[..., 0] = 8.0
+    for keys in case.keys:
+        keys /= 64
+        keys[..., 0] = (torch.arange(keys.shape[0], dtype=torch.float64)[:, None] * growth).bfloat16()
+    return case
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("growth", [1.0, -1.0, 0.05], ids=["rising", "falling", "slowly"])
+def test_scores_far_from_those_of_the_first_keys(isa: str, growth: float) -> None:
+    """Weights relative to early scores would overflow, or vanish, in float32."""
+    case = growing(growth)
+    with native.forced_isa(isa):
+        kv = case.cache()
+        got = case.attend(kv)
+        for b, (context, queries) in enumerate(zip(case.contexts, case.queries, strict=True)):
+            starts = [0, *case.queries]
+            last = Case([context], [1], 4, 2, 64, None, None)
+            last.tables, last.q = case.tables[b : b + 1], case.q[starts[b] : starts[b] + queries][-1:]
+            assert torch.equal(last.attend(kv)[0], got[starts[b] + queries - 1])
+    truth = case.dense(wide=True)
+    assert rms(got.double() - truth) <= ROUNDED_WEIGHTS * rms(case.dense(wide=False) - truth)
