@@ -58,8 +58,8 @@ template <int R> void dot_scores(const AttendTile& t) {
 // ---------------------------------------------------------------- weights
 //
 // A weight is 2^(unit (score - max)) as bf16. bf16 and float32 have one range of exponents, so a row's `max` need not be its
-// largest score, only near it: its first 16 keys give it, and only a row whose sums outgrow kMostSum gets a new one. Either
-// depends on the row's own keys and on where spans begin, not on its company.
+// largest score, only near it: the first sub-block that it sees gives it, and only a row whose sums outgrow kMostSum gets a new
+// one. Either depends on the row's own keys and on where spans begin, not on its company.
 
 constexpr float kMostSum = 0x1p60f;  // leaves 2^67 for the values that are weighed so
 
@@ -150,7 +150,7 @@ inline Inner inner_of(const AttendTile& t) {
 
 template <int R> void weigh_products(const AttendTile& t) {
     const Inner inner = inner_of(t);
-    const auto weigh = [&](int64_t first, const auto& products) __attribute__((always_inline)) {
+    const auto weigh = [&](int64_t first, const auto& products) __attribute__((always_inline)) {  // else products go through memory
         constexpr int kSubs = sizeof products[0] / sizeof(__m512);
         if constexpr (kSubs == 4) {
             if (inner.first <= 16 * first && 16 * (first + 4) <= inner.last) { weigh_seen<R>(t, first, products); return; }

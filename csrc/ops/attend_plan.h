@@ -6,7 +6,7 @@
 
 namespace rp {
 
-constexpr int64_t kPart = 1024;                    // keys summed with one running maximum
+constexpr int64_t kPart = 1024;                    // keys summed relative to one score
 constexpr int64_t kMostPartialBytes = 64 << 20;    // beyond, parts are not shared out
 constexpr int64_t kUnitsPerThread = 4;
 

@@ -1,8 +1,8 @@
 // Attention over a paged cache: grouped queries, or MLA's absorbed queries over latents.
 //
 // All query heads of a KV head are rows of one tile, so keys and values are read once for them. Keys are visited in spans
-// and summed in parts counted from position 0, with one running maximum per row inside a part: a row's arithmetic depends
-// on its own position and keys alone, not on the rows that share its tile, on the batch, or on who computes which part.
+// and summed in parts counted from position 0, with weights relative to one score per row inside a part: a row's arithmetic
+// depends on its own position and keys alone, not on the rows that share its tile, on the batch, or on who computes which part.
 #include <utility>
 
 #include "attend_plan.h"
