@@ -44,30 +44,23 @@ private:
 template <int V> class Turn {
 public:
     Turn(const Tile& t, int column) {
-        if (!t.panel_next) return;
         constexpr int kPasses = kPanel / (16 * V);
         const int64_t parts = t.turns * kPasses, part = t.turn * kPasses + column / (16 * V);
-        pitch_ = 64 * parts;
-        due_ = t.panel;
-        at_ = t.panel_next + t.panel_bytes * part / parts / 64 * 64;
+        at_ = (t.panel_next ? t.panel_next : t.panel) + t.panel_bytes * part / parts;
+        pitch_ = (t.panel_bytes + parts * t.steps - 1) / (parts * t.steps);
     }
-    // Of at least two turns: at most two lines are due when four have been read.
-    void step(const uint8_t* w) {
-        fetch(w);
-        if (V == 4) fetch(w);
+    // Two lines a step at most, since there are two turns at least. Some are asked for twice, which costs less than a branch that
+    // goes either way.
+    void step(const uint8_t*) {
+        prefetch(at_);
+        if (pitch_ > 64) prefetch(at_ + 64);
+        at_ += pitch_;
     }
     void scales(const uint8_t*, int64_t) {}
 
 private:
-    void fetch(const uint8_t* w) {
-        if (w < due_) return;
-        prefetch(at_);
-        at_ += 64;
-        due_ += pitch_;
-    }
-
-    const uint8_t *at_ = nullptr, *due_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
-    int64_t pitch_ = 0;
+    const uint8_t* at_;
+    int64_t pitch_;
 };
 
 // use(ahead), for the pass over V vectors of outputs from `column` on.

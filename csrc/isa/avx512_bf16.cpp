@@ -3,6 +3,7 @@
 #include "../ops/kv.h"
 #include "../pack.h"
 
+#include <cstddef>
 #include <cstring>
 
 #include "lanes_avx512.h"
@@ -11,7 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 6, kA8NibbleRows = 8, kFp8Rows = 6;
+constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6;
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"
@@ -37,8 +38,8 @@ extern const KernelTable kAvx512Bf16Kernels = {
     {
         {}, {},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kA8Rows>},
-        {kA8NibbleRows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8NibbleRows>},
-        {kA8NibbleRows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8NibbleRows>},
+        {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8Rows>},
+        {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8Rows>},
         {},
     },
     kPairDots, kMixedLanes, kFloatLanes, lookup_expand,

@@ -78,9 +78,9 @@ template <int F, int Planes, int R, int V, bool Grouped, class Ahead> inline voi
     constexpr int kHalves = F == RP_INT8 ? 1 : 2;
     const __m512i table = F == RP_MXFP4 ? _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0))
                                         : _mm512_setzero_si512();
-    const int64_t group = t.group_steps * (4 * kHalves), stride = group_bytes<Planes>(group);
+    const int64_t group = t.group_steps * (4 * kHalves);
     __m512 total[R][V];
-    const uint8_t* x[R];
+    const uint8_t* x[R];  // each row's group
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         x[r] = t.x[r];
@@ -94,50 +94,49 @@ template <int F, int Planes, int R, int V, bool Grouped, class Ahead> inline voi
             w += scale_bytes(F);
             ahead.scales(scales, scale_bytes(F));
         }
-        const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
         __m512i acc[Planes][R][V];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            GroupHeader header;
-            memcpy(&header, x[r], sizeof header);
-            x[r] += sizeof header;
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
             for (int p = 0; p < Planes; p++)
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) acc[p][r][v] = _mm512_set1_epi32(header.start[p]);
-        }
-        for (int64_t s = 0; s < n; s++, w += 256) {
-            ahead.step(w);
+                for (int v = 0; v < V; v++) acc[p][r][v] = four(x[r] + offsetof(GroupHeader, start) + 4 * p);
+        const int64_t n = t.steps - first < t.group_steps ? t.steps - first : t.group_steps;
+        int64_t s = 0;
+        do {
+            const uint8_t* step = w + 256 * s;
+            ahead.step(step);
 #pragma GCC unroll 2
             for (int half = 0; half < kHalves; half++) {
                 __m512i code[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) code[v] = codes_of<F>(w + 64 * v + column * 4, half, table);
+                for (int v = 0; v < V; v++) code[v] = codes_of<F>(step + 64 * v + column * 4, half, table);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
                     for (int p = 0; p < Planes; p++) {
-                        const __m512i q = four(x[r] + p * group + (s * kHalves + half) * 4);
+                        const __m512i q = four(x[r] + sizeof(GroupHeader) + p * group + (s * kHalves + half) * 4);
 #pragma GCC unroll 4
                         for (int v = 0; v < V; v++) dot(acc[p][r][v], code[v], q);
                     }
             }
-        }
+        } while (++s < n);
+        w += 256 * n;
+        __m512 scale[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) {
-            const __m512 scale = Grouped ? scales_of<F>(scales, column / 16 + v) : _mm512_setzero_ps();
+        for (int v = 0; v < V; v++) scale[v] = Grouped ? scales_of<F>(scales, column / 16 + v) : _mm512_set1_ps(1.0f);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                float activation;
-                memcpy(&activation, x[r] - sizeof(GroupHeader), 4);
+        for (int r = 0; r < R; r++) {
+            const __m512 activation = _mm512_castsi512_ps(four(x[r] + offsetof(GroupHeader, scale)));
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
                 __m512i sum = acc[0][r][v];
                 if (Planes == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), acc[Planes - 1][r][v]);
-                const __m512 factor = Grouped ? _mm512_mul_ps(scale, _mm512_set1_ps(activation)) : _mm512_set1_ps(activation);
+                const __m512 factor = Grouped ? _mm512_mul_ps(scale[v], activation) : activation;
                 total[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, total[r][v]);
             }
+            x[r] += group_bytes<Planes>(group);
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) x[r] += stride - static_cast<int64_t>(sizeof(GroupHeader));
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -148,10 +147,11 @@ template <int F, int Planes, int R, int V, bool Grouped, class Ahead> inline voi
         }
 }
 
-// Vectors of outputs taken at once, so that sums stay in registers: all 64 outputs for one or two rows (and for six when
-// scales come rarely: their float sums then wait in memory), else 32 at a time.
+// Vectors of outputs taken at once: all 64 for as many rows as let both kinds of sums stay in registers, else 32 at a time.
+// On Zen 5 each spilled sum takes the place of two products; only where groups are long, as with 8-bit codes, are a few cheap.
 template <int F, int Planes> constexpr int vnni_vectors(int rows) {
-    return rows <= 2 || (F == RP_INT8 && Planes == 1) ? 4 : 2;
+    constexpr int kWhole = Planes == 2 ? 2 : F == RP_INT8 ? 5 : 3;
+    return rows <= kWhole ? 4 : 2;
 }
 
 template <int F, int Planes, int R> void vnni_rows(const Tile& t) {
