@@ -161,9 +161,12 @@ def test_a_step_budget_is_filled_by_what_the_machine_does_now() -> None:
     law = timer(flops_per_s_fp32=2e9)  # arithmetic binds, so that fewer tokens are a shorter step
     budget_s = law.seconds(StepShape([48], [0], 0)).seconds
     (_, _, promised), (machine, _, followed) = (served(factor, law, step_budget_s=budget_s) for factor in (1.0, 1.5))
-    assert min(promised[:2]) > 44 and followed[0] == 48  # the first is filled before anything is known
+    assert followed[0] == promised[0] >= 48 and promised[1] > 40  # the first is filled before anything is known
     assert 16 <= max(followed[6:]) <= 36
-    assert machine.measured_s[0] == pytest.approx(1.5 * budget_s) and max(machine.measured_s[6:]) < 1.1 * budget_s
+    assert (
+        machine.measured_s[0] == pytest.approx(1.5 * budget_s, rel=0.02)
+        and max(machine.measured_s[6:]) < 1.1 * budget_s
+    )
 
 
 def test_ledger_leaves_out_what_was_not_predicted() -> None:
