@@ -6,7 +6,8 @@
 
 Runs from the source tree with torch and Triton alone. Each section is a process with its own budget of time: one that fails, hangs or
 breaks the device is reported, and the others run. Rates are measured first, and every share of a roof is a share of them; meanwhile
-the other cores compile what the sections will launch. After every section figures are printed and suite.json is whole. Writes that, hardware.toml and tuned kernel tables to --out, prints measured beside expected figures (gpu_expected.toml), and exits
+the other cores compile what the sections will launch. After every section figures are printed and suite.json is whole. Writes that,
+hardware.toml and tuned kernel tables to --out, prints measured beside expected figures (gpu_expected.toml), and exits
 with 1 if a section failed or a goal was missed. `--smoke` runs tiny shapes on the CPU, Triton's kernels in its interpreter.
 """
 

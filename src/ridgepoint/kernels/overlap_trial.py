@@ -17,9 +17,8 @@ import triton.language as tl
 from ridgepoint.kernels.triton_call import INTERPRETED, after_previous, launch_in_turn, overlapped
 
 BLOCK = 1024
-BLOCKS = (
-    4 if INTERPRETED.value else 2048
-)  # several rounds of programs, so that one kernel's last ones meet the next one's first
+# Several rounds of programs, so that one kernel's last ones meet the next one's first.
+BLOCKS = 4 if INTERPRETED.value else 2048
 LINKS = 4 if INTERPRETED.value else 32
 ROUNDS = 3
 GAP_US = 0.7  # assumed of each kernel, when it waits for the end of the one before

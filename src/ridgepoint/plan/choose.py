@@ -55,7 +55,8 @@ class Change:
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """`alternatives` is the best feasible row of each use of the hardware (together, which pool prefills for which, in which memory), best
-    first. `saving_frac` is what the row of the very least objective would save, where another was chosen for being simpler. `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
+    first. `saving_frac` is what the row of the very least objective would save, where another was chosen for being simpler.
+    `feasible` False: `chosen` is the closest row to the goal and `failures` says what it breaks."""
 
     feasible: bool
     chosen: dict[str, float]

@@ -1,7 +1,8 @@
 """Match a prefill pool to a decode pool: how many instances of each, what the hand-off of KV costs, what a request then sees.
 
 Both sides are first thinned to those no other row of the side beats (every metric of a pair grows with each of them), then
-every pair is priced. A stated number of users is shared between waiting for a first token and decoding. The hand-off crosses the slower of the two sides' networks, each chip sending its own share.
+every pair is priced. A stated number of users is shared between waiting for a first token and decoding. The hand-off crosses the
+slower of the two sides' networks, each chip sending its own share.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def pair_sides(
     handoff = _handoff(spec, p_pool, d_pool, d, p, workload)
     unhurried = on_p(prefill.latency_s) + handoff + d_pool.calibration.boarding_steps * step
     if workload.users is not None:
-        # Whose prompt is being computed holds no seat of the decode pool: it needs seats for the others, and users / rate is the whole cycle.
+        # Whose prompt is being computed holds no seat of the decode pool, and users / rate is the whole cycle.
         decoding = 1.0 / (1.0 + unhurried * rate / workload.users)
         rate, d_count = rate * decoding, np.maximum(np.ceil(d_count * decoding - 1e-9), 1.0)
     prompts = rate / workload.rollouts

@@ -65,9 +65,7 @@ class AttentionTile:
     stages: int
     per_sm: int = 1
     split_keys: int = 256
-    early: bool = (
-        False  # keys are asked for before the last ones' weights are known (`gluon_splits`; latent decoding only)
-    )
+    early: bool = False  # the next keys are asked for before this tile's weights are known (`gluon_splits`)
 
     def __post_init__(self) -> None:
         _check(self, self.rows, self.keys, self.warps)
