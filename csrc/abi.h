@@ -8,14 +8,14 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 4, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 5, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa {
     RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
     RP_AMX_EMULATED = 5,  // RP_AMX without its instructions: for tests, never chosen by itself
     RP_NUM_ISAS = 6
 };
-enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_NUM_FORMATS = 6 };
+enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_BF16_12 = 6, RP_NUM_FORMATS = 7 };
 // CODE is only what rp_pack takes: a byte per weight, already quantised (two's complement, e2m1 or e4m3 by format).
 enum RpDtype { RP_DTYPE_F32 = 0, RP_DTYPE_BF16 = 1, RP_DTYPE_CODE = 2 };
 enum RpOp {
@@ -248,6 +248,8 @@ const char* rp_last_error();
 int32_t rp_isa_supported(int32_t isa);
 int32_t rp_isa_current();
 int32_t rp_isa_force(int32_t isa);
+// Whether its tiles read weights of a format as they lie; they are made plain before where not.
+int32_t rp_isa_reads(int32_t format);
 
 // Threads of the pool, the caller included. Spinning: microseconds a worker stays awake after its last work.
 int32_t rp_threads();
@@ -265,7 +267,8 @@ void rp_unmap_file(void* memory, int64_t bytes);
 int64_t rp_take_chunks(int32_t fd, uint8_t* memory, const FileChunk* chunks, int64_t count, int32_t* error);
 uint64_t rp_checksum(const uint8_t* data, int64_t num_bytes);
 
-// Sizes in bytes of all panels; and packing of matrix `index` (rows `stride` elements apart) into place.
+// Sizes in bytes of all panels; and packing of matrix `index` (rows `stride` elements apart) into place: 1 where the exponents of
+// some panel are too many for RP_BF16_12.
 int64_t rp_packed_bytes(PackedWeight* weight);
 int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const void* source, int64_t stride,
                 int32_t source_dtype, const float* scales, int64_t scale_stride);

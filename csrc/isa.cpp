@@ -82,6 +82,8 @@ int32_t rp_isa_supported(int32_t isa) { return isa >= 0 && isa < RP_NUM_ISAS && 
 
 int32_t rp_isa_current() { return rp::current.load(); }
 
+int32_t rp_isa_reads(int32_t format) { return rp::kernels().formats[format].expands_from != 1; }
+
 int32_t rp_isa_force(int32_t isa) {
     if (!rp_isa_supported(isa)) return -1;
     rp::current.store(isa);

@@ -19,7 +19,8 @@ struct Tile {
     float* out;
     const uint8_t* panel_next; // the panel that this thread reads next, or null
     int64_t steps;             // k-steps of 256 (or fewer) bytes
-    int64_t panel_bytes;
+    int64_t panel_bytes;       // that the tile reads
+    int64_t next_bytes;        // of the next panel, as it lies in memory
     int32_t turn, turns;       // this tile is one of how many that read the panel in turn
     int32_t first_column, columns;  // of the panel's outputs; all 64 unless the format `splits`
     int32_t rows;              // 1 .. max_rows
@@ -35,6 +36,8 @@ struct FormatKernels {
     int64_t (*row_bytes)(const PackedWeight& w, int32_t x_dtype);
     void (*prepare)(const PackedWeight& w, const void* x, int32_t x_dtype, void* row);
     void (*tile)(const Tile&);
+    // From this many tiles to a panel on, it is first made one of bf16 for its tiles; 0: never.
+    int64_t expands_from = 0;
 };
 
 // Attention of a tile of query rows against the sub-blocks (16 tokens) of one span (see ops/attention.cpp).
@@ -111,6 +114,8 @@ struct KernelTable {
     void (*divide)(const float* x, const float* lanes, int64_t n, int32_t dtype, void* y);  // y = x / sum of 16 lanes
     // One head: channels i and i + half (or 2i and 2i + 1) turned by the angle whose cosine and sine are given.
     void (*rotate)(const void* x, int32_t dtype, const float* cos, const float* sin, int64_t half, int32_t interleaved, void* y);
+
+    void (*expand_bf16_12)(const uint8_t* panel, int64_t steps, uint16_t* plain);  // a panel of RP_BF16_12 becomes one of RP_BF16
 
     double (*read_sum)(const uint8_t* data, int64_t bytes);  // probe: touches every byte
     double (*peak)(int32_t format, int64_t iterations);      // probe: flops done in registers

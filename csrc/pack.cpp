@@ -3,8 +3,11 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <vector>
 
 #include "isa/codes.h"
 #include "team.h"
@@ -33,6 +36,7 @@ struct Job {
     int32_t dtype;
     const float* scales;  // [rows, groups]
     int64_t scale_stride;
+    std::atomic<bool>* fits;  // false once a panel has no room for its exceptions
 };
 
 float value_at(const Job& job, int64_t row, int64_t i) {
@@ -54,8 +58,7 @@ void pack_bf16_pairs(const uint16_t* in, int64_t pairs, uint16_t* out) {
     for (int64_t i = 0; i < pairs; i++) memcpy(out + i * kPanel * 2, in + i * 2, 4);
 }
 
-void pack_bf16(const Job& job, int64_t panel) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(job.matrix + panel * job.w->panel_bytes);
+void pack_bf16(const Job& job, int64_t panel, uint16_t* out) {
     const int64_t inputs = job.w->inputs, padded = padded_inputs(*job.w);
     constexpr int64_t kLine = 32;  // a cache line of source per column, 4 KiB of destination: both stay in L1
     for (int64_t first = 0; first < padded; first += kLine) {
@@ -75,6 +78,60 @@ void pack_bf16(const Job& job, int64_t panel) {
             }
         }
     }
+}
+
+int exponent_of(uint16_t word) { return word >> 7 & 255; }
+
+// The sixteen exponents that most of n words have.
+void choose_exponents(const uint16_t* words, int64_t n, uint8_t* exponents) {
+    uint32_t count[4][256] = {};  // apart, since neighbours often are alike
+    for (int64_t i = 0; i < n; i++) count[i % 4][exponent_of(words[i])]++;
+    for (int e = 0; e < 256; e++) count[0][e] += count[1][e] + count[2][e] + count[3][e];
+    uint8_t order[256];
+    std::iota(order, order + 256, static_cast<uint8_t>(0));
+    std::partial_sort(order, order + kExponents, order + 256, [&](uint8_t a, uint8_t b) {
+        return count[0][a] != count[0][b] ? count[0][a] > count[0][b] : a < b;
+    });
+    memcpy(exponents, order, kExponents);
+}
+
+void pack_bf16_12(const Job& job, int64_t panel) {
+    const int64_t steps = steps_of(*job.w);
+    thread_local std::vector<uint16_t> plain;
+    plain.resize(static_cast<size_t>(steps * 128));
+    pack_bf16(job, panel, plain.data());
+    uint8_t* out = job.matrix + panel * job.w->panel_bytes;
+    memset(out, 0, bf16_12_front_bytes);
+    choose_exponents(plain.data(), steps * 128, out);
+    constexpr uint8_t kOther = 255;
+    uint8_t codes[256];
+    memset(codes, kOther, sizeof codes);
+    for (int code = 0; code < kExponents; code++) codes[out[code]] = static_cast<uint8_t>(code);
+
+    std::vector<uint32_t> exceptions;
+    uint8_t* to = out + bf16_12_front_bytes;
+    for (int64_t step = 0; step < steps; step++, to += bf16_12_step_bytes) {
+        const uint16_t* words = plain.data() + step * 128;
+        uint8_t code[128], byte[128], all = 0;
+        for (int i = 0; i < 128; i++) byte[i] = static_cast<uint8_t>((words[i] >> 8 & 0x80) | (words[i] & 0x7f));
+        for (int i = 0; i < 128; i++) all |= code[i] = codes[exponent_of(words[i])];
+        for (int i = 0; i < 128 && all == kOther; i++) {
+            if (code[i] != kOther) continue;
+            exceptions.push_back(static_cast<uint32_t>((step * 128 + i) << 8 | exponent_of(words[i])));
+            code[i] = 0;
+        }
+        for (int i = 0; i < 64; i += 8) {
+            for (int j = 0; j < 8; j++) to[bf16_12_byte(i) + j] = static_cast<uint8_t>(code[i + j] | code[64 + i + j] << 4);
+            memcpy(to + 64 + bf16_12_byte(i), byte + i, 8);
+            memcpy(to + 128 + bf16_12_byte(i), byte + 64 + i, 8);
+        }
+    }
+    if (static_cast<int64_t>(exceptions.size()) > bf16_12_most_exceptions(steps)) {
+        job.fits->store(false);
+        exceptions.clear();
+    }
+    exceptions.resize(static_cast<size_t>(bf16_12_exception_bytes(steps) / 4), kNoException);
+    memcpy(to, exceptions.data(), exceptions.size() * 4);
 }
 
 // Line (64 bytes) and byte in it of output c and input i, within the steps of their group.
@@ -237,7 +294,7 @@ float unpacked(const PackedWeight& w, const uint8_t* panel, int64_t c, int64_t i
         memcpy(&value, panel + (input * kPanel + c) * 4, 4);
         return value;
     }
-    if (w.format == RP_BF16) {
+    if (w.format == RP_BF16 || w.format == RP_BF16_12) {  // made plain
         uint16_t bits;
         memcpy(&bits, panel + ((input / 2 * kPanel + c) * 2 + input % 2) * 2, 2);
         return of_bf16(bits);
@@ -256,7 +313,8 @@ void pack_region(Team& team, int, void* context) {
     const Job& job = *static_cast<const Job*>(context);
     team.each(panels_of(*job.w), [&](int64_t panel, int64_t) {
         if (job.w->format == RP_F32) pack_f32(job, panel);
-        else if (job.w->format == RP_BF16) pack_bf16(job, panel);
+        else if (job.w->format == RP_BF16) pack_bf16(job, panel, reinterpret_cast<uint16_t*>(job.matrix + panel * job.w->panel_bytes));
+        else if (job.w->format == RP_BF16_12) pack_bf16_12(job, panel);
         else if (job.w->format == RP_INT8) pack_codes<RP_INT8>(job, panel);
         else if (job.w->format == RP_INT4) pack_codes<RP_INT4>(job, panel);
         else if (job.w->format == RP_MXFP4) pack_codes<RP_MXFP4>(job, panel);
@@ -269,6 +327,7 @@ bool sensible(const PackedWeight& w) {
     const bool integer = w.format == RP_INT8 || w.format == RP_INT4 || w.format == RP_MXFP4;
     if (w.activation_bits != 16 && !(w.activation_bits == 8 && integer)) return false;
     if (w.format == RP_F32 || w.format == RP_BF16) return w.group == 0;
+    if (w.format == RP_BF16_12) return w.group == 0 && steps_of(w) <= bf16_12_most_steps;
     if (w.format == RP_INT8 && w.group == 0) return true;
     if (w.format == RP_MXFP4) return w.group == 32;
     if (w.format == RP_FP8) return w.group == 128;
@@ -290,19 +349,26 @@ int64_t rp_packed_bytes(PackedWeight* weight) {
 int32_t rp_pack(const PackedWeight* weight, uint8_t* data, int64_t index, const void* source, int64_t stride,
                 int32_t source_dtype, const float* scales, int64_t scale_stride) {
     using namespace rp;
-    if (source_dtype == RP_DTYPE_CODE && (weight->format == RP_F32 || weight->format == RP_BF16)) return -1;
-    Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype, scales, scale_stride};
+    const bool whole = weight->format == RP_F32 || weight->format == RP_BF16 || weight->format == RP_BF16_12;
+    if (source_dtype == RP_DTYPE_CODE && whole) return -1;
+    std::atomic<bool> fits{true};
+    Job job{weight, data + index * panels_of(*weight) * weight->panel_bytes, source, stride, source_dtype, scales, scale_stride, &fits};
     parallel(pack_region, &job);
-    return 0;
+    return fits ? 0 : 1;
 }
 
 int32_t rp_unpack(const PackedWeight* weight, int64_t index, float* dense, int64_t stride) {
     using namespace rp;
+    std::vector<uint16_t> plain(static_cast<size_t>(weight->format == RP_BF16_12 ? steps_of(*weight) * 128 : 0));
     for (int64_t panel = 0; panel < panels_of(*weight); panel++) {
+        const uint8_t* from = panel_at(*weight, index, panel);
+        if (weight->format == RP_BF16_12) {
+            kernels().expand_bf16_12(from, steps_of(*weight), plain.data());
+            from = reinterpret_cast<const uint8_t*>(plain.data());
+        }
         for (int64_t c = 0; c < kPanel; c++) {
             const int64_t row = source_row(*weight, panel, c);
-            for (int64_t i = 0; row >= 0 && i < weight->inputs; i++)
-                dense[row * stride + i] = unpacked(*weight, panel_at(*weight, index, panel), c, i);
+            for (int64_t i = 0; row >= 0 && i < weight->inputs; i++) dense[row * stride + i] = unpacked(*weight, from, c, i);
         }
     }
     return 0;

@@ -7,11 +7,13 @@
 
 constexpr int64_t kAheadBytes = 8192;  // 400 ns at a thread's 20 GB/s: a few times what memory takes to answer
 
-// `w` is the step (or the scales of a group) that the tile reads now, in a pass over V vectors of outputs from `column` on.
+// `w` is the step (or the scales of a group) that the tile reads now, in a pass over V vectors of outputs (and as many of the
+// step's lines; three are one pass) from `column` on.
 template <int V> class Follow {
 public:
     Follow(const Tile& t, int column) : reads_scales_(column == 0) {
-        const int64_t unit = t.grouped ? t.panel_bytes * t.group_steps / t.steps : 256;
+        constexpr int kPasses = kPanel / (16 * V);
+        const int64_t unit = t.grouped ? t.panel_bytes * t.group_steps / t.steps : 64 * V * kPasses;
         const int64_t rounded = (kAheadBytes + unit - 1) / unit * unit;
         const int64_t distance = rounded < t.panel_bytes ? rounded : t.panel_bytes;
         const uint8_t* next = t.panel_next ? t.panel_next : t.panel;
@@ -46,8 +48,8 @@ public:
     Turn(const Tile& t, int column) {
         constexpr int kPasses = kPanel / (16 * V);
         const int64_t parts = t.turns * kPasses, part = t.turn * kPasses + column / (16 * V);
-        at_ = (t.panel_next ? t.panel_next : t.panel) + t.panel_bytes * part / parts;
-        pitch_ = (t.panel_bytes + parts * t.steps - 1) / (parts * t.steps);
+        at_ = (t.panel_next ? t.panel_next : t.panel) + t.next_bytes * part / parts;
+        pitch_ = (t.next_bytes + parts * t.steps - 1) / (parts * t.steps);
     }
     // Two lines a step at most, since there are two turns at least. Some are asked for twice, which costs less than a branch that
     // goes either way.

@@ -23,6 +23,8 @@ constexpr int lane_vectors(int) { return 4; }
 #include "tiles_lanes.inl"
 #include "attend_lanes.inl"
 #include "tiles_bf16.inl"
+#include "halves_avx512.inl"
+#include "expand12.inl"
 #include "tiles_vnni.inl"
 #include "tiles_fp8.inl"
 #include "attend_bf16.inl"

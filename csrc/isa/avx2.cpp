@@ -22,6 +22,8 @@ constexpr int int16_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1
 #include "activations.inl"
 #include "ahead.inl"
 #include "tiles_lanes.inl"
+#include "halves_avx2.inl"
+#include "expand12.inl"
 #include "tiles_codes.inl"
 #include "tiles_int16.inl"
 #include "attend_lanes.inl"
@@ -37,13 +39,14 @@ extern const KernelTable kAvx2Kernels = {
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 16>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 16>, int16_rows<RP_MXFP4, kInt16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>, 1},
     },
     {
         {}, {},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT8, 8>, int16_rows<RP_INT8, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 8>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 8>, int16_rows<RP_MXFP4, kInt16Rows>},
-        {},
+        {}, {},
     },
     kMixedLanes, kMixedLanes, kFloatLanes, shuffle_expand,
     RP_ROW_FUNCTIONS, pairs_peak,

@@ -22,6 +22,8 @@ constexpr int int16_vectors(int) { return 4; }
 #include "activations.inl"
 #include "ahead.inl"
 #include "tiles_lanes.inl"
+#include "halves_avx512.inl"
+#include "expand12.inl"
 #include "tiles_codes.inl"
 #include "tiles_int16.inl"
 #include "attend_lanes.inl"
@@ -36,13 +38,14 @@ extern const KernelTable kAvx512Kernels = {
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 16>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 16>, int16_rows<RP_MXFP4, kInt16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_lanes_rows<kLaneRows>, 1},
     },
     {
         {}, {},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT8, 8>, int16_rows<RP_INT8, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 8>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 8>, int16_rows<RP_MXFP4, kInt16Rows>},
-        {},
+        {}, {},
     },
     kMixedLanes, kMixedLanes, kFloatLanes, plain_expand,
     RP_ROW_FUNCTIONS, pairs_peak,

@@ -13,6 +13,7 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6;
+constexpr int64_t kExpandFrom = 2;  // tiles: taking a panel apart for each costs more than doing it once
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"
@@ -20,6 +21,9 @@ constexpr int lane_vectors(int) { return 4; }
 #include "tiles_lanes.inl"
 #include "attend_lanes.inl"
 #include "tiles_bf16.inl"
+#include "halves_avx512.inl"
+#include "expand12.inl"
+#include "tiles_bf16_12.inl"
 #include "tiles_vnni.inl"
 #include "tiles_fp8.inl"
 #include "attend_bf16.inl"
@@ -34,13 +38,14 @@ extern const KernelTable kAvx512Bf16Kernels = {
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kInt4Zero, 2>, vnni_rows<RP_INT4, 2, kA16Rows>},
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kFp4Zero, 2>, vnni_rows<RP_MXFP4, 2, kA16Rows>},
         {kFp8Rows, false, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},
+        {kDotRows, false, bf16_row_bytes, bf16_prepare, bf16_12_rows<kDotRows>, kExpandFrom},
     },
     {
         {}, {},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kA8Rows>},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8Rows>},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8Rows>},
-        {},
+        {}, {},
     },
     kPairDots, kMixedLanes, kFloatLanes, lookup_expand,
     RP_ROW_FUNCTIONS, best_peak,

@@ -237,12 +237,13 @@ template <class T> double amx_peak(int32_t format, int64_t iterations) {
         {kAmxRows, false, planes_row_bytes<2>, planes_prepare<kInt4Zero, 2>, amx_codes<T, RP_INT4, 2, kA16Rows>},      \
         {kAmxRows, false, planes_row_bytes<2>, planes_prepare<kFp4Zero, 2>, amx_codes<T, RP_MXFP4, 2, kA16Rows>},      \
         {kFp8Rows, false, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},                                           \
+        {kAmxRows, false, bf16_row_bytes, bf16_prepare, amx_bf16<T>, 1},                                               \
     },                                                                                                                 \
     {                                                                                                                  \
         {}, {},                                                                                                        \
         {kAmxRows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, amx_codes<T, RP_INT8, 1, kA8Rows>},       \
         {kAmxRows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, amx_codes<T, RP_INT4, 1, kA8Rows>},       \
         {kAmxRows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, amx_codes<T, RP_MXFP4, 1, kA8Rows>},       \
-        {},                                                                                                            \
+        {}, {},                                                                                                        \
     },                                                                                                                 \
     kPairDots, kMixedLanes, kFloatLanes, lookup_expand, RP_ROW_FUNCTIONS, amx_peak<T>

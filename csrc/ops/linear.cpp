@@ -39,7 +39,7 @@ const uint8_t* first_panel(const void* raw, int64_t rows, int thread, int thread
 Workspace workspace(const void* raw, int64_t rows, int) {
     const LinearOp& op = *static_cast<const LinearOp*>(raw);
     const int64_t matrices = op.heads ? op.weight->num_matrices : 1;
-    return {matrices * rows * prepare_bytes(kernels(), *op.weight, op.x_dtype), 0};
+    return {matrices * rows * prepare_bytes(kernels(), *op.weight, op.x_dtype), plain_bytes(kernels(), *op.weight, rows)};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {

@@ -89,6 +89,11 @@ const uint8_t* first_down(const MoeOp& op, int64_t rows, const Plan& p, const Re
     return panel_at(*op.down, p.hit[0], item / c.chunks * c.run);
 }
 
+// Of a thread's own workspace, what lies before the sums.
+int64_t most_plain_bytes(const MoeOp& op, int64_t rows, const KernelTable& table) {
+    return std::max(plain_bytes(table, *op.gate_up, rows), plain_bytes(table, *op.down, rows));
+}
+
 void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, const uint8_t* down, Region& region) {
     const PackedWeight& w = *op.gate_up;
     const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_hit * panels;
@@ -127,7 +132,7 @@ void down_and_combine(const MoeOp& op, int64_t rows, const Plan& p, const Rows& 
     const int64_t panels = panels_of(w), hits = *p.num_hit;
     const Cut c = cut(rows, panels, region.team.size());
     const int64_t items = c.runs * c.chunks, stride = c.run * kPanel;
-    float* sums = reinterpret_cast<float*>(region.local);  // [c.tokens, stride]
+    float* sums = reinterpret_cast<float*>(region.local + most_plain_bytes(op, rows, region.table));  // [c.tokens, stride]
     region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
         const int64_t j0 = item / c.chunks * c.run, j1 = std::min(j0 + c.run, panels);
         const int64_t t0 = item % c.chunks * c.tokens, t1 = std::min(t0 + c.tokens, rows);
@@ -165,7 +170,7 @@ Workspace workspace(const void* raw, int64_t rows, int threads) {
     int64_t used = 0;
     plan(op, rows, nullptr, kernels(), &used);
     const Cut c = cut(rows > 0 ? rows : 1, panels_of(*op.down), threads);
-    return {used, c.tokens * c.run * kPanel * 4};
+    return {used, most_plain_bytes(op, rows, kernels()) + c.tokens * c.run * kPanel * 4};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {

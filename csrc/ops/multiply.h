@@ -15,26 +15,38 @@ struct Rows {
 // The outputs of a panel that an item computes.
 struct Columns { int32_t first = 0, count = kPanel; };
 
+// A panel of RP_BF16_12 for several tiles is made plain once, at the beginning of the thread's own workspace.
+inline bool expands(const KernelTable& table, const PackedWeight& w, int64_t rows) {
+    const FormatKernels& format = kernels_for(table, w);
+    return format.expands_from && ceil_div(rows, format.max_rows) >= format.expands_from;
+}
+inline int64_t plain_bytes(const KernelTable& table, const PackedWeight& w, int64_t most_rows) {
+    return expands(table, w, most_rows) ? steps_of(w) * 256 : 0;
+}
+
 // tile(row0, count, values): `values` is count x 64 floats, valid during the call. row(i) is the i-th prepared row.
 template <class Row, class Use>
 void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel, const uint8_t* next, int64_t n, Row&& row,
               Use&& use, Columns columns = {}) {
-    const FormatKernels& format = kernels_for(region.table, w);
+    const bool plain = expands(region.table, w, n);
+    const FormatKernels& format = plain ? region.table.formats[RP_BF16] : kernels_for(region.table, w);
     alignas(64) float values[kMaxRows * kPanel];
     const uint8_t* pointers[kMaxRows];
     const int64_t groups = ceil_div(n, format.max_rows);
     Tile tile{};
-    tile.panel = panel;
+    tile.panel = plain ? region.local : panel;
     tile.panel_next = next;
     tile.x = pointers;
     tile.out = values;
     tile.steps = steps_of(w);
     tile.group_steps = static_cast<int32_t>(scale_inputs(w) / step_inputs(w.format));
     tile.grouped = w.group != 0;
-    tile.panel_bytes = w.panel_bytes;
+    tile.panel_bytes = plain ? steps_of(w) * 256 : read_bytes_of(w);
+    tile.next_bytes = read_bytes_of(w);
     tile.first_column = columns.first;
     tile.columns = columns.count;
     tile.turns = static_cast<int32_t>(groups);
+    if (plain) region.table.expand_bf16_12(panel, tile.steps, reinterpret_cast<uint16_t*>(region.local));
     int64_t done = 0;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t count = (n - done) / (groups - g);

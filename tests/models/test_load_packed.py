@@ -11,11 +11,12 @@ import torch
 
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import native
-from ridgepoint.kernels.packed import Packed
+from ridgepoint.kernels.packed import Packed, whole_format
 from ridgepoint.models.checkpoint import load, open_checked
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.load_packed import load_packed, plan, summary
 from ridgepoint.models.pack import matrices_of, pack_decoder
+from ridgepoint.models.weight_cache import load_cached
 from ridgepoint.nn.context import CausalContext
 from ridgepoint.quantize.convert import convert
 from ridgepoint.quantize.formats import FORMATS, format_named
@@ -23,6 +24,8 @@ from ridgepoint.quantize.formats import FORMATS, format_named
 pytestmark = pytest.mark.skipif(not native.available(), reason="no native library")
 KERNEL_FORMAT = {"int8": "int8", "int8-g128": "int8-128", "int4-g32": "int4-32", "int4-g128": "int4-128",
                  "fp8-block": "fp8", "mxfp4": "mxfp4"}  # fmt: skip
+
+WHOLE = whole_format(torch.bfloat16) if native.available() else ""
 
 
 def packed_of(decoder: Decoder) -> dict[str, Packed]:
@@ -63,7 +66,7 @@ def test_stored_codes_are_kept(tmp_path: Path, family: str, fmt: str) -> None:
         wanted = decoded["embed.weight" if name == "tied head" else name]
         assert torch.equal(packed.dense().view(wanted.shape), wanted), name
         formats.add(packed.format)
-    assert KERNEL_FORMAT[fmt] in formats <= {KERNEL_FORMAT[fmt], "int8", "bf16", "f32"}
+    assert KERNEL_FORMAT[fmt] in formats <= {KERNEL_FORMAT[fmt], "int8", WHOLE, "f32"}
     assert ("int8" in formats) == (fmt == "int8" or (fmt.startswith("int4") and family != "granitemoe"))
 
 
@@ -71,6 +74,7 @@ def test_an_asked_for_format_wins_and_stored_codes_serve_it(tmp_path: Path) -> N
     source = checkpoints.write(tmp_path / "plain", "qwen3_moe")
     convert(source, tmp_path / "model", format_named("int4-g32"))
     as_bf16 = packed_of(load_packed(tmp_path / "model", fmt="bf16"))
+    assert {packed.format for packed in as_bf16.values()} == {"bf16", "f32"}
     as_int4 = packed_of(load_packed(tmp_path / "model", fmt="int4-32"))
     stored = packed_of(load_packed(tmp_path / "model"))
     for name, packed in stored.items():
@@ -94,12 +98,43 @@ def test_a_form_the_kernels_lack_is_multiplied_out_and_said(tmp_path: Path) -> N
     targets = plan(*open_checked(tmp_path / "model"), torch.bfloat16, None)
     told = summary(targets)
     assert (
-        "bf16 instead of int4 with scales of F32, which its kernels keep in bf16 (1)" in told
+        f"{WHOLE} instead of int4 with scales of F32, which its kernels keep in bf16 (1)" in told
         and "int4-32 as stored" in told
     )
     packed = packed_of(load_packed(tmp_path / "model"))
     decoded = dict(load(tmp_path / "model", torch.bfloat16).named_parameters())
     assert torch.equal(packed["layers.0.ffn.down.weight"].dense()[0], decoded["layers.0.ffn.down.weight"].float())
+
+
+def spread_out(folder: Path, name: str) -> Path:
+    """The same checkpoint with weights of one matrix scaled by powers of two far apart."""
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(folder / "model.safetensors")
+    powers = torch.arange(stored[name].numel()).remainder(64).sub(32).view(stored[name].shape)
+    stored[name] = torch.ldexp(stored[name].float(), powers).bfloat16()
+    save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(WHOLE != "bf16-12", reason="the processor's kernels do not read bf16 in 12 bits")
+@pytest.mark.parametrize("matrix", ["mlp.experts.2.down_proj", "self_attn.q_proj"])
+def test_what_12_bits_cannot_hold_stays_plain_and_is_said(tmp_path: Path, matrix: str) -> None:
+    folder = spread_out(checkpoints.write(tmp_path / "model", "qwen3_moe"), f"model.layers.1.{matrix}.weight")
+    loaded = load_cached(folder, torch.bfloat16, None, tmp_path / "cache", print, smallest_bytes=0)
+    assert loaded.keeping is not None
+    loaded.keeping.join()
+    packed = packed_of(loaded.decoder)
+    plain = {name for name, weight in packed.items() if weight.format == "bf16"}
+    assert len(plain) == 1 and {loaded.targets[name].format for name in plain} == {"bf16"}
+    assert "bf16 instead of bf16-12, for its exponents (1)" in summary(loaded.targets)
+    decoded = dict(load(folder, torch.float32).named_parameters())
+    for name, weight in packed.items():
+        wanted = decoded["embed.weight" if name == "tied head" else name]
+        assert torch.equal(weight.dense().view(wanted.shape), wanted), name
+    again = load_cached(folder, torch.bfloat16, None, tmp_path / "cache", print, smallest_bytes=0)
+    assert again.keeping is None, "it was not taken from the cache"
+    assert all(np.array_equal(weight.data, packed[name].data) for name, weight in packed_of(again.decoder).items())
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])

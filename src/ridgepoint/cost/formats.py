@@ -30,6 +30,8 @@ FORMATS: dict[str, Format] = {
     "fp32": Format(bits=32, scale_bits=0, block=1, arithmetic="fp32"),
     "fp16": Format(bits=16, scale_bits=0, block=1, arithmetic="fp16"),
     "bf16": Format(bits=16, scale_bits=0, block=1, arithmetic="bf16"),
+    # bf16 to the bit as the CPU kernels keep it: of the exponents that lie together all but a few are among sixteen.
+    "bf16_12": Format(bits=12, scale_bits=8, block=64, arithmetic="bf16"),
     "fp8": Format(
         bits=8, scale_bits=0, block=1, arithmetic="fp8"
     ),  # one scale per tensor or channel: nothing per value
@@ -101,6 +103,7 @@ RECIPES: dict[str, dict[str, str]] = {
         ("weights", "experts", "kv", "activations", "head", "attention", "dispatch", "combine"), "fp16"
     ),
     "bf16": {},
+    "bf16_12": {"weights": "bf16_12", "experts": "bf16_12", "head": "bf16_12"},
     "fp8": {"weights": "fp8", "experts": "fp8", "activations": "fp8", "dispatch": "fp8"},
     "fp8_kv8": {"weights": "fp8", "experts": "fp8", "activations": "fp8", "dispatch": "fp8", "kv": "fp8"},
     "int8": {"weights": "int8", "experts": "int8", "activations": "int8"},

@@ -23,7 +23,7 @@ _OF_DTYPE = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8", torch.float8_e4m3fn: "fp8",
 }  # fmt: skip
 _OF_PACKED = {
-    "f32": "fp32", "bf16": "bf16", "int8": "int8", "int8-32": "int8_g32", "int8-128": "int8_g128", "int4-32": "int4_g32",
+    "f32": "fp32", "bf16": "bf16", "bf16-12": "bf16_12", "int8": "int8", "int8-32": "int8_g32", "int8-128": "int8_g128", "int4-32": "int4_g32",
     "int4-128": "int4", "mxfp4": "mxfp4", "fp8": "fp8_block",
 }  # fmt: skip
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
 EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
-FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5}
+FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5, "bf16-12": 6}
 F32, BF16, CODE = 0, 1, 2
 FIXED_ROWS, TOKEN_ROWS, LOGIT_ROWS = 0, 1, 2
 SPIN_US = 200  # a worker stays awake this long after its last work: longer than the gaps inside a step
@@ -160,6 +160,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path} speaks ABI {version}, this package {ABI_VERSION}: rebuild it"
     for function, result, arguments in (
         ("rp_last_error", ctypes.c_char_p, []),
+        ("rp_isa_reads", i32, [i32]),
         ("rp_alloc", ptr, [i64]),
         ("rp_free", None, [ptr, i64]),
         ("rp_packed_bytes", i64, [ptr]),
@@ -212,6 +213,11 @@ def isa() -> str:
 def supported_isas() -> list[str]:
     """ISAs this processor runs, the plainest first; the last is the default."""
     return [name for i, name in enumerate(ISAS) if name != EMULATED and library().rp_isa_supported(i)]
+
+
+def reads(fmt: str) -> bool:
+    """Whether the ISA in use multiplies weights of this format as they lie; others are made plain before, again and again."""
+    return bool(library().rp_isa_reads(FORMATS[fmt]))
 
 
 def can_emulate_tiles() -> bool:

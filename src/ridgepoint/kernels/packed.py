@@ -4,6 +4,9 @@ Layout: [matrix][panel][k-step][256 bytes], a panel being 64 outputs side by sid
 gate columns and the 32 up columns of the same features. Padding is zero. The bytes never leave the process except
 through the pack cache, which is keyed by the layout's version.
 
+`bf16-12` is bf16 to the bit: of the exponents in a panel all but a few are among sixteen, so twelve bits hold a weight, and what
+memory binds takes three quarters of the time. A matrix whose exponents are too many has to be packed as bf16.
+
 A format says how weights are stored and, by the ending `-a8`, that integer codes meet activations rounded to 8 bits (one
 scale per row and group of inputs, chosen from the row alone, so a token's result stays its own). That is a different
 function, about twice as fast where products bind; without it activations keep 16 bits.
@@ -24,12 +27,17 @@ DTYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16}
 
 
 # Inputs per scale of each format; int8 has one scale per output.
-_WEIGHT_GROUPS = {"f32": 0, "bf16": 0, "int8": 0, "int8-32": 32, "int8-128": 128, "int4-32": 32, "int4-128": 128, "mxfp4": 32, "fp8": 128}  # fmt: skip
+_WEIGHT_GROUPS = {"f32": 0, "bf16": 0, "bf16-12": 0, "int8": 0, "int8-32": 32, "int8-128": 128, "int4-32": 32, "int4-128": 128, "mxfp4": 32, "fp8": 128}  # fmt: skip
 _INTEGER = tuple(fmt for fmt in _WEIGHT_GROUPS if fmt.startswith(("int8", "int4", "mxfp4")))
 A8 = "-a8"  # the same weights, multiplied with activations rounded to 8 bits
+WHOLE = ("f32", "bf16", "bf16-12")  # formats without codes and scales
 GROUPS = _WEIGHT_GROUPS | {fmt + A8: _WEIGHT_GROUPS[fmt] for fmt in _INTEGER}
 ACTIVATION_GROUP = 128  # inputs per scale of an 8-bit activation where weights have no groups
 SMALLEST_SCALED = 2.0**-100  # a group of activations without anything larger counts as zero
+
+
+class ExponentsError(ConfigError):
+    """A matrix has too many exponents for its format."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +79,12 @@ class Packed:
 
     def dense(self) -> torch.Tensor:
         """The weights this holds, as float32 [matrices, outputs, inputs]: what the slow twin multiplies with."""
-        out = torch.empty(self.shape, dtype=torch.float32)
-        for index in range(self.num_matrices):
-            native.library().rp_unpack(self.address, index, out[index].data_ptr(), self.inputs)
+        return torch.stack([self.dense_matrix(index) for index in range(self.num_matrices)])
+
+    def dense_matrix(self, index: int) -> torch.Tensor:
+        """One of them, float32 [outputs, inputs]."""
+        out = torch.empty(self.outputs, self.inputs, dtype=torch.float32)
+        native.library().rp_unpack(self.address, index, out.data_ptr(), self.inputs)
         return out
 
 
@@ -84,12 +95,16 @@ def pack(
 
     Formats with scales round to nearest. `scales` ([matrices,] outputs, groups), when given, are those the weight was
     quantised with already, and its codes are then recovered exactly; otherwise they are chosen here by the largest
-    magnitude of each group.
+    magnitude of each group. Without `fmt` the numbers stay what they are, in the format of `whole_format` that holds them.
     """
+    if fmt is None:
+        try:
+            return pack(weight, whole_format(weight.dtype), glu=glu)
+        except ExponentsError:
+            return pack(weight, "bf16", glu=glu)
     matrices = weight.detach()[None] if weight.dim() == 2 else weight.detach()
     if matrices.dim() != 3 or matrices.dtype not in DTYPES:
         raise ConfigError(f"cannot pack a {matrices.dtype} tensor of shape {tuple(weight.shape)}")
-    fmt = fmt or ("f32" if matrices.dtype == torch.float32 else "bf16")
     if matrices.stride(2) != 1:
         matrices = matrices.contiguous()
     packed = unfilled(fmt, *matrices.shape, glu=glu, stacked=weight.dim() == 3)
@@ -98,13 +113,20 @@ def pack(
     return packed
 
 
+def whole_format(dtype: torch.dtype) -> str:
+    """The format that keeps float32 or bf16 weights to the bit and is read fastest here."""
+    if dtype == torch.bfloat16:
+        return "bf16-12" if native.reads("bf16-12") else "bf16"
+    return "f32"
+
+
 def unfilled(fmt: str, count: int, outputs: int, inputs: int, *, glu: bool = False, stacked: bool = False) -> Packed:
     """Room for `count` matrices; `pack_matrix` or `pack_codes` fills each. `glu`: outputs are gate rows, then up rows."""
     if fmt not in GROUPS:
         raise ConfigError(f"weight format {fmt!r} is unknown; allowed: {', '.join(GROUPS)}")
     lib = native.library()
     struct = native.PackedWeight(
-        format=native.FORMATS[fmt.split("-")[0]], glu=glu, num_matrices=count, outputs=outputs, inputs=inputs,
+        format=native.FORMATS[fmt if fmt in WHOLE else fmt.split("-")[0]], glu=glu, num_matrices=count, outputs=outputs, inputs=inputs,
         group=GROUPS[fmt], activation_bits=8 if fmt.endswith(A8) else 16,
     )  # fmt: skip
     num_bytes = lib.rp_packed_bytes(ctypes.addressof(struct))
@@ -125,9 +147,11 @@ def unfilled(fmt: str, count: int, outputs: int, inputs: int, *, glu: bool = Fal
 
 
 def pack_matrix(packed: Packed, index: int, w_OI: torch.Tensor, scales_ON: torch.Tensor | None = None) -> None:
-    """Matrix `index` from numbers. Formats with scales round to nearest, by `scales_ON` or by the largest magnitudes."""
+    """Matrix `index` from numbers. Formats with scales round to nearest, by `scales_ON` or by the largest magnitudes.
+
+    Raises `ExponentsError` where bf16-12 cannot hold it."""
     scale = None
-    if packed.format not in ("f32", "bf16"):
+    if packed.format not in WHOLE:
         scale = (choose_scales(w_OI, packed.format) if scales_ON is None else scales_ON.detach().float()).contiguous()
     _rp_pack(packed, index, w_OI, DTYPES[w_OI.dtype], scale)
 
@@ -143,7 +167,7 @@ def pack_codes(packed: Packed, index: int, codes_OI: torch.Tensor, scales_ON: to
             f"codes {tuple(codes_OI.shape)} with scales {tuple(scales_ON.shape)} do not fill {packed.shape[1:]} in "
             f"{packed.format}, which has {groups} scales a row"
         )
-    if codes_OI.dtype not in (torch.int8, torch.uint8) or packed.format in ("f32", "bf16"):
+    if codes_OI.dtype not in (torch.int8, torch.uint8) or packed.format in WHOLE:
         raise ConfigError(f"{packed.format} does not take codes of {codes_OI.dtype}")
     _rp_pack(packed, index, codes_OI, native.CODE, scales_ON.float().contiguous())
 
@@ -151,12 +175,21 @@ def pack_codes(packed: Packed, index: int, codes_OI: torch.Tensor, scales_ON: to
 def _rp_pack(packed: Packed, index: int, source_OI: torch.Tensor, dtype: int, scale: torch.Tensor | None) -> None:
     if source_OI.stride(1) != 1:
         source_OI = source_OI.contiguous()
-    native.check(
-        native.library().rp_pack(
-            packed.address, packed.data.ctypes.data, index, source_OI.data_ptr(), source_OI.stride(0), dtype,
-            None if scale is None else scale.data_ptr(), 0 if scale is None else scale.stride(0),
-        )
+    code = native.library().rp_pack(
+        packed.address, packed.data.ctypes.data, index, source_OI.data_ptr(), source_OI.stride(0), dtype,
+        None if scale is None else scale.data_ptr(), 0 if scale is None else scale.stride(0),
     )  # fmt: skip
+    if code == 1:
+        raise ExponentsError(f"a matrix has too many exponents for {packed.format}", hint="pack it as bf16")
+    native.check(code)
+
+
+def plain_copy(packed: Packed) -> Packed:
+    """The same bf16 weights in the plain format."""
+    copy = unfilled("bf16", *packed.shape, glu=packed.glu, stacked=packed.stacked)
+    for index in range(packed.num_matrices):
+        pack_matrix(copy, index, packed.dense_matrix(index).bfloat16())
+    return copy
 
 
 def choose_scales(w_OI: torch.Tensor, fmt: str) -> torch.Tensor:

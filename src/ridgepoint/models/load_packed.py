@@ -87,7 +87,7 @@ def plan(
         if role != "router":
             outputs = decoder.get_parameter(param).shape[-2]
             kept, why = _kept_format(source, config, pieces[param], outputs, role, dtype, rooms)
-        wanted = "f32" if role == "router" else fmt or kept or PLAIN[dtype]
+        wanted = "f32" if role == "router" else fmt or kept or rooms.plain(dtype)
         stored = kept is not None and wanted.removesuffix("-a8") == kept
         found[param] = Target(
             param=param, role=role, format=wanted, stored=stored, packed=rooms.packs(wanted, role), why=why
@@ -219,7 +219,10 @@ def fill_packed(
         group.arrived += 1
         if group.arrived == len(group.pieces):
             room = decoder.packed_head if piece.param == EMBED else getattr(*_owner(decoder, piece.param))
-            _pack_group(rooms, room, source, config, target, group.pieces, decoder.dtype)
+            filled = _pack_group(rooms, room, source, config, target, group.pieces, decoder.dtype)
+            if filled is not room:
+                _change_room(decoder, target.param, filled)
+                targets[target.param] = replace(target, format=filled.format, why=f"{target.format}, for its exponents")
             for one in group.pieces:
                 for name in form_of(source.files, config.storage, one).names:
                     source.files[name].release(name)
@@ -251,7 +254,8 @@ def _pack_group(
     target: Target,
     pieces: list[Piece],
     dtype: torch.dtype,
-) -> None:
+) -> Room:
+    """The room they went to (see `Rooms.fill_matrix`)."""
     forms = [form_of(source.files, config.storage, piece) for piece in pieces]
     for index, within in _matrices(room, pieces[0]):
         if target.stored:  # pieces may be stored as one tensor, which is then spread out once
@@ -265,7 +269,15 @@ def _pack_group(
             rooms.fill_codes(room, index, codes_OI, scales_ON)
         else:
             matrix_OI = _plain_matrix(rooms, room, source, pieces, forms, within, dtype, target.role)
-            rooms.fill_matrix(room, index, matrix_OI)
+            room = rooms.fill_matrix(room, index, matrix_OI)
+    return room
+
+
+def _change_room(decoder: Decoder, param: str, room: Room) -> None:
+    if param == EMBED:
+        decoder.packed_head = room
+    else:
+        setattr(*_owner(decoder, param), room)
 
 
 def _matrices(room: Room, piece: Piece) -> Iterator[tuple[int, int | None]]:

@@ -72,6 +72,7 @@ def matrices_of(decoder: Decoder) -> Iterator[tuple[nn.Module, str, Role]]:
 
 def pack_latents(decoder: Decoder, fmt: str | None) -> None:
     """Of latent attention: the matrix that moves a query into the latent space (transposed), and the one out of it."""
+    fmt = None if fmt == "bf16-12" else fmt  # to the bit, whatever their exponents
     for module in decoder.modules():
         if isinstance(module, MlaAttention):
             replace_weight(module, "w_uk_HNC", pack(module.w_uk_HNC.transpose(1, 2), fmt))

@@ -14,9 +14,9 @@ import torch
 
 from ridgepoint.catalog.families import Piece
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels import device_weight, dispatch, packed
+from ridgepoint.kernels import device_weight, dispatch, native, packed
 from ridgepoint.kernels.device_weight import BLOCK, FP8_BLOCK_ROWS, MXFP4_MAX_EXPONENT, DeviceWeight
-from ridgepoint.kernels.packed import GROUPS, Packed
+from ridgepoint.kernels.packed import GROUPS, ExponentsError, Packed
 from ridgepoint.models.pack import Role
 from ridgepoint.models.source import Source
 from ridgepoint.models.stored import Form, output_rows
@@ -56,6 +56,10 @@ class Rooms(Protocol):
         """Whether biases and sinks are kept in float32."""
         ...
 
+    def plain(self, dtype: torch.dtype) -> str:
+        """The format that keeps weights of this type to the bit, where nothing else was asked for."""
+        ...
+
     def check(self, dtype: torch.dtype, fmt: str | None) -> None:
         """Refuse a format that these kernels have not, or not beside activations of `dtype`."""
         ...
@@ -70,7 +74,9 @@ class Rooms(Protocol):
 
     def unfilled(self, fmt: str, count: int, outputs: int, inputs: int, *, glu: bool, stacked: bool) -> Packed | DeviceWeight: ...  # fmt: skip
 
-    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> None: ...
+    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> Packed | DeviceWeight:
+        """Returns the room it went to: another one, with all that was there, where this one's format could not hold it."""
+        ...
 
     def fill_codes(
         self, room: Packed | DeviceWeight, index: int, codes_OI: torch.Tensor, scales_ON: torch.Tensor
@@ -82,6 +88,9 @@ class HostRooms:
 
     device = torch.device("cpu")
     pairs_experts, packs_latents, widens_vectors = False, True, True
+
+    def plain(self, dtype: torch.dtype) -> str:
+        return packed.whole_format(dtype) if native.available() else PLAIN[dtype]
 
     def check(self, dtype: torch.dtype, fmt: str | None) -> None:
         if fmt is not None and fmt not in GROUPS:
@@ -98,9 +107,14 @@ class HostRooms:
     def unfilled(self, fmt: str, count: int, outputs: int, inputs: int, *, glu: bool, stacked: bool) -> Packed:
         return packed.unfilled(fmt, count, outputs, inputs, glu=glu, stacked=stacked)
 
-    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> None:
+    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> Packed:
         assert isinstance(room, Packed)
-        packed.pack_matrix(room, index, w_OI)
+        try:
+            packed.pack_matrix(room, index, w_OI)
+        except ExponentsError:
+            room = packed.plain_copy(room)
+            packed.pack_matrix(room, index, w_OI)
+        return room
 
     def fill_codes(
         self, room: Packed | DeviceWeight, index: int, codes_OI: torch.Tensor, scales_ON: torch.Tensor
@@ -117,6 +131,9 @@ class DeviceRooms:
     pairs_experts: ClassVar[bool] = True
     packs_latents: ClassVar[bool] = False
     widens_vectors: ClassVar[bool] = False
+
+    def plain(self, dtype: torch.dtype) -> str:
+        return PLAIN[dtype]
 
     def check(self, dtype: torch.dtype, fmt: str | None) -> None:
         allowed = [PLAIN[dtype]]
@@ -149,9 +166,10 @@ class DeviceRooms:
             fmt, count, outputs, inputs, glu=glu, stacked=stacked, device=self.device
         )
 
-    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> None:
+    def fill_matrix(self, room: Packed | DeviceWeight, index: int, w_OI: torch.Tensor) -> DeviceWeight:
         assert isinstance(room, DeviceWeight)
         device_weight.fill_matrix(room, index, w_OI)
+        return room
 
     def fill_codes(
         self, room: Packed | DeviceWeight, index: int, codes_OI: torch.Tensor, scales_ON: torch.Tensor

@@ -24,7 +24,7 @@ import torch
 from ridgepoint.catalog import families
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels import native
-from ridgepoint.kernels.packed import pack
+from ridgepoint.kernels.packed import pack, whole_format
 from ridgepoint.models import identity
 from ridgepoint.models.checkpoint import checked_config, open_checked
 from ridgepoint.models.decoder import Decoder
@@ -65,7 +65,7 @@ def load_cached(
 ) -> Loaded:
     """`load_packed`, from the cache where it holds these very weights; packs, and keeps them there, where it does not."""
     began = time.perf_counter()
-    form = fmt or str(dtype).removeprefix("torch.")
+    form = fmt or whole_format(dtype)
     wanted = None if cache is None else Wanted(cache=cache, folder=look_at(path), format=form)
     why = ""
     if wanted is not None:
