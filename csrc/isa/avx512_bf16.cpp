@@ -13,7 +13,7 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6;
-constexpr int64_t kExpandFrom = 2;  // tiles: taking a panel apart for each costs more than doing it once
+constexpr int64_t kExpandFrom = 4;  // tiles: taking a panel apart for each costs more than doing it once
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"

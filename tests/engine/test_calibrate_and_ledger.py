@@ -60,7 +60,13 @@ def test_a_busy_engine_is_not_timed() -> None:
 @pytest.mark.skipif(not native.available(), reason="packed formats need the native library")
 @pytest.mark.parametrize(
     ("fmt", "named", "activations"),
-    [("int8", "int8", "bf16"), ("int4-32", "int4_g32", "bf16"), ("int8-a8", "int8", "int8"), (None, "bf16", "bf16")],
+    [
+        ("int8", "int8", "bf16"),
+        ("int4-32", "int4_g32", "bf16"),
+        ("int8-a8", "int8", "int8"),
+        ("bf16", "bf16", "bf16"),
+        ("bf16-12", "bf16_12", "bf16"),
+    ],
 )
 def test_precision_is_read_off_the_weights(fmt: str | None, named: str, activations: str) -> None:
     decoder = tiny_decoder(torch.bfloat16)

@@ -37,7 +37,7 @@ def test_what_is_fetched_is_what_the_load_takes(kept: tuple[Path, Path], monkeyp
     (file,) = cache.glob("*.packed")
     fetched: list[int] = []
     monkeypatch.setattr(packed_file.native_file, "fetch", lambda fd, size, chunks: fetched.append(size))
-    assert fetch(model, "bfloat16", cache) == file and fetched == [file.stat().st_size]
+    assert fetch(model, native.whole_format("bfloat16"), cache) == file and fetched == [file.stat().st_size]
     thread = fetch_early(EngineOptions(model=str(model), weight_cache=str(cache)))
     assert thread is not None
     thread.join()
@@ -56,7 +56,7 @@ def test_a_damaged_file_is_fetched_without_a_word(
     try:
         for damaged in (whole[:-5000] + b"x" * 5000, whole[: len(whole) // 2], whole[:10], b""):
             file.write_bytes(damaged)
-            fetch(model, "bfloat16", cache)
+            fetch(model, native.whole_format("bfloat16"), cache)
     finally:
         file.write_bytes(whole)
 

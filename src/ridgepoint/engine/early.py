@@ -28,7 +28,7 @@ def fetch_early(options: EngineOptions) -> threading.Thread | None:
         return None
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        form = options.weight_format or dtype_name(options, config)[0]
+        form = options.weight_format or native.whole_format(dtype_name(options, config)[0])
     except (OSError, ValueError, AttributeError):
         return None  # a hub id, or a folder that the load will refuse
     thread = threading.Thread(target=fetch, args=(folder, form, cache), name="weight-fetch", daemon=True)

@@ -220,6 +220,13 @@ def reads(fmt: str) -> bool:
     return bool(library().rp_isa_reads(FORMATS[fmt]))
 
 
+def whole_format(dtype: str) -> str:
+    """The format that keeps weights of `float32` or `bfloat16` to the bit and is read fastest here; other types as they are."""
+    if dtype == "bfloat16":
+        return "bf16-12" if reads("bf16-12") else "bf16"
+    return "f32" if dtype == "float32" else dtype
+
+
 def can_emulate_tiles() -> bool:
     """Whether `EMULATED` can be forced: this processor has all of AMX's ISA but the tiles."""
     return bool(library().rp_isa_supported(ISAS.index(EMULATED)))

@@ -114,10 +114,7 @@ def pack(
 
 
 def whole_format(dtype: torch.dtype) -> str:
-    """The format that keeps float32 or bf16 weights to the bit and is read fastest here."""
-    if dtype == torch.bfloat16:
-        return "bf16-12" if native.reads("bf16-12") else "bf16"
-    return "f32"
+    return native.whole_format(str(dtype).removeprefix("torch."))
 
 
 def unfilled(fmt: str, count: int, outputs: int, inputs: int, *, glu: bool = False, stacked: bool = False) -> Packed:

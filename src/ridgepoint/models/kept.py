@@ -33,7 +33,7 @@ def cache_folder(option: str | None) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A checkpoint's weights in `format` (a packed one, or the type that plain ones are computed in), wanted from `cache`."""
+    """A checkpoint's weights in `format` (a packed one: of plain weights the one that keeps them whole), wanted from `cache`."""
 
     cache: Path
     folder: Folder
