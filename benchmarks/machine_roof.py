@@ -73,7 +73,8 @@ WEIGHT_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32}  # int4: a 16-bi
 
 
 def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, context: int, fmt: str = "bf16") -> float:
-    """The most tokens/s any engine could reach at a point: the larger of bytes over bandwidth and FLOPs over rate.
+    """The most tokens/s an engine could reach at a point with weights as `fmt` has them: the larger of bytes over bandwidth and
+    FLOPs over rate. One that keeps bf16 in fewer bits may pass it.
 
     Weights of distinct experts touched (uniform routing), attention projections and head in `fmt`, KV in bf16. Integer
     weights are multiplied at the integer rate, attention at bf16's. `size` is the batch of a decode step or the tokens of

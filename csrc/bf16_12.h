@@ -30,6 +30,8 @@ static inline const uint8_t* bf16_12_exceptions(const uint8_t* panel, int64_t st
 // Byte (and nibble) of word `i` of two lines of bf16.
 static constexpr int bf16_12_byte(int i) { return i % 32 / 8 * 16 + i / 32 * 8 + i % 8; }
 
+namespace {  // of each unit its own: units compiled for an ISA must not lend their instructions to the others through the linker
+
 // The exceptions of a panel, in turn.
 class Exceptions {
 public:
@@ -61,5 +63,7 @@ private:
     uint32_t entry_;
     int64_t half_;
 };
+
+}  // namespace
 
 }  // namespace rp

@@ -18,15 +18,14 @@ public:
         a = _mm512_unpacklo_epi8(low, high);
         b = _mm512_unpackhi_epi8(low, high);
     }
+    void take(const uint8_t* step, int64_t half, uint16_t* words) const {
+        __m512i codes = _mm512_loadu_si512(step), a, b;
+        if (half) codes = _mm512_srli_epi16(codes, 4);
+        take(codes, step + 64 + 64 * half, a, b);
+        _mm512_storeu_si512(words, a);
+        _mm512_storeu_si512(words + 32, b);
+    }
 
 private:
     __m512i high_, low_;  // of the exponent that a code stands for: its upper seven bits, and its lowest where a mantissa ends
 };
-
-inline void expand_half(const uint8_t* step, int64_t half, const uint8_t* exponents, uint16_t* words) {
-    __m512i codes = _mm512_loadu_si512(step), a, b;
-    if (half) codes = _mm512_srli_epi16(codes, 4);
-    Halves(exponents).take(codes, step + 64 + 64 * half, a, b);
-    _mm512_storeu_si512(words, a);
-    _mm512_storeu_si512(words + 32, b);
-}

@@ -1,4 +1,5 @@
-// Tiles for bf16 in 12 bits, taken apart in registers. The products are those of bf16_dot_tile, in its order: sums are the same bits.
+// Tiles for bf16 in 12 bits, taken apart in registers. `add_products` is the ISA's, that of its tiles for plain bf16 and in their
+// order: sums are the same bits.
 
 template <int R, class Ahead> inline void bf16_12_tile(const Tile& t, Ahead ahead) {
     const Halves halves(t.panel);
@@ -30,9 +31,7 @@ template <int R, class Ahead> inline void bf16_12_tile(const Tile& t, Ahead ahea
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 asm("" : "+r"(x[r]));  // read again for the second half: registers are few
-                const __m512bh s = pair(x[r], k);
-                acc[r][2 * half] = _mm512_dpbf16_ps(acc[r][2 * half], (__m512bh)a, s);
-                acc[r][2 * half + 1] = _mm512_dpbf16_ps(acc[r][2 * half + 1], (__m512bh)b, s);
+                add_products(acc[r] + 2 * half, a, b, x[r], k);
             }
             codes = _mm512_srli_epi16(codes, 4);
         }
