@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ridgepoint.catalog.hardware import accelerator
+from ridgepoint.catalog.hardware import Accelerator, accelerator
 from ridgepoint.catalog.models import catalog_models, model_spec
 from ridgepoint.catalog.spec import ModelSpec, MoeSpec
 from ridgepoint.cost import (
@@ -32,6 +32,7 @@ from ridgepoint.cost.calibration import Calibration
 from ridgepoint.cost.formats import bytes_per_value, matmul_type
 from ridgepoint.cost.routing import busiest_rank, distinct_experts
 from ridgepoint.cost.shape import shape_of
+from ridgepoint.cost.step import MATRIX_OVER_VECTOR
 from ridgepoint.errors import CatalogError, ConfigError
 
 H100, H200, GB200 = accelerator("h100"), accelerator("h200"), accelerator("gb200")
@@ -364,10 +365,40 @@ def test_native_4_bit_operands_need_no_unpacking() -> None:
     precision = Precision(experts="mxfp4", activations="fp8")
     for chip, unpacks in (("b200", False), ("h200", True)):
         slow, fast = (
-            step_cost(spec, accelerator(chip), Layout(), precision, batch, SERVING.adjusted(unpack_efficiency=share)).estimate_s
-            for share in (0.5, 1.0)
+            step_cost(spec, accelerator(chip), Layout(), precision, batch, SERVING.adjusted(unpack_flops=flops)).estimate_s
+            for flops in (16.0, 0.0)
         )  # fmt: skip
         assert (slow > fast) is unpacks
+
+
+def test_widening_takes_vector_units_not_bandwidth() -> None:
+    """Once a weight in a small batch, once a tile of rows in a large one; as long on a chip with more bandwidth; a byte takes a quarter."""
+    spec = model_spec("gpt-oss-120b")
+    moe = next(layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    chip = replace(accelerator("h100"), spec_memory_bytes=1e12)
+
+    def added_s(hardware: Accelerator, experts: str, batch: StepBatch) -> float:
+        """What unpacking adds to the experts' arithmetic."""
+        slow, fast = (
+            next(
+                term.compute_s
+                for term in step_cost(spec, hardware, Layout(), Precision(experts=experts), batch, constants).terms
+                if term.name == "experts"
+            )
+            for constants in (SERVING.adjusted(unpack_flops=8.0), SERVING.adjusted(unpack_flops=0.0))
+        )
+        return float(slow - fast)
+
+    few, many = StepBatch.decode(256.0, 1.0), StepBatch.prefill(64.0, 8192.0)
+    weights = 3.0 * spec.d_model * moe.width * moe.num_experts * len(spec.layers)
+    vector = chip.spec_flops_per_s["bf16"] / MATRIX_OVER_VECTOR
+    assert added_s(chip, "mxfp4", few) == pytest.approx(weights * 8.0 / vector, rel=0.02)
+    assert added_s(replace(chip, spec_memory_bytes_per_s=4.8e12), "mxfp4", few) == added_s(chip, "mxfp4", few)
+    assert added_s(chip, "int8", few) == pytest.approx(0.25 * added_s(chip, "int4", few))
+    tiles = 64 * 8192 * moe.top_k / moe.num_experts / SERVING.large_tile_rows
+    assert added_s(chip, "mxfp4", many) == pytest.approx((tiles + 0.5) * weights * 8.0 / vector, rel=0.02)
+    known = replace(chip, spec_flops_per_s={**chip.spec_flops_per_s, "fp32": 2.0 * vector})
+    assert added_s(known, "mxfp4", few) == pytest.approx(0.5 * added_s(chip, "mxfp4", few))
 
 
 def test_a_norm_over_all_heads_needs_an_exchange_where_heads_are_split() -> None:

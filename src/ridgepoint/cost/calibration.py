@@ -20,7 +20,8 @@ class Calibration:
     """Fractions of peak and seconds of overhead. An efficiency of 1 and an overhead of 0 is the bare roofline.
 
     `matmul_efficiency` and `attention_efficiency` are of dense FLOP/s, `memory_efficiency` (weights) and `kv_efficiency` of
-    bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `kernel_overhead_s` is paid per launched
+    bandwidth, `narrow_efficiency` times `matmul_efficiency` where operands are 8 bits or fewer. `unpack_flops` are fp32
+    operations of vector units for each weight that is widened before it is multiplied, once a tile of rows. `kernel_overhead_s` is paid per launched
     kernel, `collective_overhead_s` per round of an exchange (`step._rounds`), `hop_latency_s` where one
     leaves the scale-up domain. `overlap_power` shapes the smooth maximum of compute and
     memory time of one kernel (high: perfect overlap). `prompt_overhead_s` is host time for which a boarding prompt holds up every decoder, beside
@@ -34,7 +35,7 @@ class Calibration:
     grouped_efficiency: float = 1.0
     attention_efficiency: float = 1.0
     kv_efficiency: float = 1.0
-    unpack_efficiency: float = 1.0
+    unpack_flops: float = 0.0
     narrow_efficiency: float = 1.0
     link_efficiency: float = 1.0
     direct_link_efficiency: float = 1.0  # of sums small enough for kernels of the engine's own
@@ -74,7 +75,7 @@ class Calibration:
                     f"calibration {name} must be a fraction of peak in (0, 1], got {getattr(self, name)!r}"
                 )
         for name in (
-            "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
+            "unpack_flops", "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
             "request_overhead_s", "prompt_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
             "prefill_first_frac", "uncertainty", "ttft_uncertainty",
         ):  # fmt: skip
@@ -100,7 +101,7 @@ BEFORE_FIT = Calibration(
     grouped_efficiency=0.55,
     attention_efficiency=0.40,
     kv_efficiency=0.70,
-    unpack_efficiency=0.85,
+    unpack_flops=8.0,  # about four operations: mask, shift, scale, each in the place of a multiplication and an addition
     narrow_efficiency=0.80,
     link_efficiency=0.80,
     direct_link_efficiency=0.30,

@@ -190,9 +190,8 @@ def price_step(
     launches: Num = 0.0
     for kernel in amounts.kernels:
         kind = types[kernel.part]
-        term = _price_kernel(
-            kernel, kind, _unpacks(kernel.part, kind, precision, hardware), hardware, speeds, calibration
-        )
+        unpack_s = _unpack_s(kernel, kind, precision, hardware, calibration)
+        term = _price_kernel(kernel, kind, unpack_s, hardware, speeds, calibration)
         _add(merged, term)
         kernels.append(term)
         floor_compute_s = floor_compute_s + kernel.repeats * kernel.flops / hardware.spec_flops_per_s[term.flop_type]
@@ -249,8 +248,31 @@ def _arithmetic(hardware: Accelerator, precision: Precision) -> dict[str, str]:
     }
 
 
+# A byte is only converted; a code of fewer bits is masked, shifted and scaled as well (an estimate).
+WHOLE_BYTE_SHARE = 0.25
+# Dense 16-bit over fp32 vector peak: 989 / 67 TFLOP/s in NVIDIA's data sheet of the H100 SXM, 312 / 19.5 in the A100's.
+MATRIX_OVER_VECTOR = 15.0
+
+
+def _vector_flops_per_s(hardware: Accelerator) -> float:
+    """fp32 arithmetic outside the matrix units: a fact where the catalogue has it, else an estimate from their 16-bit peak."""
+    return hardware.spec_flops_per_s.get("fp32") or hardware.flops_per_s("bf16") / MATRIX_OVER_VECTOR
+
+
+def _unpack_s(kernel: Kernel, kind: str, precision: Precision, hardware: Accelerator, calibration: Calibration) -> Num:
+    """Vector units widen a weight once for every tile of rows that it meets: at least once, however few the rows. Chips that differ
+    in bandwidth alone (H100, H200) do so equally fast, so this is no share of bandwidth."""
+    if not _unpacks(kernel.part, kind, precision, hardware):
+        return 0.0
+    stored = number_format(getattr(precision, kernel.part))
+    weights = kernel.weight_bytes / stored.bytes_per_value
+    widened = largest(weights, kernel.padded_flops / (2.0 * calibration.large_tile_rows))
+    flops = calibration.unpack_flops * (1.0 if stored.bits < 8 else WHOLE_BYTE_SHARE)
+    return widened * flops / _vector_flops_per_s(hardware)
+
+
 def _unpacks(part: str, kind: str, precision: Precision, hardware: Accelerator) -> bool:
-    """Weights stored narrower than the type they are multiplied in are unpacked on the way, which costs bandwidth."""
+    """Whether weights are stored narrower than the type they are multiplied in."""
     if part not in ("weights", "experts"):
         return False
     if kind == "fp8" and number_format(getattr(precision, part)).arithmetic in hardware.spec_flops_per_s:
@@ -263,7 +285,7 @@ def _unpacks(part: str, kind: str, precision: Precision, hardware: Accelerator) 
 def _price_kernel(
     kernel: Kernel,
     kind: str,
-    unpacks: bool,
+    unpack_s: Num,
     hardware: Accelerator,
     speeds: tuple[float, float],
     calibration: Calibration,
@@ -276,9 +298,7 @@ def _price_kernel(
     of_peak = calibration.kv_efficiency if kernel.part == "attention" else calibration.memory_efficiency
     if kind in NARROW_TYPES:
         compute = compute / calibration.narrow_efficiency
-    if unpacks:
-        of_peak = of_peak * calibration.unpack_efficiency
-        compute = compute / calibration.unpack_efficiency
+    compute = compute + unpack_s
     memory = ((kernel.weight_bytes + kernel.other_bytes) / speeds[0] + kernel.kv_bytes / speeds[1]) / of_peak
     seconds = soft_max(compute, memory, calibration.overlap_power)
     n = kernel.repeats
