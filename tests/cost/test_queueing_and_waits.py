@@ -77,9 +77,10 @@ def test_prefill_first_moves_the_pause_from_tpot_to_ttft_where_requests_end_toge
 
     mixed, waves, staggered = cost(0.0, 1.0), cost(1.0, 1.0), cost(1.0, 0.0)
     assert waves.estimate_tpot_s < mixed.estimate_tpot_s and waves.estimate_ttft_s > mixed.estimate_ttft_s
-    assert (
-        staggered.estimate_tpot_s == mixed.estimate_tpot_s
-    )  # prompts come one by one: every decoder waits for all of each
+    alone = step_cost(SPEC, CHIP, Layout(), PRECISION, StepBatch.prefill(1.0, 8000.0), SERVING)
+    added_s = mixed.mixed.estimate_s - mixed.decode.estimate_s
+    per_prompt_s = (staggered.estimate_tpot_s - mixed.estimate_tpot_s) / (63.0 / 1024.0)
+    assert per_prompt_s == pytest.approx(alone.estimate_s - added_s, rel=1e-6) and per_prompt_s > 0
 
 
 def test_a_boarding_prompt_holds_up_every_decoder_by_its_host_time() -> None:

@@ -5,8 +5,8 @@ A decode step advances everyone; a prompt's chunk rides on one, and everyone wai
 (clients - 1) / output_tokens chunk increments. Two policies bound what engines do: *mixed* lets chunks ride on decode steps as
 they come (low TTFT, every decoder pays); *prefill first* drains waiting prompts before decoding on. `Calibration.prefill_first_frac` says
 which an engine does. Requests of one length then end together, prompts are drained in waves, and half of the pause moves from TPOT to
-TTFT; where lengths differ, prompts come one by one and every decoder waits for all of each. More clients than KV memory holds
-wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; steps with a chunk are launched kernel by kernel.
+TTFT; where lengths differ, prompts come one by one and every decoder waits for all of each: for what it adds to a decode step it rides on,
+or for a step of its own, which reads every weight again. More clients than KV memory holds wait for a seat, and that wait is in TTFT. Decode steps replay recorded graphs; steps with a chunk are launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class ServingAmounts:
     chunk: StepAmounts
     prompts_per_mixed: Num
     prompts_per_chunk: Num
+    alone: StepAmounts  # the prompts of a mixed step without its decoders
     draft: StepAmounts | None  # one pass of the drafter that lies on the model's own layout, if there is one
     steps_per_prompt: (
         Num  # chunks a prompt is cut into; it computes them one after another, whatever other ranks do beside it
@@ -200,6 +201,14 @@ def serving_amounts(
             routing_skew=routing_skew,
             tiles=tiles,
         ),
+        alone=step_amounts(
+            spec,
+            layout,
+            precision,
+            StepBatch.prefill(together, new, before),
+            routing_skew=routing_skew,
+            tiles=tiles,
+        ),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,
@@ -219,8 +228,9 @@ def price_serving(
     chunk = price_step(amounts.chunk, hardware, calibration, energy=energy, graph=False)
     in_waves = calibration.prefill_first_frac * load.equal_lengths_frac
     prompt_s = (
-        largest(mixed.estimate_s - decode.estimate_s, 0.0) / amounts.prompts_per_mixed
-    ) + calibration.prompt_overhead_s  # a prompt's cost to the others
+        _boarding_s(amounts, hardware, calibration, mixed.estimate_s - decode.estimate_s) / amounts.prompts_per_mixed
+        + calibration.prompt_overhead_s
+    )  # a prompt's cost to the others
     queued_s = (
         chunk.estimate_s / amounts.prompts_per_chunk + calibration.prompt_overhead_s
     )  # a prompt's cost in a full chunk
@@ -239,6 +249,17 @@ def price_serving(
     waits_s = calibration.boarding_steps * decode.estimate_s  # the step under way, and those the host runs ahead
     ttft = calibration.prefill_slowdown * own_s + waits_s + host_s + calibration.request_overhead_s + queue_s + seat_s
     return ServingCost(load, calibration, running, tpot, ttft, decode, mixed)
+
+
+def _boarding_s(amounts: ServingAmounts, hardware: Accelerator, calibration: Calibration, added_s: Num) -> Num:
+    """How long the prompts of one step keep decoders waiting: `added_s` where they ride on a decode step, all of a step of their own,
+    which reads every weight again, where prompts go first."""
+    first = calibration.prefill_first_frac
+    riding_s = largest(added_s, 0.0)
+    if all_true(first == 0):
+        return riding_s
+    own_s = price_step(amounts.alone, hardware, calibration, graph=False).estimate_s
+    return (1.0 - first) * riding_s + first * own_s
 
 
 def _drafting_s(amounts: ServingAmounts, hardware: Accelerator, calibration: Calibration) -> Num:
