@@ -418,21 +418,27 @@ def test_a_norm_over_all_heads_needs_an_exchange_where_heads_are_split() -> None
 
 
 def test_the_first_bytes_of_a_sum_are_dear_and_the_rest_stream() -> None:
-    """Direct kernels up to `DIRECT_BYTES`, a library beyond: continuous and rising, with a slope of each efficiency on its side."""
+    """Direct kernels up to `DIRECT_BYTES`, a library beyond: continuous and rising, with each one's slope on its side."""
     chip, layout = accelerator("h200"), Layout(tp=8.0)
-    wire = chip.need("spec_scaleup_bytes_per_s", "a sum")
+    wire, direct = chip.need("spec_scaleup_bytes_per_s", "a sum"), 1e11
 
     def seconds(payload: float) -> float:
-        return float(links.all_reduce(payload, 8.0, chip, layout, 0.8, 0.25)[1])
+        return float(links.all_reduce(payload, 8.0, chip, layout, 0.8, direct)[1])
 
     share = 2.0 * 7 / 8
     small, edge, large = links.DIRECT_BYTES / 4, links.DIRECT_BYTES, 4 * links.DIRECT_BYTES
-    assert seconds(small) == pytest.approx(share * small / (0.25 * wire))
+    assert seconds(small) == pytest.approx(share * small / direct)
     assert seconds(large) - seconds(edge) == pytest.approx(share * (large - edge) / (0.8 * wire))
     assert seconds(edge * (1 + 1e-9)) == pytest.approx(seconds(edge))
-    assert links.all_reduce(large, 8.0, chip, layout, 0.8, 0.25)[0] == pytest.approx(share * large)
+    assert links.all_reduce(large, 8.0, chip, layout, 0.8, direct)[0] == pytest.approx(share * large)
+    wider = replace(chip, spec_scaleup_bytes_per_s=2 * wire)  # gains the library alone
+    assert links.all_reduce(small, 8.0, wider, layout, 0.8, direct)[1] == seconds(small)
+    streamed_s = links.all_reduce(large, 8.0, wider, layout, 0.8, direct)[1] - seconds(edge)
+    assert streamed_s == pytest.approx(share * (large - edge) / (1.6 * wire))
+    narrow = replace(chip, spec_scaleup_bytes_per_s=3e10)  # holds the threads up
+    assert links.all_reduce(small, 8.0, narrow, layout, 0.8, direct)[1] == pytest.approx(share * small / (0.8 * 3e10))
     torus = accelerator("tpu-v6e")
-    alone = links.all_reduce(small, 8.0, torus, layout, 0.8, 0.25)[1]
+    alone = links.all_reduce(small, 8.0, torus, layout, 0.8, direct)[1]
     assert alone == pytest.approx(share * small / (0.8 * torus.need("spec_scaleup_bytes_per_s", "a sum")))
 
 

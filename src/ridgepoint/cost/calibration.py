@@ -6,6 +6,7 @@ generation at most. `uncertainty` is the log-scale residual left after fitting, 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -38,7 +39,7 @@ class Calibration:
     unpack_flops: float = 0.0
     narrow_efficiency: float = 1.0
     link_efficiency: float = 1.0
-    direct_link_efficiency: float = 1.0  # of sums small enough for kernels of the engine's own
+    direct_bytes_per_s: float = math.inf  # of sums small enough for kernels of the engine's own
     overlap_power: float = 8.0
     step_overhead_s: float = 0.0
     kernel_overhead_s: float = 0.0
@@ -67,13 +68,14 @@ class Calibration:
             "attention_efficiency",
             "kv_efficiency",
             "link_efficiency",
-            "direct_link_efficiency",
             "narrow_efficiency",
         ):
             if not all_true(getattr(self, name) > 0) or not all_true(getattr(self, name) <= 1):
                 raise ConfigError(
                     f"calibration {name} must be a fraction of peak in (0, 1], got {getattr(self, name)!r}"
                 )
+        if not all_true(self.direct_bytes_per_s > 0):
+            raise ConfigError(f"calibration direct_bytes_per_s must be positive, got {self.direct_bytes_per_s!r}")
         for name in (
             "unpack_flops", "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "hop_latency_s", "sequence_overhead_s", "eager_kernel_s",
             "request_overhead_s", "prompt_overhead_s", "prefill_host_kernel_s", "boarding_steps", "prefill_slowdown", "turnover_scale", "bunching_frac",
@@ -104,7 +106,7 @@ BEFORE_FIT = Calibration(
     unpack_flops=8.0,  # about four operations: mask, shift, scale, each in the place of a multiplication and an addition
     narrow_efficiency=0.80,
     link_efficiency=0.80,
-    direct_link_efficiency=0.30,
+    direct_bytes_per_s=1.35e11,  # 0.3 of an H100's wire
     overlap_power=4.0,
     step_overhead_s=5e-4,
     kernel_overhead_s=3e-6,

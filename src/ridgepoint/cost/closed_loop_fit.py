@@ -21,7 +21,7 @@ Vector = NDArray[np.float64]
 
 STEP_CONSTANTS = (
     "memory_efficiency", "matmul_efficiency", "attention_efficiency", "kv_efficiency", "unpack_flops", "narrow_efficiency",
-    "link_efficiency", "direct_link_efficiency",
+    "link_efficiency", "direct_bytes_per_s",
     "step_overhead_s", "kernel_overhead_s", "collective_overhead_s", "sequence_overhead_s", "eager_kernel_s", "prompt_overhead_s",
 )  # fmt: skip
 WAIT_CONSTANTS = (

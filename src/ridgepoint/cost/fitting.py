@@ -23,7 +23,7 @@ Vector = NDArray[np.float64]
 
 FRACTIONS = (
     "memory_efficiency", "matmul_efficiency", "grouped_efficiency", "attention_efficiency", "kv_efficiency",
-    "narrow_efficiency", "link_efficiency", "direct_link_efficiency", "prefill_first_frac",
+    "narrow_efficiency", "link_efficiency", "prefill_first_frac",
 )  # fmt: skip
 
 

@@ -5,11 +5,14 @@ peer alike, so the part that leaves the domain is (n - d) / n of it; a ring or t
 payload per chip. One-way bandwidths per chip throughout.
 
 Sums inside a scale-up domain come in two kinds. Up to `DIRECT_BYTES` engines run kernels of their own, whose threads load from and
-store to their peers' memory and wait for one another's flags; they start at once and reach a third of the wire. Larger ones go
-to a library that streams chunks at most of the wire's rate but takes as long to start. So the first bytes of every sum are dear.
+store to their peers' memory and wait for one another's flags. They start at once, and move what those threads can have under way:
+bytes per second, not a share of the wire, which is twice as fast from one generation to the next while latencies stay. Larger ones go to
+a library that streams chunks at most of the wire's rate but takes as long to start. So the first bytes of every sum are dear.
 """
 
 from __future__ import annotations
+
+import math
 
 from ridgepoint.catalog.hardware import Accelerator
 from ridgepoint.cost.arrays import Num, all_true, largest, smallest, where
@@ -32,35 +35,44 @@ def _bandwidth(hardware: Accelerator, inside: bool) -> float:
     return hardware.need("spec_scaleout_bytes_per_s", "a layout beyond one scale-up domain")
 
 
-def _seconds(inside_bytes: Num, outside_bytes: Num, hardware: Accelerator, efficiency: float) -> Num:
+def _seconds(
+    inside_bytes: Num, outside_bytes: Num, hardware: Accelerator, efficiency: float, most_bytes_per_s: Num = math.inf
+) -> Num:
     """Both parts at once: the two fabrics are different wires. A bandwidth is asked for only when bytes need it."""
     inside: Num = 0.0
     outside: Num = 0.0
     if not all_true(inside_bytes == 0):
-        inside = inside_bytes / (_bandwidth(hardware, True) * efficiency)
+        inside = inside_bytes / smallest(_bandwidth(hardware, True) * efficiency, most_bytes_per_s)
     if not all_true(outside_bytes == 0):
         outside = outside_bytes / (_bandwidth(hardware, False) * efficiency)
     return largest(inside, outside)
 
 
 def all_reduce(
-    payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float, direct_efficiency: float
+    payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float, direct_bytes_per_s: Num
 ) -> tuple[Num, Num]:
     """(bytes sent per chip, seconds) to sum `payload_bytes` over `ranks` chips: the first `DIRECT_BYTES` at what direct kernels reach.
     A torus has no such kernels: its sums are compiled."""
     direct = 0.0 if hardware.kind == "tpu" else smallest(payload_bytes, DIRECT_BYTES)
     sent, streamed_s = _sum(payload_bytes - direct, ranks, hardware, layout, efficiency)
-    first, direct_s = _sum(direct, ranks, hardware, layout, direct_efficiency)
+    first, direct_s = _sum(direct, ranks, hardware, layout, efficiency, direct_bytes_per_s)
     return sent + first, streamed_s + direct_s
 
 
-def _sum(payload_bytes: Num, ranks: Num, hardware: Accelerator, layout: Layout, efficiency: float) -> tuple[Num, Num]:
-    """Across domains the slow wires carry one share per domain."""
+def _sum(
+    payload_bytes: Num,
+    ranks: Num,
+    hardware: Accelerator,
+    layout: Layout,
+    efficiency: float,
+    most_bytes_per_s: Num = math.inf,
+) -> tuple[Num, Num]:
+    """Across domains the slow wires carry one share per domain; inside, no more than `most_bytes_per_s` is under way."""
     near = smallest(ranks, domain_chips(hardware, layout))
     inside = 2.0 * (near - 1) / near * payload_bytes
     # Hierarchical: reduced inside the domain first, each chip then carries its 1/near slice across.
     outside = where(ranks > near, 2.0 * payload_bytes / near, 0.0)
-    return inside + outside, _seconds(inside, outside, hardware, efficiency)
+    return inside + outside, _seconds(inside, outside, hardware, efficiency, most_bytes_per_s)
 
 
 def all_to_all(

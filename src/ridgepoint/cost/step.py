@@ -319,7 +319,7 @@ def _exchange_s(
         return collective.payload_bytes, seconds + calibration.hop_latency_s
     moved = (collective.payload_bytes, collective.ranks, hardware, layout, efficiency)
     if collective.kind == "all_reduce":
-        sent, seconds = links.all_reduce(*moved, calibration.direct_link_efficiency)
+        sent, seconds = links.all_reduce(*moved, calibration.direct_bytes_per_s)
     else:
         sent, seconds = links.all_to_all(*moved)
     leaves = collective.ranks > links.domain_chips(hardware, layout)
