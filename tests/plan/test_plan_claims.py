@@ -37,13 +37,15 @@ def test_ridge_batch_is_three_hundred_times_sparsity() -> None:
 
 
 def test_an_output_token_costs_about_five_input_tokens_on_an_h100() -> None:
-    """At 20 tokens a second, over dense and sparse models of four makers: about five in the middle, and no model far from it."""
+    """At 20 to 40 tokens a second, over dense and sparse models of four makers: about five in the middle, and no model far from it.
+
+    At a single speed it hangs on how units of eight chips round, of which these users take 5 to 18 at 20 tokens a second."""
     models = (("gpt-oss-120b", "mxfp4"), ("qwen3-235b-a22b", "fp8"), ("deepseek-v3", "fp8"), ("llama-3.1-70b", "fp8"))
     ratios = {}
     for model, precision in models:
         points = priced(model, "h100", precision)
-        row = points.row(cheapest(points, 0.05))
-        ratios[model] = row["usd_out_per_mtok"] / row["usd_in_per_mtok"]
+        rows = [points.row(cheapest(points, 1.0 / speed)) for speed in (20.0, 25.0, 30.0, 35.0, 40.0)]
+        ratios[model] = np.exp(np.mean([np.log(row["usd_out_per_mtok"] / row["usd_in_per_mtok"]) for row in rows]))
     assert all(2.5 < ratio < 8 for ratio in ratios.values()), ratios
     assert 3.75 < np.exp(np.mean(np.log(list(ratios.values())))) < 6.25, ratios
 
