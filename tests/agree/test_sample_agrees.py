@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ridgepoint.kernels import sample
-from ridgepoint.kernels.sample import Shaping, cpu, reference, torch_ops
+from ridgepoint.kernels.sample import Edits, Shaping, cpu, reference, step, torch_ops
 from ridgepoint.kernels.sample.random import stream_key, uniform, uniforms
 
 SHAPES = [(0.7, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.1), (0.9, 40, 0.95, 0.02),
@@ -175,3 +175,33 @@ def test_one_number_at_a_time_is_that_of_the_array() -> None:
     for index in (0, 1, 63, 10**6):
         one_by_one = [uniform(stream_key(seed), index) for seed in seeds]
         assert one_by_one == uniforms(seeds, [index] * len(seeds)).tolist()
+
+
+@pytest.mark.parametrize("path", [reference, torch_ops, cpu], ids=["reference", "torch_ops", "cpu"])
+@pytest.mark.parametrize("num_allowed", [0, 1, 3, 290])
+def test_only_what_is_not_banned_is_drawn(path: ModuleType, num_allowed: int) -> None:
+    """Rows of which a grammar leaves few tokens, or none: whatever draws the whole step agrees with each path by rows, and
+    the scores are those of the logits before."""
+    logits_RV, shaping = make(60, 300, seed=num_allowed)
+    rng = np.random.default_rng(num_allowed)
+    allowed = [set(rng.choice(300, num_allowed, replace=False).tolist()) for _ in range(60)]
+    none = np.zeros(0, dtype=np.int64)
+    edits: list[Edits | None] = []
+    for one in allowed:
+        banned = np.array([token for token in range(300) if token not in one])
+        edits.append(
+            Edits(
+                seen_N=none, output_counts_N=none, repetition=1.0, presence=0.0, frequency=0.0, added_A=banned,
+                addends_A=np.full(len(banned), -np.inf, dtype=np.float32),
+            )
+        )  # fmt: skip
+    num_top: list[int | None] = [2] * 60
+    token_ids, scores = sample.draw(logits_RV.clone(), shaping, edits, num_top)
+    twin_ids, twin_scores = step.draw(path, logits_RV.clone(), shaping, edits, num_top)
+    assert token_ids == twin_ids
+    for row, token in enumerate(token_ids):
+        assert token in allowed[row] or (token == sample.NOT_FINITE and num_allowed == 0)
+        found, twin = scores[row], twin_scores[row]
+        if found is not None and twin is not None:
+            assert [one for one, _ in found[1]] == [one for one, _ in twin[1]]
+            assert found[1][0][1] == pytest.approx(float(logits_RV[row].log_softmax(-1).max()), abs=1e-5)

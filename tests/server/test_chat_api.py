@@ -133,7 +133,7 @@ def test_a_model_without_a_template_says_so(serve, no_template) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
         ({"modalities": ["audio"]}, "modalities[0]"),
         ({"functions": []}, "functions"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),

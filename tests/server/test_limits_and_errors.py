@@ -98,7 +98,7 @@ def test_bad_json_is_a_400(serve, body: bytes, param: str | None) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
     ],
 )
 def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> None:
@@ -117,7 +117,7 @@ def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> 
 @pytest.mark.parametrize(
     ("schema", "body", "hint"),
     [
-        (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "json_object"}}', "only free text"),
+        (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "xml"}}', "'json_object', 'json_schema'"),
         (ChatRequest, b'{"messages": [{"role": "king", "content": ""}]}', "'assistant', 'developer', 'system', 'user'"),
         (ChatRequest, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "allowed: 'text'"),
         (

@@ -1,7 +1,7 @@
 """The engine's heart: messages in, steps, messages out. The loop that drives it is `run`, and fits one screen.
 
-Turns `Submit` into scheduler requests and committed steps into `Output`s. Knows neither tensors (the executor does) nor
-sockets (`link` does). Invariant: every submission gets exactly one last word, an `Output` with a `finish_reason` or a
+Turns `Submit` into scheduler requests, those with a grammar once it is compiled, and committed steps into `Output`s. Knows
+neither tensors (the executor does) nor sockets (`link` does). Invariant: every submission gets exactly one last word, an `Output` with a `finish_reason` or a
 `Refused`.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ridgepoint.cost.following import FollowingTimer
 from ridgepoint.cost.timer import TimedStep
+from ridgepoint.engine.constraint import Constraint
 from ridgepoint.engine.energy import StepEnergy
+from ridgepoint.engine.grammar import Grammars, refusal
 from ridgepoint.engine.ledger import StepLedger
 from ridgepoint.engine.protocol import (
     Cancel,
@@ -38,6 +41,7 @@ from ridgepoint.sched.scheduler import Scheduler
 from ridgepoint.sched.step import Batch, Clock, Executor, Progress, StepResult
 
 REPORT_EVERY_S = 0.1
+COMPILE_WAIT_S = 0.002  # an engine that only waits for a grammar looks at its messages this often
 
 
 class MonotonicClock:
@@ -56,6 +60,13 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     root_of: Callable[[bytes], bytes]
     whole_runs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Compiling:
+    submit: Submit
+    arrived_s: float
+    constraint: Future[Constraint]
 
 
 class Link(Protocol):
@@ -90,8 +101,10 @@ class EngineCore:
         startup: Startup | None = None,
         joules: Callable[[], float] | None = None,
         follower: FollowingTimer | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`follower`, the scheduler's timer where that follows the machine, is told what each step took."""
+        """`follower`, the scheduler's timer where that follows the machine, is told what each step took. Without `grammars`
+        no output can be constrained."""
         self.facts = facts
         self.scheduler = scheduler
         self.executor = executor
@@ -109,9 +122,13 @@ class EngineCore:
         self._reported_idle = True
         self._ledger = StepLedger()
         self._follower = follower
+        self._grammars = grammars
+        self._compiling: dict[str, _Compiling] = {}
         self._last: tuple[Batch, StepResult] | None = None
 
     def step(self) -> None:
+        if self._compiling:
+            self._admit_compiled()
         batch = self.scheduler.next_batch(self.clock.now())
         if self._energy is not None and self._reported_idle and batch is not None:
             self._energy.resume()
@@ -130,7 +147,7 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Nothing to do until a message comes."""
-        return self.scheduler.idle and not self.pace.in_flight
+        return self.scheduler.idle and not self.pace.in_flight and not self._compiling
 
     def ready(self, load_s: float) -> Ready:
         limits = self.scheduler.limits
@@ -152,12 +169,10 @@ class EngineCore:
                 try:
                     self._submit(message)
                 except RequestError as error:
-                    self._outbox.append(
-                        Refused(
-                            request_id=message.request_id, message=error.message, status=error.status,
-                            param=error.param, code=error.code, hint=error.hint,
-                        )
-                    )  # fmt: skip
+                    self._refuse(message.request_id, error)
+            case Cancel(request_id=request_id) if request_id in self._compiling:
+                del self._compiling[request_id]
+                self._outbox.append(Output(request_id=request_id, token_ids=[], finish_reason="cancelled"))
             case Cancel(request_id=request_id):
                 request = self.scheduler.cancel(request_id)
                 if request is not None:
@@ -172,11 +187,34 @@ class EngineCore:
         if self._draining:
             raise RequestError("the server is shutting down", status=503, code="shutting_down")
         check_ids(message, self.facts.vocab_size)
+        now = self.clock.now()
+        if message.grammar is None:
+            self._admit(message, now, None)
+        else:
+            if self._grammars is None:
+                raise RequestError("this engine cannot constrain its output", param=message.grammar.param)
+            check_ending(message)
+            self._compiling[message.request_id] = _Compiling(message, now, self._grammars.compile(message.grammar))
+
+    def _admit_compiled(self) -> None:
+        """Those whose grammar is ready; with nothing else to do, wait a moment for one."""
+        if self.scheduler.idle and not self.pace.in_flight:
+            wait([one.constraint for one in self._compiling.values()], COMPILE_WAIT_S, FIRST_COMPLETED)
+        for request_id, waiting in list(self._compiling.items()):
+            if waiting.constraint.done():
+                del self._compiling[request_id]
+                try:
+                    self._admit(waiting.submit, waiting.arrived_s, waiting.constraint.result())
+                except RequestError as error:
+                    self._refuse(request_id, error)
+
+    def _admit(self, message: Submit, arrived_s: float, constraint: Constraint | None) -> None:
         seed = message.params.seed
         request = Request(
             message.request_id, message.prompt_ids, message.params,
             seed=secrets.randbits(63) if seed is None else seed,
-            root=self.facts.root_of(message.salt), whole_runs=self.facts.whole_runs, eos_ids=self.facts.eos_ids, arrived_s=self.clock.now(),
+            root=self.facts.root_of(message.salt), whole_runs=self.facts.whole_runs, eos_ids=self.facts.eos_ids, arrived_s=arrived_s,
+            constraint=constraint,
         )  # fmt: skip
         self.scheduler.add(request)
         self._unstarted.add(request.id)
@@ -188,14 +226,26 @@ class EngineCore:
 
     # ------------------------------------------------------------ messages out
 
+    def _refuse(self, request_id: str, error: RequestError) -> None:
+        self._outbox.append(
+            Refused(
+                request_id=request_id, message=error.message, status=error.status, param=error.param, code=error.code,
+                hint=error.hint,
+            )
+        )  # fmt: skip
+
     def _publish(self, progress: Progress) -> None:
         request = progress.request
         if progress.prompt_logprobs is not None:
             self._prompt_logprobs.setdefault(request.id, [None]).extend(progress.prompt_logprobs)
         if progress.finish_reason == "error":
             self._forget(request)
-            message = "the model's logits are not finite numbers"
-            self._outbox.append(Output(request_id=request.id, token_ids=[], finish_reason="error", error=message))
+            failure = None if request.constraint is None else request.constraint.failure
+            if failure is not None:
+                self._refuse(request.id, refusal("grammar", failure))
+            else:
+                message = "the model's logits are not finite numbers"
+                self._outbox.append(Output(request_id=request.id, token_ids=[], finish_reason="error", error=message))
         if progress.token_id is None:
             return
         token_ids = [progress.token_id]
@@ -256,6 +306,8 @@ class EngineCore:
                 prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
                 prefix_query_tokens_total=scheduler.prefix_query_tokens_total,
                 computed_tokens_total=scheduler.computed_tokens_total,
+                masks_total=self._grammars.totals.masks if self._grammars else None,
+                masks_s_total=self._grammars.totals.seconds if self._grammars else None,
             )
         )
 
@@ -274,3 +326,14 @@ def check_ids(submit: Submit, vocab_size: int) -> None:
                     f"{param} has the token id {token}; the vocabulary has ids 0 to {vocab_size - 1}",
                     param=param, code="invalid_token_id",
                 )  # fmt: skip
+
+
+def check_ending(submit: Submit) -> None:
+    """The form of an output says where it ends, so nothing else may say that it must go on."""
+    params = submit.params
+    for param, is_set in (("min_tokens", params.min_tokens > 0), ("ignore_eos", params.ignore_eos)):
+        if is_set:
+            raise RequestError(
+                f"{param} cannot be combined with structured output, whose form says where it ends", param=param,
+                code="invalid_value",
+            )  # fmt: skip

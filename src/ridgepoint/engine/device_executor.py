@@ -128,7 +128,10 @@ class DeviceExecutor:
         scored_R = self._score(requests, logits_RV)
         prompts = [self._score_prompt(batch, rows, logits_RV) for rows in scored]
         end.mark()
-        return Launched(ids_R, start, end, scored_R, prompts)
+        is_known = any(
+            request.constraint is not None for request in requests
+        )  # it must be, before they can be drawn for again
+        return Launched(ids_R, start, end, scored_R, prompts, is_known)
 
     def _score(self, requests: Sequence[Request], logits_RV: torch.Tensor) -> list[tuple[int, int, Scores] | None]:
         """Start the copies of what was listed in the step, and list what asks for more than a step lists."""

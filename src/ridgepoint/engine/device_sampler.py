@@ -3,7 +3,8 @@
 Each sequence's last token is kept by its row; an input token of `-1 - row` stands for it. What sampling needs to know of a
 request travels as one column of numbers per sequence with the step's inputs. What a request with rules (penalties, biases,
 tokens it may not end with yet) has said and adds lies in a seat of tables, which is filled when the request first samples in
-its row and kept by the device after that. No rule of any request makes a step wait for the host.
+its row and kept by the device after that. No such rule makes a step wait for the host. A constraint does: what it bans is known
+when the token before is, so its seat is filled for every draw, and the step that draws is read before the next one is made.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ridgepoint.engine.sampler import edits, penalises
+from ridgepoint.engine.sampler import addends_of, edits, penalises
 from ridgepoint.kernels import sample
 from ridgepoint.kernels.sample import IN_PROMPT, IS_STOP, DeviceRules, DeviceShaping
 from ridgepoint.kernels.sample.random import uniforms
@@ -89,20 +90,18 @@ class DeviceSampler:
         return columns
 
     def seat(self, requests: Sequence[Request]) -> None:
-        """Fill the tables of requests with rules that come to their row, before their first step there is launched."""
+        """Fill the tables of requests with rules that come to their row, before their first step there is launched; of
+        constrained ones before every draw."""
         for request in requests:
             if not edits(request):
                 continue
             seat = self._seats[request.row]
-            if seat.request is not request or seat.admission != request.num_preemptions:
+            is_new = seat.request is not request or seat.admission != request.num_preemptions
+            if is_new:
                 seat.request, seat.admission = request, request.num_preemptions
                 self._fill(self._counts_SV[request.row], *_marks_of(request))
-                bias = request.params.logit_bias
-                self._fill(
-                    self._addends_SV[request.row],
-                    np.array(list(bias), np.int64),
-                    np.array(list(bias.values()), np.float32),
-                )
+            if is_new or request.constraint is not None:
+                self._fill(self._addends_SV[request.row], *addends_of(request, request.params.logit_bias))
 
     def _fill(self, table_V: torch.Tensor, ids_N: np.ndarray, values_N: np.ndarray) -> None:
         table_V.zero_()

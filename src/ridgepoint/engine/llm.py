@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ridgepoint.engine.build import build_engine
 from ridgepoint.engine.core import EngineCore
 from ridgepoint.engine.options import EngineOptions
-from ridgepoint.engine.protocol import Output, Refused, Submit, TokenLogprobs
+from ridgepoint.engine.protocol import Grammar, Output, Refused, Submit, TokenLogprobs
 from ridgepoint.errors import EngineError, RequestError
 from ridgepoint.sched.params import SamplingParams
 
@@ -48,7 +48,12 @@ class LLM:
         self._submitted = 0
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], *, salt: bytes = b""
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        salt: bytes = b"",
+        grammar: Grammar | None = None,
     ) -> list[Completion]:
         """All completions, in the order of the prompts. Raises `RequestError` for the first prompt that is refused."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
@@ -61,7 +66,13 @@ class LLM:
             self._submitted += 1
             done[completion.request_id] = completion
             queue.append(
-                Submit(request_id=completion.request_id, prompt_ids=completion.prompt_ids, params=own, salt=salt)
+                Submit(
+                    request_id=completion.request_id,
+                    prompt_ids=completion.prompt_ids,
+                    params=own,
+                    salt=salt,
+                    grammar=grammar,
+                )
             )
         queue.reverse()
         try:

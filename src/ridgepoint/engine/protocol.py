@@ -1,9 +1,11 @@
 """The messages between the front end and the engine process: msgspec over a local zmq socket, tagged by `type`.
 
-Nothing here is executable: no pickle, no callables, no paths. Token ids cross; text never does.
+Nothing here is executable: no pickle, no callables, no paths. Token ids cross; of texts only grammars do.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +20,14 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 # ---------------------------------------------------------------- front end -> engine
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form that an output must have; `param` is the request's field that asked for it, for errors."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+    param: str
+
+
 class Submit(_Message, frozen=True, tag="submit"):
     """Start one sequence. `salt` separates tenants in the prefix cache; `request_id` is unique for the process's life."""
 
@@ -25,6 +35,7 @@ class Submit(_Message, frozen=True, tag="submit"):
     prompt_ids: list[int]
     params: SamplingParams
     salt: bytes = b""
+    grammar: Grammar | None = None
 
 
 class Cancel(_Message, frozen=True, tag="cancel"):
@@ -79,7 +90,7 @@ class Output(_Message, frozen=True, tag="output"):
 
 
 class Refused(_Message, frozen=True, tag="refused"):
-    """A submission that was not taken; the fields are those of `RequestError`, which the client raises from it."""
+    """A submission that was not taken, or whose grammar failed on the way; the fields are those of `RequestError`, which the client raises from it."""
 
     request_id: str
     message: str
@@ -132,6 +143,8 @@ class StepReport(_Message, frozen=True, tag="step"):
     prefix_hit_tokens_total: int
     prefix_query_tokens_total: int
     computed_tokens_total: int
+    masks_total: int | None = None  # of constrained sequences; None where the engine cannot constrain
+    masks_s_total: float | None = None
     joules_per_step: float | None = None  # measured by the device, mean since the last report; None without a counter
     joules_total: float | None = None  # measured by the device while there was work
 

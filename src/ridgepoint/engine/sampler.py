@@ -2,7 +2,7 @@
 
 Writes what the `sample` op wants before the step runs (`prepare`), is what the step ends with (`leave`, which a recorded
 step replays), and reads the tokens afterwards (`found`). From step to step only what changes is written: the uniform
-number of each row, the edits of those that have any, and everything when other requests are sampled. Holds token counts
+number of each row, the edits of those that have any (what a constraint bans is one), and everything when other requests are sampled. Holds token counts
 while a request that has penalties runs; everything else is read from the request, so a request that was preempted
 continues as if it had not been.
 """
@@ -10,7 +10,7 @@ continues as if it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Sampler:
                     uniform_R=np.zeros(len(params)),
                 )
             )  # fmt: skip
-        self._edited = [row for row, p in enumerate(params) if _may_edit(p)]
+        self._edited = [row for row, request in enumerate(requests) if _may_edit(request)]
         self._scores = False
         for row, p in enumerate(params):
             if p.logprobs is not None:
@@ -123,11 +123,23 @@ class Sampler:
         added = dict(params.logit_bias or {})
         if request.num_output < params.min_tokens:
             added.update(dict.fromkeys(request.stop_ids, -math.inf))
+        added_A, addends_A = addends_of(request, added)
         return Edits(
             seen_N=seen_N, output_counts_N=counts_N, repetition=params.repetition_penalty, presence=params.presence_penalty,
-            frequency=params.frequency_penalty, added_A=np.array(list(added), dtype=np.int64),
-            addends_A=np.array(list(added.values()), dtype=np.float32),
+            frequency=params.frequency_penalty, added_A=added_A, addends_A=addends_A,
         )  # fmt: skip
+
+
+def addends_of(request: Request, added: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and what is added to their logits, no id twice: `added`, and minus infinity where the request's constraint bans."""
+    added_A = np.array(list(added), dtype=np.int64)
+    addends_A = np.array(list(added.values()), dtype=np.float32)
+    if request.constraint is None:
+        return added_A, addends_A
+    banned_A = request.constraint.banned(request.tokens, request.num_prompt)
+    kept_A = np.isin(added_A, banned_A, invert=True)
+    banned_addends_A = np.full(len(banned_A), -np.inf, dtype=np.float32)
+    return np.concatenate((banned_A, added_A[kept_A])), np.concatenate((banned_addends_A, addends_A[kept_A]))
 
 
 def score(logits_V: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
@@ -149,13 +161,14 @@ def penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _may_edit(params: SamplingParams) -> bool:
+def _may_edit(request: Request) -> bool:
     """At one step or another."""
-    return bool(params.logit_bias) or params.min_tokens > 0 or penalises(params)
+    params = request.params
+    return request.constraint is not None or bool(params.logit_bias) or params.min_tokens > 0 or penalises(params)
 
 
 def edits(request: Request) -> bool:
     """Whether its logits are edited before the next draw."""
     params = request.params
-    banned = request.num_output < params.min_tokens and bool(request.stop_ids)
+    banned = request.constraint is not None or (request.num_output < params.min_tokens and bool(request.stop_ids))
     return bool(params.logit_bias) or banned or penalises(params)

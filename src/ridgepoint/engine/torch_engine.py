@@ -16,6 +16,7 @@ from ridgepoint.engine.core import EngineCore, ModelFacts
 from ridgepoint.engine.device_executor import DeviceExecutor, device_executor
 from ridgepoint.engine.early import dtype_name
 from ridgepoint.engine.executor import HostExecutor
+from ridgepoint.engine.grammar import Grammars
 from ridgepoint.engine.kv_dtype import kv_dtype_of
 from ridgepoint.engine.machine import available_bytes, keep_freed_memory, usable_cores
 from ridgepoint.engine.nvml import joule_counter
@@ -24,6 +25,8 @@ from ridgepoint.engine.prediction import choose_timer
 from ridgepoint.engine.sampler import Sampler
 from ridgepoint.engine.startup import Startup
 from ridgepoint.engine.step_size import usual_mixed_tokens, usual_step_tokens
+from ridgepoint.engine.text import TokenBytes
+from ridgepoint.engine.tokenizer import load_tokenizer
 from ridgepoint.errors import CheckpointError, ConfigError
 from ridgepoint.kernels import native
 from ridgepoint.models.decoder import Decoder
@@ -45,6 +48,7 @@ def build_torch_engine(options: EngineOptions, announce: Callable[[str], None]) 
     core = engine_around(
         decoder, options, announce, name=options.model, eos_ids=eos_ids_of(folder, decoder.spec.eos_ids),
         timer=choose_timer(options, decoder, announce), startup=startup,
+        read_tokens=lambda: load_tokenizer(folder).tokens,
     )  # fmt: skip
     announce(startup.line())
     return core
@@ -81,8 +85,9 @@ def engine_around(
     eos_ids: tuple[int, ...],
     timer: StepTimer | None = None,
     startup: Startup | None = None,
+    read_tokens: Callable[[], TokenBytes] | None = None,
 ) -> EngineCore:
-    """An engine around a decoder that is already there."""
+    """An engine around a decoder that is already there; without `read_tokens` it cannot constrain its output."""
     startup = startup or Startup()
     device = decoder.embed.weight.device
     dtype = decoder.compute_dtype
@@ -138,6 +143,7 @@ def engine_around(
     return EngineCore(
         facts, scheduler, executor, pace=pace, startup=startup, joules=joule_counter(device),
         follower=timer if isinstance(timer, FollowingTimer) else None,
+        grammars=None if read_tokens is None else Grammars(read_tokens, decoder.spec.vocab_size, eos_ids),
     )  # fmt: skip
 
 

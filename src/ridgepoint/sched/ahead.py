@@ -37,8 +37,8 @@ class InTurn:
 
 
 class OneAhead:
-    """`advance` is the scheduler's: it counts a launched step as computed. A step whose samples the host had to make is
-    known on launch and handed back at once, so the next one is made with its tokens."""
+    """`advance` is the scheduler's: it counts a launched step as computed. A step whose tokens decide what may follow them is
+    handed back at once, so the next one is made with them."""
 
     def __init__(self, executor: LaunchingExecutor, advance: Callable[[Batch], None]) -> None:
         self._executor, self._advance = executor, advance

@@ -8,6 +8,7 @@ Only the scheduler writes here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.sched.prefix import block_key, form_key
@@ -17,10 +18,11 @@ UNKNOWN = -1  # a token whose step is launched and not yet read
 
 class Request:
     """`seed` is resolved (never None); `root` is the prefix chain's root for this request's tenant. `whole_runs`: for each of
-    these numbers, the model computes the prompt's whole runs of so many tokens in one form and all later tokens in another."""
+    these numbers, the model computes the prompt's whole runs of so many tokens in one form and all later tokens in another.
+    `constraint` is the sampler's: what may follow; None is anything."""
 
     __slots__ = (
-        "admitted_s", "arrival", "arrived_s", "blocks", "cached_tokens", "finish_reason", "id", "keys", "num_computed",
+        "admitted_s", "arrival", "arrived_s", "blocks", "cached_tokens", "constraint", "finish_reason", "id", "keys", "num_computed",
         "num_keyed", "num_preemptions", "num_prompt", "num_scored", "params", "root", "row", "seed", "stop_ids", "tokens", "whole_runs",
     )  # fmt: skip
 
@@ -35,9 +37,11 @@ class Request:
         whole_runs: tuple[int, ...] = (),
         eos_ids: Sequence[int] = (),
         arrived_s: float = 0.0,
+        constraint: Any = None,
     ) -> None:
         self.id = request_id
         self.params = params
+        self.constraint = constraint
         self.seed = seed
         self.root = root
         self.whole_runs = whole_runs

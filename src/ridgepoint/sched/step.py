@@ -114,7 +114,7 @@ class InFlight(Protocol):
 
     @property
     def is_known(self) -> bool:
-        """Whether its result is there already, because the host had to make it."""
+        """Whether the next step cannot be made without its result, which is then read at once."""
         ...
 
     def wait(self) -> StepResult: ...

@@ -26,6 +26,7 @@ from ridgepoint.server.replies import (
 )
 from ridgepoint.server.schema import ChatRequest
 from ridgepoint.server.service import Service, tenant_salt
+from ridgepoint.server.structure import grammar_of
 
 
 async def start_chat(service: Service, request: ChatRequest, key: str | None) -> ChatJob:
@@ -40,6 +41,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         )  # fmt: skip
     num_choices = request.n or 1
     check_sequences(1, num_choices, limits)
+    grammar = await grammar_of(request)
     prompt = await encode_chat(
         request.messages,
         service.tokenizer,
@@ -50,7 +52,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         add_special_tokens=bool(request.add_special_tokens),
     )
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
-    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt))
+    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt), grammar)
     return ChatJob(service, request, wanted, arrived_s)
 
 

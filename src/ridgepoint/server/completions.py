@@ -21,6 +21,7 @@ from ridgepoint.server.prompts import Prompt, encode_prompt, split_prompts
 from ridgepoint.server.replies import Completion, CompletionChoice, CompletionLogprobs
 from ridgepoint.server.schema import CompletionRequest
 from ridgepoint.server.service import Service, tenant_salt
+from ridgepoint.server.structure import grammar_of
 
 
 async def start_completion(service: Service, request: CompletionRequest, key: str | None) -> CompletionJob:
@@ -36,6 +37,7 @@ async def start_completion(service: Service, request: CompletionRequest, key: st
     limits, capacity = service.config.limits, service.capacity
     texts = split_prompts(request.prompt)
     check_sequences(len(texts), per_prompt, limits)
+    grammar = await grammar_of(request)
     prompts: list[Prompt] = []
     wanted: list[Wanted] = []
     salt = tenant_salt(key, request.cache_salt)
@@ -45,7 +47,7 @@ async def start_completion(service: Service, request: CompletionRequest, key: st
         )
         prompts.append(prompt)
         sampling = completion_sampling(request, len(prompt.ids), capacity, limits, rank=per_prompt > num_shown)
-        wanted += sampling.choices(prompt.ids, per_prompt, salt)
+        wanted += sampling.choices(prompt.ids, per_prompt, salt, grammar)
     return CompletionJob(service, request, prompts, wanted, arrived_s)
 
 

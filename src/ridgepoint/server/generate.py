@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from ridgepoint.engine.protocol import Output, StepReport, Submit, TokenLogprobs
+from ridgepoint.engine.protocol import Grammar, Output, StepReport, Submit, TokenLogprobs
 from ridgepoint.engine.text import Released, TextStream, TokenBytes
 from ridgepoint.errors import EngineError
 from ridgepoint.sched.params import SamplingParams
@@ -52,6 +52,7 @@ class Wanted:
     include_stop: bool = False
     skip_special: bool = True
     salt: bytes = b""
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,13 @@ class Generation:
         )
         self._unreleased: deque[tuple[int, TokenLogprobs | None]] = deque()
         self._stream = engine.submit(
-            Submit(request_id=uuid.uuid4().hex, prompt_ids=list(wanted.prompt_ids), params=params, salt=wanted.salt)
+            Submit(
+                request_id=uuid.uuid4().hex,
+                prompt_ids=list(wanted.prompt_ids),
+                params=params,
+                salt=wanted.salt,
+                grammar=wanted.grammar,
+            )
         )
 
     async def aclose(self) -> None:

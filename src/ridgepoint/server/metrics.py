@@ -157,6 +157,8 @@ class _EngineState:
             ("num_preemptions", "Sequences set back for memory.", stats.preemptions_total),
             ("computed_tokens", "Tokens computed in steps.", stats.computed_tokens_total),
             ("engine_steps", "Steps run.", stats.step),
+            ("structured_masks", "Draws that a grammar constrained.", stats.masks_total),
+            ("structured_mask_seconds", "Time that steps spent on what grammars allow.", stats.masks_s_total),
             (
                 "device_joules",
                 "Energy the device used while there was work, by its own counter.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ridgepoint.engine.protocol import Grammar
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.config import Limits
@@ -36,8 +37,10 @@ class Sampling:
     include_stop: bool
     skip_special: bool
 
-    def choices(self, prompt_ids: Sequence[int], count: int, salt: bytes) -> list[Wanted]:
-        """That many sequences for one prompt."""
+    def choices(
+        self, prompt_ids: Sequence[int], count: int, salt: bytes, grammar: Grammar | None = None
+    ) -> list[Wanted]:
+        """That many sequences for one prompt, each of the form that `grammar` says."""
         return [
             Wanted(
                 prompt_ids=prompt_ids,
@@ -46,6 +49,7 @@ class Sampling:
                 include_stop=self.include_stop,
                 skip_special=self.skip_special,
                 salt=salt,
+                grammar=grammar,
             )
             for index in range(count)
         ]

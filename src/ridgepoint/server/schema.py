@@ -27,8 +27,27 @@ class StreamOptions(_Body, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
+class JsonSchema(_Body, frozen=True, kw_only=True):
+    """The schema is enforced whether `strict` is asked for or not."""
+
+    name: Annotated[str, Meta(max_length=64, pattern="^[a-zA-Z0-9_-]+$", description="letters, digits, _ and -")]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(_Body, frozen=True, kw_only=True):
-    type: Annotated[Literal["text"], Meta(description="only free text is generated: 'text'")]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Body, frozen=True, kw_only=True):
+    """One of these. `json` is a schema, as an object or as text; `grammar` is Lark or GBNF."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: str | None = None
 
 
 class GenerationFields(_Body, frozen=True, kw_only=True):
@@ -57,6 +76,7 @@ class GenerationFields(_Body, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # accepted, no effect on the result
     user: str | None = None
     metadata: dict[str, str] | None = None
