@@ -31,6 +31,9 @@ _FOOTER = '\n%llguidance {"no_forcing": true}\n'
 _STACK_BYTES = 512 << 20  # reserved, not used: the compiler recurses over definitions
 _CACHED_GRAMMARS = 32
 _MAX_LEXER_STATES = 50_000  # 1 to 2 kB each, for every sequence
+_MAX_ITEMS_IN_ROW = (
+    1000  # of the parser: 250 optional fields of one object; an ambiguous grammar then costs a step 40 ms at most
+)
 MAX_QUOTED_CHARS = 300
 _PICTURE = re.compile(r"\s*(\d+ \||\^|<\S+>$)")
 _OWN_PLACE = re.compile(r"^at 1\(8\): (failed to compile JSON schema: )?")  # in the line that was put around it
@@ -92,7 +95,9 @@ class Grammars:
             self._table = llguidance.LLTokenizer(
                 _Vocabulary(self._read_tokens(), self._vocab_size, self._eos_ids), eos_token=self._eos_ids
             )
-        limits = llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            max_lexer_states=_MAX_LEXER_STATES, max_items_in_row=_MAX_ITEMS_IN_ROW, verbose_errors=False
+        )
         matcher = llguidance.LLMatcher(self._table, _spec(llguidance, grammar), log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.deep_copy().compute_bitmask()  # what fails at once is refused now

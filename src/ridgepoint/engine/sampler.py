@@ -137,9 +137,11 @@ def addends_of(request: Request, added: Mapping[int, float]) -> tuple[np.ndarray
     if request.constraint is None:
         return added_A, addends_A
     banned_A = request.constraint.banned(request.tokens, request.num_prompt)
+    minus_infinity_A = np.full(len(banned_A), -np.inf, dtype=np.float32)
+    if not added:  # else a vocabulary would be copied for nothing
+        return banned_A, minus_infinity_A
     kept_A = np.isin(added_A, banned_A, invert=True)
-    banned_addends_A = np.full(len(banned_A), -np.inf, dtype=np.float32)
-    return np.concatenate((banned_A, added_A[kept_A])), np.concatenate((banned_addends_A, addends_A[kept_A]))
+    return np.concatenate((banned_A, added_A[kept_A])), np.concatenate((minus_infinity_A, addends_A[kept_A]))
 
 
 def score(logits_V: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
