@@ -25,12 +25,18 @@ SCHEMA = {
     },
 }  # fmt: skip
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
+TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool.function.name }} {% endfor %}</tools>"
+    '<tool_call>\n{"name": <name>, "arguments": <args>}\n</tool_call>\n{% endif %}'
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}\n{% endfor %}assistant: "
+)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     pytest.importorskip("transformers")
-    folder = write_tiny_moe(tmp_path_factory.mktemp("forms") / "tiny-moe")
+    folder = write_tiny_moe(tmp_path_factory.mktemp("forms") / "tiny-moe", template=TEMPLATE)
     arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
     with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
         yield server
@@ -163,3 +169,69 @@ def test_json_objects(served: ServerProcess) -> None:
     choice = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
     text = choice["message"]["content"]
     assert text.startswith("{") and (choice["finish_reason"] == "length" or isinstance(json.loads(text), dict))
+
+
+# ---------------------------------------------------------------- tools
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather", "description": "The weather of a place.", "strict": True,
+            "parameters": {
+                "type": "object", "additionalProperties": False, "required": ["place", "days"],
+                "properties": {
+                    "place": {"type": "string", "maxLength": 9}, "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "ping"}},
+]  # fmt: skip
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+
+
+def check_call(name: str, arguments: str) -> None:
+    values = json.loads(arguments)
+    if name == "weather":
+        assert values.keys() == {"place", "days"} and len(values["place"]) <= 9 and 1 <= values["days"] <= 9
+    else:
+        assert (name, values) == ("ping", {})
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_tool_that_must_be_called_is_called(client: openai.OpenAI, choice: Any) -> None:
+    for seed in range(4):
+        asked: Any = {
+            "model": "tiny-moe", "messages": HI, "tools": TOOLS, "tool_choice": choice, "seed": seed, "max_tokens": 300,
+            "parallel_tool_calls": False,
+        }  # fmt: skip
+        whole = client.chat.completions.create(**asked).choices[0]
+        assert whole.finish_reason == "tool_calls" and whole.message.content is None
+        (call,) = whole.message.tool_calls or []
+        assert call.type == "function"
+        check_call(call.function.name, call.function.arguments)
+        assert choice == "required" or call.function.name == "weather"
+        with client.chat.completions.stream(**asked) as stream:
+            final = stream.get_final_completion().choices[0]
+        assert final.finish_reason == "tool_calls"
+        (streamed,) = final.message.tool_calls or []
+        assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+
+
+def test_a_result_goes_back(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny-moe", "tools": TOOLS, "seed": 3, "max_tokens": 200, "parallel_tool_calls": False}
+    first = client.chat.completions.create(messages=HI, tool_choice=NAMED, **asked).choices[0].message
+    (call,) = first.tool_calls or []
+    history = [*HI, first, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    again = client.chat.completions.create(messages=history, tool_choice="required", **asked).choices[0]
+    assert again.finish_reason == "tool_calls"
+    free = client.chat.completions.create(messages=history, **(asked | {"max_tokens": 8}))
+    assert free.choices[0].finish_reason in ("length", "stop")
+
+
+def test_tools_that_cannot_be_called_are_refused(client: openai.OpenAI) -> None:
+    bad: Any = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}]
+    with pytest.raises(openai.BadRequestError, match="Unimplemented keys") as caught:
+        client.chat.completions.create(model="tiny-moe", messages=HI, tools=bad, tool_choice="required")
+    assert caught.value.param == "tools"

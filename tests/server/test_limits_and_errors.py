@@ -118,14 +118,14 @@ def test_fields_out_of_range_are_named(serve, body: dict, param: str | None) -> 
     ("schema", "body", "hint"),
     [
         (CompletionRequest, b'{"prompt": "a", "response_format": {"type": "xml"}}', "'json_object', 'json_schema'"),
-        (ChatRequest, b'{"messages": [{"role": "king", "content": ""}]}', "'assistant', 'developer', 'system', 'user'"),
+        (ChatRequest, b'{"messages": [{"role": "king", "content": ""}]}', "'developer', 'system', 'tool', 'user'"),
         (ChatRequest, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "allowed: 'text'"),
         (
             ChatRequest,
-            b'{"messages": [{"role": "user", "content": ""}], "tools": [{}]}',
-            "tool calls are not implemented",
+            b'{"messages": [{"role": "user", "content": ""}], "tools": [{"type": "retrieval"}]}',
+            "allowed: 'function'",
         ),
-        (ChatRequest, b'{"tool_choice": {"type": "function"}}', "tool calls are not implemented"),
+        (ChatRequest, b'{"tool_choice": "any"}', "'auto', 'none', 'required'"),
         (CompletionRequest, b'{"prompt": "a", "suffix": "b"}', "not inserted"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ridgepoint.engine.text import TokenBytes
@@ -14,19 +14,25 @@ from ridgepoint.server.params import chat_sampling, check_sequences
 from ridgepoint.server.prompts import encode_chat
 from ridgepoint.server.replies import (
     AnswerMessage,
+    AnswerToolCall,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    ChatFinish,
     ChatLogprobs,
     ChatTokenLogprob,
     Delta,
+    DeltaToolCall,
     Finish,
     TopLogprob,
 )
 from ridgepoint.server.schema import ChatRequest
 from ridgepoint.server.service import Service, tenant_salt
 from ridgepoint.server.structure import grammar_of
+from ridgepoint.server.tool_formats import Call
+from ridgepoint.server.tools import Calling, calling_of
 
 
 async def start_chat(service: Service, request: ChatRequest, key: str | None) -> ChatJob:
@@ -42,18 +48,28 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
     num_choices = request.n or 1
     check_sequences(1, num_choices, limits)
     grammar = await grammar_of(request)
+    calling = calling_of(request, service.tokenizer)
+    if calling is not None and grammar is not None:
+        raise RequestError(
+            "an answer cannot both have a form and call tools", param="response_format", code="invalid_value",
+            hint="leave one out, or set tool_choice to 'none'",
+        )  # fmt: skip
+    variables = template_variables(request)
+    if calling is not None:
+        grammar, variables["tools"] = calling.grammar, calling.shown
     prompt = await encode_chat(
         request.messages,
         service.tokenizer,
         capacity,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final=bool(request.continue_final_message),
-        variables=template_variables(request),
+        variables=variables,
         add_special_tokens=bool(request.add_special_tokens),
     )
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
-    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt), grammar)
-    return ChatJob(service, request, wanted, arrived_s)
+    shown_ids = frozenset() if calling is None else calling.shown_ids
+    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt), grammar, shown_ids)
+    return ChatJob(service, request, wanted, arrived_s, calling)
 
 
 def template_variables(request: ChatRequest) -> dict[str, Any]:
@@ -70,23 +86,28 @@ def template_variables(request: ChatRequest) -> dict[str, Any]:
 class ChatJob(Job):
     """A running chat completion; read it once, by `collect` or by `events`."""
 
-    def __init__(self, service: Service, request: ChatRequest, wanted: list[Wanted], arrived_s: float) -> None:
+    def __init__(
+        self, service: Service, request: ChatRequest, wanted: list[Wanted], arrived_s: float, calling: Calling | None
+    ) -> None:
         self._request = request
         self._begun: set[int] = set()  # sequences whose role a stream has told
+        self._calling = calling
+        self._streams = [] if calling is None else [calling.stream() for _ in wanted]
+        self._told_calls: dict[int, int] = {}  # how many a stream has told of each sequence
         super().__init__(service, request, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
 
     async def collect(self) -> ChatCompletion:
-        texts: list[list[str]] = [[] for _ in self.generations]
+        parts: list[list[str | Call]] = [[] for _ in self.generations]
         tokens: list[list[TokenText]] = [[] for _ in self.generations]
         async for index, piece in self.pieces():
-            texts[index].append(piece.text)
+            parts[index] += self._parts(index, piece)
             tokens[index] += piece.tokens
         choices = [
             ChatChoice(
                 index=index,
-                message=AnswerMessage(content="".join(texts[index])),
+                message=self._message(parts[index]),
                 logprobs=self._logprobs(tokens[index]),
-                finish_reason=self.finish_of(index),
+                finish_reason=self._finish(index, self.finish_of(index)),
             )
             for index in range(len(self.generations))
         ]
@@ -96,16 +117,52 @@ class ChatJob(Job):
         if index not in self._begun:
             self._begun.add(index)
             yield self._chunk(index, Delta(role="assistant", content=""))
-        if piece.text or piece.tokens:
-            yield self._chunk(index, Delta(content=piece.text), logprobs=self._logprobs(piece.tokens))
+        if self._calling is None:
+            deltas = [Delta(content=piece.text)] if piece.text or piece.tokens else []
+        else:
+            deltas = [self._delta(index, part) for part in self._parts(index, piece)]
+            if not deltas and piece.tokens and self._request.logprobs:
+                deltas = [Delta(content="")]  # of text that is held back
+        for place, delta in enumerate(deltas):
+            yield self._chunk(index, delta, logprobs=self._logprobs(() if place else piece.tokens))
         if piece.finish_reason is not None:
-            yield self._chunk(index, Delta(), finish_reason=piece.finish_reason)
+            yield self._chunk(index, Delta(), finish_reason=self._finish(index, piece.finish_reason))
+
+    def _parts(self, index: int, piece: Piece) -> Sequence[str | Call]:
+        """What a piece lets be told: text, and calls that are whole."""
+        if self._calling is None:
+            return [piece.text]
+        return self._streams[index].push(piece.text, final=piece.finish_reason is not None)
+
+    def _message(self, parts: Sequence[str | Call]) -> AnswerMessage:
+        content = "".join(part for part in parts if isinstance(part, str))
+        calls = [self._call(part) for part in parts if isinstance(part, Call)]
+        if not calls:
+            return AnswerMessage(content=content)
+        return AnswerMessage(content=content or None, tool_calls=calls)
+
+    def _call(self, call: Call) -> AnswerToolCall:
+        assert self._calling is not None
+        return AnswerToolCall(
+            id=self._calling.new_id(), function=CalledFunction(name=call.name, arguments=call.arguments)
+        )
+
+    def _delta(self, index: int, part: str | Call) -> Delta:
+        if isinstance(part, str):
+            return Delta(content=part)
+        call, place = self._call(part), self._told_calls.get(index, 0)
+        self._told_calls[index] = place + 1
+        return Delta(tool_calls=[DeltaToolCall(index=place, id=call.id, function=call.function)])
+
+    def _finish(self, index: int, reason: Finish) -> ChatFinish:
+        called = self._calling is not None and self._streams[index].num_calls > 0
+        return "tool_calls" if called and reason == "stop" else reason
 
     def last_chunk(self) -> ChatChunk:
         return ChatChunk(**self.envelope, choices=[], usage=self.usage())
 
     def _chunk(
-        self, index: int, delta: Delta, *, logprobs: ChatLogprobs | None = None, finish_reason: Finish | None = None
+        self, index: int, delta: Delta, *, logprobs: ChatLogprobs | None = None, finish_reason: ChatFinish | None = None
     ) -> ChatChunk:
         choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
         return ChatChunk(**self.envelope, choices=[choice], usage=self.chunk_usage)

@@ -53,6 +53,7 @@ class Wanted:
     skip_special: bool = True
     salt: bytes = b""
     grammar: Grammar | None = None
+    shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ class Generation:
         self._scores_only = params.max_tokens == 0
         if self._scores_only:  # the engine always samples once; that token is not shown
             params = _with_one_token(params)
+        if wanted.shown_ids:
+            tokens = replace(tokens, special_ids=tokens.special_ids - wanted.shown_ids)
         self._text = TextStream(
             tokens,
             stops=wanted.stops,

@@ -38,7 +38,12 @@ class Sampling:
     skip_special: bool
 
     def choices(
-        self, prompt_ids: Sequence[int], count: int, salt: bytes, grammar: Grammar | None = None
+        self,
+        prompt_ids: Sequence[int],
+        count: int,
+        salt: bytes,
+        grammar: Grammar | None = None,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> list[Wanted]:
         """That many sequences for one prompt, each of the form that `grammar` says."""
         return [
@@ -50,6 +55,7 @@ class Sampling:
                 skip_special=self.skip_special,
                 salt=salt,
                 grammar=grammar,
+                shown_ids=shown_ids,
             )
             for index in range(count)
         ]

@@ -6,14 +6,15 @@ Long texts are tokenised in a thread, so that one caller's book does not stall a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ridgepoint.engine.tokenizer import Tokenizer
 from ridgepoint.errors import RequestError
 from ridgepoint.server.params import Capacity, check_token_ids
-from ridgepoint.server.schema import Message
+from ridgepoint.server.schema import Message, ToolCall
 
 THREAD_FROM_CHARS = 8192
 
@@ -121,9 +122,17 @@ def _render(
                 f"the chat template does not read {name!r}", param=name, code="invalid_value",
                 hint="it reads " + ", ".join(sorted(template.variables)),
             )  # fmt: skip
+    check_messages(messages)
     plain = [_plain(message, template.source) for message in messages]
     if not continue_final:
-        return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
+        try:
+            return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
+        except RequestError:
+            if not any(message.tool_calls for message in messages):
+                raise
+            # Some templates want the arguments of calls as text, most as values.
+            plain = [_plain(message, template.source, arguments_as_text=True) for message in messages]
+            return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
     if messages[-1].role != "assistant":
         raise RequestError("continue_final_message needs a last message by the assistant", param="messages")
     text = template.render(plain, add_generation_prompt=False, variables=variables)
@@ -134,9 +143,37 @@ def _render(
     return text[: end + len(last.strip())] + last[len(last.rstrip()) :]
 
 
-def _plain(message: Message, template_source: str) -> dict[str, Any]:
+def check_messages(messages: Sequence[Message]) -> None:
+    """What a message's role asks of its other fields."""
+    for place, message in enumerate(messages):
+        name = f"messages[{place}]"
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise RequestError(
+                f"missing required parameter {name + '.content'!r}", param=f"{name}.content",
+                code="missing_required_parameter",
+            )  # fmt: skip
+        if message.tool_calls is not None and message.role != "assistant":
+            raise RequestError(f"{name}: only the assistant calls tools", param=f"{name}.tool_calls")
+        if (message.tool_call_id is None) == (message.role == "tool"):
+            raise RequestError(
+                f"{name}: a message of role 'tool', and no other, has a tool_call_id", param=f"{name}.tool_call_id"
+            )
+
+
+def _called(call: ToolCall, as_text: bool) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"the arguments of call {call.id[:64]!r} are no JSON object", param="messages")
+    given = call.function.arguments if as_text else arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": given}}
+
+
+def _plain(message: Message, template_source: str, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """A message as templates expect it. A template that has never heard of `developer` knows it as `system`."""
-    content = message.content
+    content = "" if message.content is None else message.content
     role: str = message.role
     if role == "developer" and "developer" not in template_source:
         role = "system"
@@ -148,4 +185,8 @@ def _plain(message: Message, template_source: str) -> dict[str, Any]:
         plain["name"] = message.name
     if message.reasoning_content is not None:
         plain["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        plain["tool_calls"] = [_called(call, arguments_as_text) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
     return plain

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Finish = Literal["stop", "length"]
+ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 class _Reply(msgspec.Struct, kw_only=True, frozen=True):
@@ -83,17 +84,29 @@ class ChatLogprobs(_Reply, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class CalledFunction(_Reply, frozen=True, kw_only=True):
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(_Reply, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(_Reply, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[AnswerToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(_Reply, frozen=True, kw_only=True):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Finish
+    finish_reason: ChatFinish
 
 
 class ChatCompletion(_Reply, frozen=True, kw_only=True):
@@ -107,16 +120,24 @@ class ChatCompletion(_Reply, frozen=True, kw_only=True):
     service_tier: Literal["default"] = "default"
 
 
+class DeltaToolCall(_Reply, frozen=True, kw_only=True):
+    index: int
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Delta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[DeltaToolCall] | None = None
 
 
 class ChatChunkChoice(_Reply, frozen=True, kw_only=True):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: ChatFinish | None
 
 
 class ChatChunk(_Reply, frozen=True, kw_only=True):

@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Meta
 
 MAX_INT = 2**63 - 1
-NO_TOOLS = "tool calls are not implemented"
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -102,14 +101,55 @@ class TextPart(_Body, frozen=True, kw_only=True):
     text: str
 
 
-class Message(_Body, frozen=True, kw_only=True):
-    """One turn. Several text parts are joined as they stand."""
+class CalledFunction(_Body, frozen=True, kw_only=True):
+    """`arguments` is the text of a JSON object."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    name: str
+    arguments: str
+
+
+class ToolCall(_Body, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None  # of a stream, which some clients send back
+
+
+class Message(_Body, frozen=True, kw_only=True):
+    """One turn. Several text parts are joined as they stand. Only an assistant that called tools may say nothing."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     refusal: None = None
     reasoning_content: str | None = None
+
+
+class Function(_Body, frozen=True, kw_only=True):
+    """`parameters` is the schema of an object; it is enforced where a call must be made, `strict` or not."""
+
+    name: Annotated[
+        str, Meta(max_length=64, pattern="^[a-zA-Z0-9_.-]+$", description="up to 64 letters, digits, _, . and -")
+    ]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body, frozen=True, kw_only=True):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Body, frozen=True, kw_only=True):
+    name: str
+
+
+class NamedTool(_Body, frozen=True, kw_only=True):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatRequest(GenerationFields, frozen=True, kw_only=True):
@@ -125,11 +165,11 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     # accepted where they ask for nothing
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Meta(max_length=0, description=NO_TOOLS)] | None = None
-    tool_choice: Annotated[Literal["none", "auto"] | None, Meta(description=NO_TOOLS + ": 'none' or 'auto'")] = None
-    parallel_tool_calls: bool | None = None
 
 
 class TokenizeRequest(_Body, frozen=True, kw_only=True):

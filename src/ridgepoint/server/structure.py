@@ -19,7 +19,7 @@ from ridgepoint.server.schema import GenerationFields, ResponseFormat, Structure
 
 _ANY_OBJECT = {"type": "object"}
 # Between the tokens of JSON: a space, or a line break and its indentation. A model cannot lose itself in blanks.
-_BLANKS = {"x-guidance": {"whitespace_pattern": r" |\n[ \t]{0,40}"}}
+BLANKS = {"x-guidance": {"whitespace_pattern": r" |\n[ \t]{0,40}"}}
 
 
 async def grammar_of(request: GenerationFields) -> Grammar | None:
@@ -68,7 +68,7 @@ def _of_structure(wanted: StructuredOutputs, param: str) -> Grammar:
 
 def schema_grammar(schema: dict[str, Any], param: str) -> Grammar:
     try:
-        text = msgspec.json.encode(_BLANKS | schema).decode()
+        text = msgspec.json.encode(BLANKS | schema).decode()
     except RecursionError as error:
         raise RequestError("the schema is nested too deeply", param=param, code="invalid_value") from error
     return Grammar(kind="json_schema", text=_bounded(text, param, MAX_SCHEMA_CHARS), param=param)

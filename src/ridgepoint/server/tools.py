@@ -1,0 +1,126 @@
+"""What a chat request says of tools: which the model is shown, whether it must call one, and the grammar where it must.
+
+Decides what `tool_choice` means. The form of calls is the model's (`server.tool_formats`), told by its chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ridgepoint.engine.grammar import MAX_SCHEMA_CHARS
+from ridgepoint.engine.protocol import Grammar
+from ridgepoint.engine.tokenizer import Tokenizer
+from ridgepoint.errors import RequestError
+from ridgepoint.server.schema import ChatRequest, NamedTool, Tool
+from ridgepoint.server.tool_formats import Literal, Schemas, ToolFormat, format_of
+from ridgepoint.server.tool_stream import ToolStream
+
+_ID_CHARS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calling:
+    """Tools that may be called, and how. `shown` is what the template sees of them; `shown_ids` are special tokens that mark
+    calls, and so are text here."""
+
+    format: ToolFormat
+    schemas: Schemas
+    shown: list[dict[str, Any]]
+    shown_ids: frozenset[int]
+    grammar: Grammar | None
+    single: bool
+
+    def stream(self) -> ToolStream:
+        return ToolStream(self.format, self.schemas, single=self.single)
+
+    def new_id(self) -> str:
+        """Some templates take ids of a certain length alone."""
+        name = "".join(secrets.choice(_ID_CHARS) for _ in range(self.format.id_chars))
+        return name if self.format.id_chars < 10 else "call_" + name
+
+
+def calling_of(request: ChatRequest, tokenizer: Tokenizer) -> Calling | None:
+    """None where no tool may be called: then the model is shown none."""
+    tools, choice = request.tools or [], request.tool_choice
+    names = [tool.function.name for tool in tools]
+    wanted = choice.function.name if isinstance(choice, NamedTool) else None
+    must_call = choice == "required" or wanted is not None
+    if wanted is not None and wanted not in names:
+        raise _refused(f"tool_choice names {wanted!r}, which is not among the tools", "tool_choice")
+    if must_call and not tools:
+        raise _refused("tool_choice 'required' needs tools", "tool_choice")
+    if len(set(names)) < len(names):
+        raise _refused("two tools have the same name", "tools")
+    schemas = {tool.function.name: _schema_of(tool) for tool in tools}
+    if not tools or choice == "none":
+        return None
+    format_ = _format_of(tokenizer)
+    single = request.parallel_tool_calls is False or wanted is not None
+    special = _special_marks(tokenizer, format_)
+    grammar = None
+    if must_call:
+        chosen = schemas if wanted is None else {wanted: schemas[wanted]}
+        text = format_.lark(chosen, _literal(special), many=not single)
+        if len(text) > MAX_SCHEMA_CHARS:
+            raise _refused(f"{len(text)} characters of tools: at most {MAX_SCHEMA_CHARS} can be enforced", "tools")
+        grammar = Grammar(kind="lark", text=text, param="tools")
+    return Calling(
+        format=format_, schemas=schemas, shown=[_shown(tool, schemas) for tool in tools],
+        shown_ids=frozenset(special.values()), grammar=grammar, single=single,
+    )  # fmt: skip
+
+
+def _refused(message: str, param: str) -> RequestError:
+    return RequestError(message, param=param, code="invalid_value")
+
+
+def _schema_of(tool: Tool) -> dict[str, Any]:
+    parameters = tool.function.parameters
+    if parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if parameters.get("type", "object") != "object" or not isinstance(parameters.get("properties", {}), dict):
+        raise _refused(f"the parameters of {tool.function.name!r} must be the schema of an object", "tools")
+    return {"type": "object", **parameters}
+
+
+def _shown(tool: Tool, schemas: Schemas) -> dict[str, Any]:
+    function = tool.function
+    described = {} if function.description is None else {"description": function.description}
+    return {
+        "type": "function",
+        "function": {"name": function.name, **described, "parameters": schemas[function.name]},
+    }
+
+
+def _format_of(tokenizer: Tokenizer) -> ToolFormat:
+    template = tokenizer.chat_template
+    if template is None:
+        raise RequestError("this model has no chat template", param="messages", code="no_chat_template")
+    if "tools" not in template.variables:
+        raise _refused("this model's chat template knows no tools", "tools")
+    format_ = format_of(template.source)
+    if format_ is None:
+        raise _refused("the form in which this model writes calls is not known: its chat template shows none", "tools")
+    return format_
+
+
+def _special_marks(tokenizer: Tokenizer, format_: ToolFormat) -> dict[str, int]:
+    """The marks that are special tokens, and their ids."""
+    of_bytes = {tokenizer.tokens.of(token_id): token_id for token_id in tokenizer.tokens.special_ids}
+    return {mark: of_bytes[mark.encode()] for mark in format_.marks if mark.encode() in of_bytes}
+
+
+def _literal(special: Mapping[str, int]) -> Literal:
+    """Text to Lark: a special token is no text to a grammar, and is named by its id."""
+
+    def literal(text: str) -> str:
+        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+        return " ".join(f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part)
+
+    return literal
