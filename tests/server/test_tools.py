@@ -80,7 +80,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "type": "object", "required": ["city"], "additionalProperties": False,
         "properties": {
             "city": {"type": "string", "maxLength": 6}, "days": {"type": "integer", "minimum": 1, "maximum": 14},
-            "unit": {"enum": ["C", "F"]}, "at": {"$ref": "#/$defs/place"}, "strict": {"type": "boolean"},
+            "unit": {"enum": ["C", "F"]}, "mode": {"const": "a<b"}, "note": {"anyOf": [{"enum": ["x"]}, {"type": "null"}]}, "at": {"$ref": "#/$defs/place"}, "strict": {"type": "boolean"},
         },
         "$defs": {
             "place": {
@@ -150,6 +150,20 @@ def test_strings_are_strings_and_values_are_values() -> None:
     assert read(parts_of(form("qwen coder"), [text])) == [("weather", {"city": " a\nb ", "other": "x y"})]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "a\\"</tool_call>\\\\"}}</tool_call>!'),
+        ("glm", '<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>a"</tool_call>\\</arg_value>\n</tool_call>!'),
+    ],
+)
+def test_a_closing_mark_inside_a_value_closes_nothing(name: str, text: str) -> None:
+    for pieces in ([text], list(text)):
+        assert read(parts_of(form(name), pieces)) == [("weather", {"city": 'a"</tool_call>\\'}), "!"]
+    cut = text[: text.index("</tool_call>") + 14]
+    assert read(parts_of(form(name), list(cut))) == [cut]
+
+
 def test_text_after_a_call_is_told() -> None:
     text = FORMS["hermes"][1] + "\n\nDone."
     assert read(parts_of(form("hermes"), text))[2:] == ["Done."]
@@ -185,6 +199,7 @@ def fits(call: Call) -> bool:
         isinstance(arguments["city"], str) and len(arguments["city"]) <= 6
         and arguments.get("days", 1) in range(1, 15) and arguments.get("unit", "C") in ("C", "F")
         and arguments.get("at", {"x": 1}) in ({"x": 1}, {"x": 2}) and arguments.get("strict", True) in (True, False)
+        and arguments.get("mode", "a<b") == "a<b" and arguments.get("note") in ("x", None)
         and arguments.keys() <= SCHEMAS["weather"]["properties"].keys()
     )  # fmt: skip
 
@@ -220,6 +235,7 @@ def test_what_the_grammar_allows_is_read_and_fits(name: str, marks_are_tokens: b
         {"type": "object", "properties": {"a": {}}, "minProperties": 1},
         {"type": "object", "properties": {}, "required": ["a"]},
         {"type": "object", "properties": {"<a>": {}}},
+        {"type": "object", "properties": {"a": {"type": "string", "maxLength": "1}/ x"}}},
     ],
 )
 def test_what_tags_cannot_hold_is_refused(schema: dict[str, Any]) -> None:
@@ -355,6 +371,7 @@ def test_a_stream_tells_the_same(serve, with_tools: Tokenizer) -> None:
         ({"tools": [PING, PING]}, "tools", "same name"),
         ({"tools": [PING] * 129}, "tools", "length"),
         ({"tools": [PING | {"function": {"name": "a", "parameters": {"type": "string"}}}]}, "tools", "of an object"),
+        ({"tools": [PING | {"function": {"name": "a", "parameters": {"required": [[]]}}}]}, "tools", "list of names"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
         ({"tools": [PING], "tool_choice": "always"}, "tool_choice", "'required'"),
         ({"tools": [PING], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "'x'"),

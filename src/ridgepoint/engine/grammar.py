@@ -36,7 +36,8 @@ _MAX_ITEMS_IN_ROW = (
 )
 MAX_QUOTED_CHARS = 300
 _PICTURE = re.compile(r"\s*(\d+ \||\^|<\S+>$)")
-_OWN_PLACE = re.compile(r"^at 1\(8\): (failed to compile JSON schema: )?")  # in the line that was put around it
+# In text that was put around what was sent.
+_OWN_PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 
 
 class Grammars:
@@ -102,7 +103,9 @@ class Grammars:
         if not matcher.is_error():
             matcher.deep_copy().compute_bitmask()  # what fails at once is refused now
         if matcher.is_error():
-            raise refusal(grammar.param, _OWN_PLACE.sub("", matcher.get_error()))
+            problem = matcher.get_error()
+            is_own = grammar.kind != "lark" or not grammar.param.endswith("grammar")
+            raise refusal(grammar.param, _OWN_PLACE.sub("", problem) if is_own else problem)
         return matcher
 
 

@@ -42,6 +42,10 @@ class ToolFormat(ABC):
     def read(self, region: str, schemas: Schemas) -> list[Call] | None:
         """The calls in a region; None where it holds anything else."""
 
+    def is_open(self, region: str) -> bool:
+        """Whether what follows is inside a value still, where a closing mark is text: here, in a string of JSON."""
+        return re.sub(r"\\.", "", region, flags=re.DOTALL).count('"') % 2 == 1
+
     @abstractmethod
     def lark(self, schemas: Schemas, literal: Literal, *, many: bool) -> str:
         """A grammar of one call of one of the tools, or of several."""
@@ -206,6 +210,9 @@ class TaggedCalls(ToolFormat):
             calls.append(Call(name, json.dumps(arguments, ensure_ascii=False)))
         return calls or None
 
+    def is_open(self, region: str) -> bool:
+        return region.rfind(self._key.partition("NAME")[0]) > region.rfind(self._value_end.strip())
+
     def lark(self, schemas: Schemas, literal: Literal, *, many: bool) -> str:
         opening, closing = literal(self.begin + ("\n" if self._several else "")), literal(self.end or "")
         if self._several:
@@ -230,27 +237,30 @@ class TaggedCalls(ToolFormat):
         for number, (field, wanted) in enumerate(fields.items()):
             opening = literal(self._key.replace("NAME", field))
             rule = f"value_{place}_{number}"
-            if not _is_text(wanted):
-                value = (
-                    f"{_json(shared | wanted) if isinstance(wanted, dict) else _json({})} {literal(self._value_end)}"
-                )
-            elif "enum" in wanted:
-                value = "(" + " | ".join(map(literal, wanted["enum"])) + ") " + literal(self._value_end)
+            if choices := _choices(wanted):
+                if any(self._value_end.strip() in one for one in choices):
+                    raise _unenforceable(f"{name}.{field}", self._value_end.strip())
+                value = "(" + " | ".join(literal(one) for one in choices) + ") " + literal(self._value_end)
+            elif not _is_text(wanted):
+                schema_of_value = shared | wanted if isinstance(wanted, dict) else {}
+                value = f"{_json(schema_of_value)} {literal(self._value_end)}"
             else:
                 if unknown := wanted.keys() - _STRING_KEYS:
                     raise _unenforceable(f"{name}.{field}", sorted(unknown)[0])
                 value = f"raw_{rule}"
-                yield from self._raw(value, wanted, literal)
+                yield self._raw(value, wanted, f"{name}.{field}", literal)
             yield f"{rule}: {opening} {value}"
 
-    def _raw(self, rule: str, wanted: dict[str, Any], literal: Literal) -> Iterator[str]:
+    def _raw(self, rule: str, wanted: dict[str, Any], name: str, literal: Literal) -> str:
         """Text up to the closing tag, which it therefore cannot hold."""
         least, most = wanted.get("minLength", 0), wanted.get("maxLength", "")
+        for key, bound in (("minLength", least), ("maxLength", most)):
+            if bound != "" and not (type(bound) is int and bound >= 0):
+                raise _unenforceable(name, key)
         text = f"/(.|\\n){{{least},{most}}}/"
         if literal(self._value_end).startswith("<["):  # a token of its own: text cannot hold it anyway
-            yield f"{rule}: {text} {literal(self._value_end)}"
-        else:
-            yield f"{rule}[suffix={json.dumps(self._value_end)}]: {text}"
+            return f"{rule}: {text} {literal(self._value_end)}"
+        return f"{rule}[suffix={json.dumps(self._value_end)}]: {text}"
 
 
 def _loosely(pattern: str) -> str:
@@ -259,17 +269,20 @@ def _loosely(pattern: str) -> str:
     return f"{before}(?P<name>{_NAME.pattern}){after}" + (r"\n?" if pattern.endswith("\n") else "")
 
 
+def _choices(wanted: Any) -> list[str]:
+    """The texts that a schema leaves, if it leaves a few and nothing else."""
+    given = wanted.get("enum", [wanted.get("const")]) if isinstance(wanted, dict) else None
+    return given if isinstance(given, list) and all(isinstance(one, str) for one in given) else []
+
+
 def _is_text(wanted: Any) -> bool:
     """Whether a value of this schema is written without quotes."""
     if not isinstance(wanted, dict):
         return False
-    if "enum" in wanted:
-        return bool(wanted["enum"]) and all(isinstance(one, str) for one in wanted["enum"])
-    return wanted.get("type") == "string"
+    return bool(_choices(wanted)) or (wanted.get("type") == "string" and not {"enum", "const"} & wanted.keys())
 
 
 def _value_of(text: str, wanted: Any) -> Any:
-    text = text.removesuffix("\n") if wanted is None or not _is_text(wanted) else text
     if _is_text(wanted):
         return text
     try:

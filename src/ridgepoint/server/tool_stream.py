@@ -59,7 +59,12 @@ class ToolStream:
         """A region of calls that is whole: its calls, or its text where they are none. None while it may go on."""
         end = self._format.end
         region, mark, rest = self._held.partition(end) if end else (self._held, "", "")
-        if not mark and not final:
+        while mark and self._format.is_open(region):  # the mark is part of a value
+            more, another, rest_after = rest.partition(mark)
+            if not another:
+                break
+            region, rest = region + mark + more, rest_after
+        if not final and (not mark or self._format.is_open(region)):
             return None
         calls = self._format.read(region, self._schemas)
         self._held, self._inside = rest, False

@@ -66,7 +66,10 @@ def calling_of(request: ChatRequest, tokenizer: Tokenizer) -> Calling | None:
     grammar = None
     if must_call:
         chosen = schemas if wanted is None else {wanted: schemas[wanted]}
-        text = format_.lark(chosen, _literal(special), many=not single)
+        try:
+            text = format_.lark(chosen, _literal(special), many=not single)
+        except RecursionError as error:
+            raise _refused("the parameters of a tool are nested too deeply", "tools") from error
         if len(text) > MAX_SCHEMA_CHARS:
             raise _refused(f"{len(text)} characters of tools: at most {MAX_SCHEMA_CHARS} can be enforced", "tools")
         grammar = Grammar(kind="lark", text=text, param="tools")
@@ -84,8 +87,11 @@ def _schema_of(tool: Tool) -> dict[str, Any]:
     parameters = tool.function.parameters
     if parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    if parameters.get("type", "object") != "object" or not isinstance(parameters.get("properties", {}), dict):
+    properties, required = parameters.get("properties", {}), parameters.get("required", [])
+    if parameters.get("type", "object") != "object" or not isinstance(properties, dict):
         raise _refused(f"the parameters of {tool.function.name!r} must be the schema of an object", "tools")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise _refused(f"the parameters of {tool.function.name!r}: 'required' must be a list of names", "tools")
     return {"type": "object", **parameters}
 
 
