@@ -293,6 +293,19 @@ def test_tools_are_shown_by_the_template(serve, with_tools: Tokenizer) -> None:
         assert prompt_of(with_tools, submitted) == "user:hi;"
 
 
+def test_tools_are_counted(serve, with_tools: Tokenizer) -> None:
+    """/tokenize says how many tokens a chat with tools has."""
+
+    async def run() -> int:
+        async with serve(tokens=with_tools) as served:
+            body = {"messages": [{"role": "user", "content": "hi"}], "tools": [PING]}
+            count: int = (await served.http.post("/tokenize", json=body)).json()["count"]
+            return count
+
+    _, submitted = ask(serve, with_tools, tools=[PING], max_tokens=1)
+    assert asyncio.run(run()) == len(submitted[0].prompt_ids)
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_must_be_made_is_a_grammar(serve, with_tools: Tokenizer, choice: Any) -> None:
     body = {"tools": [PING, PING | {"function": {"name": "weather"}}], "tool_choice": choice, "max_tokens": 1}

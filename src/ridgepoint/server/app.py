@@ -28,6 +28,7 @@ from ridgepoint.server.prompts import encode_chat, encode_prompt
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ridgepoint.server.service import Keyring, OverloadedError, Service
 from ridgepoint.server.sse import EventStream, until_disconnect
+from ridgepoint.server.tools import shown
 
 _PATHS = frozenset(
     {
@@ -148,7 +149,8 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
             prompt = await encode_chat(
                 body.messages, service.tokenizer, capacity,
                 add_generation_prompt=body.add_generation_prompt is not False,
-                variables=body.chat_template_kwargs, add_special_tokens=bool(body.add_special_tokens),
+                variables={**(body.chat_template_kwargs or {}), **({"tools": shown(body.tools)} if body.tools else {})},
+                add_special_tokens=bool(body.add_special_tokens),
             )  # fmt: skip
         elif body.prompt:
             prompt = await encode_prompt(

@@ -181,6 +181,7 @@ class TokenizeRequest(_Body, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     return_token_strs: bool | None = None
 
 

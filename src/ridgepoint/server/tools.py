@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def calling_of(request: ChatRequest, tokenizer: Tokenizer) -> Calling | None:
             raise _refused(f"{len(text)} characters of tools: at most {MAX_SCHEMA_CHARS} can be enforced", "tools")
         grammar = Grammar(kind="lark", text=text, param="tools")
     return Calling(
-        format=format_, schemas=schemas, shown=[_shown(tool, schemas) for tool in tools],
+        format=format_, schemas=schemas, shown=shown(tools),
         shown_ids=frozenset(special.values()), grammar=grammar, single=single,
     )  # fmt: skip
 
@@ -95,13 +95,14 @@ def _schema_of(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **parameters}
 
 
-def _shown(tool: Tool, schemas: Schemas) -> dict[str, Any]:
-    function = tool.function
-    described = {} if function.description is None else {"description": function.description}
-    return {
-        "type": "function",
-        "function": {"name": function.name, **described, "parameters": schemas[function.name]},
-    }
+def shown(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """What a template sees of them."""
+    found: list[dict[str, Any]] = []
+    for tool in tools:
+        described = {} if tool.function.description is None else {"description": tool.function.description}
+        function = {"name": tool.function.name, **described, "parameters": _schema_of(tool)}
+        found.append({"type": "function", "function": function})
+    return found
 
 
 def _format_of(tokenizer: Tokenizer) -> ToolFormat:
