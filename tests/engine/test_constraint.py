@@ -363,6 +363,18 @@ def test_whatever_fails_in_the_thread_is_a_refusal() -> None:
         Grammars(unreadable, VOCAB, (EOS,)).compile(RECORD).result()
 
 
+def test_a_machine_without_room_for_the_thread_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    grammars = Grammars(lambda: TOKENS, VOCAB, (EOS,))
+    with monkeypatch.context() as patched, pytest.raises(RequestError, match="can't start new thread") as caught:
+        patched.setattr(threading.Thread, "start", start)
+        grammars.compile(RECORD)
+    assert caught.value.status == 503
+    assert grammars.compile(RECORD).result().failure is None
+
+
 # ---------------------------------------------------------------- compiling holds nobody up
 
 

@@ -28,7 +28,7 @@ MAX_GBNF_RULES = 256  # they are translated in Python, with a pass over all of t
 # Bytes alone decide what may follow: the tokens of forced text are the model's choice too. Of several such lines the last
 # one holds.
 _FOOTER = '\n%llguidance {"no_forcing": true}\n'
-_STACK_BYTES = 512 << 20  # reserved, not used: the compiler recurses over definitions
+_STACK_BYTES = 256 << 20  # reserved, not used: the compiler recurses over definitions
 _CACHED_GRAMMARS = 32
 _MAX_LEXER_STATES = 50_000  # 1 to 2 kB each, for every sequence
 _MAX_ITEMS_IN_ROW = (
@@ -56,15 +56,21 @@ class Grammars:
     def compile(self, grammar: Grammar) -> Future[Constraint]:
         """A constraint for one sequence. The future raises `RequestError` where the grammar cannot be used."""
         if self._thread is None:
-            before = threading.stack_size(_STACK_BYTES)
-            try:
-                self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
-                self._thread.start()
-            finally:
-                threading.stack_size(before)
+            self._thread = self._start(grammar.param)
         future: Future[Constraint] = Future()
         self._wanted.put((grammar, future))
         return future
+
+    def _start(self, param: str) -> threading.Thread:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+            thread.start()
+        except RuntimeError as error:  # no memory for its stack, or no thread
+            raise RequestError(f"grammars cannot be compiled now: {error}", status=503, param=param) from error
+        finally:
+            threading.stack_size(before)
+        return thread
 
     def _work(self) -> None:
         while True:
