@@ -464,7 +464,7 @@ def test_lark_is_left_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nonsense", "root ::= nobody", 'root ::= "a', "root ::= " + "(" * 3000, "root ::= [a" + "b" * 99, "\n" * 16384,
+    ["", "nonsense", "start: A\n" * 513, "root ::= nobody", 'root ::= "a', "root ::= " + "(" * 3000, "root ::= [a" + "b" * 99, "\n" * 16384,
      'root ::= "a"{' + "9" * 5000 + "}", "x ::= y\n" * 257],
 )  # fmt: skip
 def test_what_is_neither_is_refused(text: str) -> None:

@@ -24,6 +24,9 @@ from ridgepoint.errors import RequestError
 
 MAX_SCHEMA_CHARS = 1 << 17
 MAX_GRAMMAR_CHARS = 1 << 14  # of Lark, GBNF and regular expressions, whose cost may grow with the square of it
+MAX_GRAMMAR_LINES = (
+    512  # a chain of terminals that is too dear is refused after time that grows with the cube of its length
+)
 MAX_GBNF_RULES = 256  # they are translated in Python, with a pass over all of them for each
 # Bytes alone decide what may follow: the tokens of forced text are the model's choice too. Of several such lines the last
 # one holds.
@@ -170,11 +173,18 @@ def _library(param: str) -> Any:
 
 def lark_of(text: str, param: str) -> str:
     """A grammar in Lark's syntax; one in GBNF, as llama.cpp and xgrammar take it, is translated."""
+    num_lines = text.count("\n") + 1
+    if num_lines > MAX_GRAMMAR_LINES:
+        raise RequestError(
+            f"{num_lines} lines: at most {MAX_GRAMMAR_LINES} allowed", param=param, code="limit_exceeded"
+        )
     if any(re.match(r"%llguidance\b|start\s*:(?!:=)", line.lstrip()) for line in text.splitlines()):
         return text
     num_rules = text.count("::=")
     if num_rules > MAX_GBNF_RULES:
-        raise RequestError(f"{num_rules} rules of GBNF: at most {MAX_GBNF_RULES} allowed", param=param)
+        raise RequestError(
+            f"{num_rules} rules of GBNF: at most {MAX_GBNF_RULES} allowed", param=param, code="limit_exceeded"
+        )
     _library(param)
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
