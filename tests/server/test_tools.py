@@ -19,8 +19,9 @@ from ridgepoint.engine.protocol import Grammar, Ready
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.engine.tokenizer import Tokenizer, load_tokenizer
 from ridgepoint.errors import RequestError
-from ridgepoint.server.tool_formats import Call, ToolFormat, format_of
-from ridgepoint.server.tool_stream import ToolStream
+from ridgepoint.server.tool_calls.form import Call, ToolFormat
+from ridgepoint.server.tool_calls.known import format_of
+from ridgepoint.server.tool_calls.stream import ToolStream
 from ridgepoint.server.tools import _literal
 
 # What a template's text shows of each form, and two calls in it.

@@ -31,7 +31,7 @@ from ridgepoint.server.replies import (
 from ridgepoint.server.schema import ChatRequest
 from ridgepoint.server.service import Service, tenant_salt
 from ridgepoint.server.structure import grammar_of
-from ridgepoint.server.tool_formats import Call
+from ridgepoint.server.tool_calls.form import Call
 from ridgepoint.server.tools import Calling, calling_of
 
 

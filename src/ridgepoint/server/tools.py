@@ -1,6 +1,6 @@
 """What a chat request says of tools: which the model is shown, whether it must call one, and the grammar where it must.
 
-Decides what `tool_choice` means. The form of calls is the model's (`server.tool_formats`), told by its chat template.
+Decides what `tool_choice` means. The form of calls is the model's (`server.tool_calls`), told by its chat template.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ridgepoint.engine.protocol import Grammar
 from ridgepoint.engine.tokenizer import Tokenizer
 from ridgepoint.errors import RequestError
 from ridgepoint.server.schema import ChatRequest, NamedTool, Tool
-from ridgepoint.server.tool_formats import Literal, Schemas, ToolFormat, format_of
-from ridgepoint.server.tool_stream import ToolStream
+from ridgepoint.server.tool_calls.form import Literal, Schemas, ToolFormat
+from ridgepoint.server.tool_calls.known import format_of
+from ridgepoint.server.tool_calls.stream import ToolStream
 
 _ID_CHARS = string.ascii_letters + string.digits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ridgepoint.server.tool_formats import Call, Schemas, ToolFormat
+from ridgepoint.server.tool_calls.form import Call, Schemas, ToolFormat
 
 
 class ToolStream:
