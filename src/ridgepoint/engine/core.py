@@ -10,12 +10,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ridgepoint.cost.following import FollowingTimer
 from ridgepoint.cost.timer import TimedStep
+from ridgepoint.engine.checks import check_ending, check_ids
+from ridgepoint.engine.compiling import Compiling, CompilingQueue
 from ridgepoint.engine.constraint import Constraint
 from ridgepoint.engine.energy import StepEnergy
 from ridgepoint.engine.grammar import Grammars, refusal
@@ -41,7 +42,6 @@ from ridgepoint.sched.scheduler import Scheduler
 from ridgepoint.sched.step import Batch, Clock, Executor, Progress, StepResult
 
 REPORT_EVERY_S = 0.1
-COMPILE_WAIT_S = 0.002  # an engine that only waits for a grammar looks at its messages this often
 
 
 class MonotonicClock:
@@ -60,13 +60,6 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     root_of: Callable[[bytes], bytes]
     whole_runs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Compiling:
-    submit: Submit
-    arrived_s: float
-    constraint: Future[Constraint]
 
 
 class Link(Protocol):
@@ -123,7 +116,7 @@ class EngineCore:
         self._ledger = StepLedger()
         self._follower = follower
         self._grammars = grammars
-        self._compiling: dict[str, _Compiling] = {}
+        self._compiling = CompilingQueue()
         self._last: tuple[Batch, StepResult] | None = None
 
     def step(self) -> None:
@@ -170,8 +163,7 @@ class EngineCore:
                     self._submit(message)
                 except RequestError as error:
                     self._refuse(message.request_id, error)
-            case Cancel(request_id=request_id) if request_id in self._compiling:
-                del self._compiling[request_id]
+            case Cancel(request_id=request_id) if self._compiling.cancel(request_id):
                 self._outbox.append(Output(request_id=request_id, token_ids=[], finish_reason="cancelled"))
             case Cancel(request_id=request_id):
                 request = self.scheduler.cancel(request_id)
@@ -194,19 +186,14 @@ class EngineCore:
             if self._grammars is None:
                 raise RequestError("this engine cannot constrain its output", param=message.grammar.param)
             check_ending(message)
-            self._compiling[message.request_id] = _Compiling(message, now, self._grammars.compile(message.grammar))
+            self._compiling.add(Compiling(message, now, self._grammars.compile(message.grammar)))
 
     def _admit_compiled(self) -> None:
-        """Those whose grammar is ready; with nothing else to do, wait a moment for one."""
-        if self.scheduler.idle and not self.pace.in_flight:
-            wait([one.constraint for one in self._compiling.values()], COMPILE_WAIT_S, FIRST_COMPLETED)
-        for request_id, waiting in list(self._compiling.items()):
-            if waiting.constraint.done():
-                del self._compiling[request_id]
-                try:
-                    self._admit(waiting.submit, waiting.arrived_s, waiting.constraint.result())
-                except RequestError as error:
-                    self._refuse(request_id, error)
+        for one in self._compiling.take_ready(idle=self.scheduler.idle and not self.pace.in_flight):
+            try:
+                self._admit(one.submit, one.arrived_s, one.constraint.result())
+            except RequestError as error:
+                self._refuse(one.submit.request_id, error)
 
     def _admit(self, message: Submit, arrived_s: float, constraint: Constraint | None) -> None:
         seed = message.params.seed
@@ -310,30 +297,3 @@ class EngineCore:
                 masks_s_total=self._grammars.totals.seconds if self._grammars else None,
             )
         )
-
-
-def check_ids(submit: Submit, vocab_size: int) -> None:
-    """Refuse token ids that the model does not have."""
-    params = submit.params
-    for param, ids in (
-        ("prompt", submit.prompt_ids),
-        ("logit_bias", params.logit_bias),
-        ("stop_token_ids", params.stop_token_ids),
-    ):
-        for token in (min(ids), max(ids)) if ids else ():
-            if not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"{param} has the token id {token}; the vocabulary has ids 0 to {vocab_size - 1}",
-                    param=param, code="invalid_token_id",
-                )  # fmt: skip
-
-
-def check_ending(submit: Submit) -> None:
-    """The form of an output says where it ends, so nothing else may say that it must go on."""
-    params = submit.params
-    for param, is_set in (("min_tokens", params.min_tokens > 0), ("ignore_eos", params.ignore_eos)):
-        if is_set:
-            raise RequestError(
-                f"{param} cannot be combined with structured output, whose form says where it ends", param=param,
-                code="invalid_value",
-            )  # fmt: skip
