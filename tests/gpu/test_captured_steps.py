@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.step import CapturedOrEager
 from ridgepoint.sched.ahead import InTurn, OneAhead, Pace
 from ridgepoint.sched.params import SamplingParams
-from ridgepoint.sched.request import Request
+from ridgepoint.sched.request import UNKNOWN, Request
 from ridgepoint.sched.scheduler import Limits, Scheduler
 
 BLOCK, SEQS, BLOCKS = 16, 12, 120
@@ -52,13 +53,26 @@ def traffic() -> list[Request]:
     return requests
 
 
-def serve(executor: DeviceExecutor, *, ahead: bool) -> list[list[int]]:
+class Turns:
+    """A constraint: output token n has an id that leaves n % 5 when divided by 5. Every token before must be known."""
+
+    failure = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self._ids = np.arange(vocab_size)
+
+    def banned(self, tokens: Sequence[int], num_prompt: int) -> np.ndarray:
+        assert UNKNOWN not in tokens
+        return self._ids[self._ids % 5 != (len(tokens) - num_prompt) % 5]
+
+
+def serve(executor: DeviceExecutor, *, ahead: bool, requests: list[Request] | None = None) -> list[list[int]]:
     limits = Limits(
         num_blocks=BLOCKS, block_tokens=BLOCK, max_num_seqs=SEQS, max_step_tokens=256, max_context=256, max_waiting=64
     )
     scheduler = Scheduler(limits)
     pace: Pace = OneAhead(executor, scheduler.advance) if ahead else InTurn(executor)
-    requests = traffic()
+    requests = requests or traffic()
     for request in requests:
         scheduler.add(request)
     while not scheduler.idle or pace.in_flight:
@@ -113,3 +127,15 @@ def test_the_same_traffic_gives_the_same_tokens_again(executor: DeviceExecutor) 
     # Batches differ between the two, and rows of unlike batches in their last bits: a rare draw may fall on the other side.
     same = sum(mine == theirs for mine, theirs in zip(first, in_turn, strict=True))
     assert same >= len(first) - 2
+
+
+def test_constrained_sequences_keep_their_form_beside_free_ones(executor: DeviceExecutor, decoder: Decoder) -> None:
+    """What is banned changes with every token; free sequences are drawn as without them."""
+    requests = traffic()
+    for request in requests[::3]:
+        request.constraint = Turns(decoder.spec.vocab_size)
+    said = serve(executor, ahead=True, requests=requests)
+    for tokens in said[::3]:
+        assert tokens and all(token % 5 == place % 5 for place, token in enumerate(tokens))
+    pairs = [pair for number, pair in enumerate(zip(said, serve(executor, ahead=True), strict=True)) if number % 3]
+    assert sum(bound == free for bound, free in pairs) >= len(pairs) - 2  # batches differ, as above
