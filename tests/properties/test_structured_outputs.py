@@ -103,7 +103,7 @@ def core() -> EngineCore:
     return host(tiny_decoder(), num_blocks=800, max_context=1000)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SCHEMAS, st.integers(0, 2**32))
 def test_what_is_said_satisfies_the_schema(core: EngineCore, schema: dict[str, Any], seed: int) -> None:
     params = [SamplingParams(max_tokens=900, temperature=heat, seed=seed) for heat in (0.0, 1.0, 2.0)]

@@ -24,9 +24,10 @@ class MaskTotals:
 
 
 class Constraint:
-    """`matcher` is a compiled grammar at its beginning, this sequence's own."""
+    """`matcher` is a compiled grammar at its beginning, this sequence's own; `param` the request's field that asked for it."""
 
-    def __init__(self, matcher: Any, vocab_size: int, totals: MaskTotals) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, totals: MaskTotals, param: str) -> None:
+        self.param = param
         self.failure: str | None = None
         self._matcher = matcher
         self._vocab_size = vocab_size

@@ -229,7 +229,7 @@ class EngineCore:
             self._forget(request)
             failure = None if request.constraint is None else request.constraint.failure
             if failure is not None:
-                self._refuse(request.id, refusal("grammar", failure))
+                self._refuse(request.id, refusal(request.constraint.param, failure))
             else:
                 message = "the model's logits are not finite numbers"
                 self._outbox.append(Output(request_id=request.id, token_ids=[], finish_reason="error", error=message))

@@ -93,7 +93,7 @@ class Grammars:
             if len(self._compiled) > _CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return Constraint(matcher.deep_copy(), self._vocab_size, self.totals)
+        return Constraint(matcher.deep_copy(), self._vocab_size, self.totals, grammar.param)
 
     def _compile(self, grammar: Grammar) -> Any:
         llguidance = _library(grammar.param)
