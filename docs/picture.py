@@ -86,7 +86,7 @@ def draw(result: dict) -> str:
         f" {result['hardware']['cpu'].split(' (')[0]}",
         f"Roof: memory {min(reads):.0f} to {max(reads):.0f} GB/s around the points,"
         f" {roof['bf16_flops_per_s'] / 1e9:,.0f} GFLOP/s"
-        + ("; above 100 % memory was faster at the point than around it" if top > 1 else ""),
+        + ("; it reads bf16 at two bytes a weight, ridgepoint the same weights in 12 bits" if top > 1 else ""),
     ]
     for line, condition in enumerate(conditions):
         parts.append(f'<text class="small" x="{LEFT}" y="{HEIGHT - 20 + 15 * line}">{condition}</text>')
