@@ -245,7 +245,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint (default: the benchmark's random one)")
-    parser.add_argument("--formats", nargs="+", default=["bf16", "int8", "int8-a8", "int4-32", "int4-32-a8"])
+    parser.add_argument("--formats", nargs="+", default=["bf16-12", "int8", "int8-a8", "int4-32", "int4-32-a8"])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 64])
     parser.add_argument("--prefill", type=int, nargs="*", default=[], metavar="TOKENS", help="prompts of one step each")
     parser.add_argument("--context", type=int, default=128)

@@ -246,7 +246,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", default="bf16,int8,int8-a8,int4-32,int4-32-a8,mxfp4,mxfp4-a8,fp8")
+    parser.add_argument("--formats", default="bf16,bf16-12,int8,int8-a8,int4-32,int4-32-a8,mxfp4,mxfp4-a8,fp8")
     parser.add_argument("--isa", help="force one ISA (default: the best this processor runs)")
     parser.add_argument("--threads", type=int, default=native.usable_cores())
     parser.add_argument("--json", type=Path, help="write the rows here")
