@@ -178,37 +178,21 @@ def serving_amounts(
     many = smallest(fill * layout.dp_attention, running)
     # A prompt longer than a chunk meets, on average, half of itself already cached.
     before = cached + 0.5 * (prompt - new)
+    boarding = StepBatch.prefill(together, new, before)
+
+    def amounts(batch: StepBatch) -> StepAmounts:
+        return step_amounts(spec, layout, precision, batch, routing_skew=routing_skew, tiles=tiles)
+
     return ServingAmounts(
         workload=workload,
         running=running,
         draft=step_amounts(drafter.spec, layout, precision, one_token, routing_skew=routing_skew, tiles=tiles)
         if drafter
         else None,
-        decode=step_amounts(spec, layout, precision, decode, routing_skew=routing_skew, tiles=tiles),
-        mixed=step_amounts(
-            spec,
-            layout,
-            precision,
-            others + StepBatch.prefill(together, new, before),
-            routing_skew=routing_skew,
-            tiles=tiles,
-        ),
-        chunk=step_amounts(
-            spec,
-            layout,
-            precision,
-            StepBatch.prefill(many, new, before),
-            routing_skew=routing_skew,
-            tiles=tiles,
-        ),
-        alone=step_amounts(
-            spec,
-            layout,
-            precision,
-            StepBatch.prefill(together, new, before),
-            routing_skew=routing_skew,
-            tiles=tiles,
-        ),
+        decode=amounts(decode),
+        mixed=amounts(others + boarding),
+        chunk=amounts(StepBatch.prefill(many, new, before)),
+        alone=amounts(boarding),
         prompts_per_mixed=together * new / prompt,
         prompts_per_chunk=many * new / prompt,
         steps_per_prompt=prompt / new,

@@ -128,9 +128,8 @@ class DeviceExecutor:
         scored_R = self._score(requests, logits_RV)
         prompts = [self._score_prompt(batch, rows, logits_RV) for rows in scored]
         end.mark()
-        is_known = any(
-            request.constraint is not None for request in requests
-        )  # it must be, before they can be drawn for again
+        # What a constraint bans next follows from this step's tokens.
+        is_known = any(request.constraint is not None for request in requests)
         return Launched(ids_R, start, end, scored_R, prompts, is_known)
 
     def _score(self, requests: Sequence[Request], logits_RV: torch.Tensor) -> list[tuple[int, int, Scores] | None]:

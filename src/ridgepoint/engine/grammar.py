@@ -24,9 +24,8 @@ from ridgepoint.errors import RequestError
 
 MAX_SCHEMA_CHARS = 1 << 17
 MAX_GRAMMAR_CHARS = 1 << 14  # of Lark, GBNF and regular expressions, whose cost may grow with the square of it
-MAX_GRAMMAR_LINES = (
-    512  # a chain of terminals that is too dear is refused after time that grows with the cube of its length
-)
+# A chain of terminals that is too dear is refused after time that grows with the cube of its length.
+MAX_GRAMMAR_LINES = 512
 MAX_GBNF_RULES = 256  # they are translated in Python, with a pass over all of them for each
 # Bytes alone decide what may follow: the tokens of forced text are the model's choice too. Of several such lines the last
 # one holds.
@@ -34,9 +33,8 @@ _FOOTER = '\n%llguidance {"no_forcing": true}\n'
 _STACK_BYTES = 256 << 20  # reserved, not used: the compiler recurses over definitions
 _CACHED_GRAMMARS = 32
 _MAX_LEXER_STATES = 50_000  # 1 to 2 kB each, for every sequence
-_MAX_ITEMS_IN_ROW = (
-    1000  # of the parser: 250 optional fields of one object; an ambiguous grammar then costs a step 40 ms at most
-)
+# Of the parser: 250 optional fields of one object. An ambiguous grammar then cost a step 40 ms at most.
+_MAX_ITEMS_IN_ROW = 1000
 MAX_QUOTED_CHARS = 300
 _PICTURE = re.compile(r"\s*(\d+ \||\^|<\S+>$)")
 # In text that was put around what was sent.
