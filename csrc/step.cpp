@@ -114,24 +114,25 @@ int run(const void* const* ops, int64_t count, int64_t tokens, int64_t logit_row
     return step.error.load() ? fail(step.error.load()) : kOk;
 }
 
-struct ReadProbe {
+struct Bytes {
     uint8_t* data;
-    int64_t bytes;
+    int64_t size;
     std::atomic<int> sink{0};
 };
 
 constexpr int64_t kPiece = 1 << 18;
 
-// Pages nobody wrote are all the same page of zeros: reading them would measure a cache.
 void write_region(Team& team, int thread, void* context) {
-    ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) { memset(probe.data + i * kPiece, 1, kPiece); });
+    const Bytes& all = *static_cast<Bytes*>(context);
+    team.walk(thread, ceil_div(all.size, kPiece), [&](int64_t i, int64_t) {
+        memset(all.data + i * kPiece, 1, static_cast<size_t>(std::min(kPiece, all.size - i * kPiece)));
+    });
 }
 
 void read_region(Team& team, int thread, void* context) {
-    ReadProbe& probe = *static_cast<ReadProbe*>(context);
-    team.walk(thread, probe.bytes / kPiece, [&](int64_t i, int64_t) {
-        if (kernels().read_sum(probe.data + i * kPiece, kPiece) > 1.0) probe.sink.store(1);
+    Bytes& all = *static_cast<Bytes*>(context);
+    team.walk(thread, all.size / kPiece, [&](int64_t i, int64_t) {
+        if (kernels().read_sum(all.data + i * kPiece, kPiece) > 1.0) all.sink.store(1);
     });
 }
 
@@ -200,21 +201,18 @@ int32_t rp_profile(const void* const* ops, int64_t count, int64_t tokens, int64_
     return rp::run(ops, count, tokens, logit_rows, seconds);
 }
 
-double rp_probe_read(int64_t bytes, int32_t repeats) {
+void rp_fill(uint8_t* data, int64_t bytes) {
     std::lock_guard<std::mutex> lock(rp::step_mutex);
-    uint8_t* data = static_cast<uint8_t*>(rp_alloc(bytes));
-    if (!data) return 0;
-    rp::ReadProbe probe{data, bytes};
-    rp::parallel(rp::write_region, &probe);
-    double best = 0;
-    for (int32_t i = 0; i < repeats; i++) {
-        const auto start = std::chrono::steady_clock::now();
-        rp::parallel(rp::read_region, &probe);
-        const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        if (bytes / s > best) best = static_cast<double>(bytes) / s;
-    }
-    rp_free(data, bytes);
-    return best;
+    rp::Bytes all{data, bytes};
+    rp::parallel(rp::write_region, &all);
+}
+
+double rp_read_s(const uint8_t* data, int64_t bytes) {
+    std::lock_guard<std::mutex> lock(rp::step_mutex);
+    rp::Bytes all{const_cast<uint8_t*>(data), bytes};
+    const auto start = std::chrono::steady_clock::now();
+    rp::parallel(rp::read_region, &all);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 double rp_probe_peak(int32_t format, int32_t milliseconds) {

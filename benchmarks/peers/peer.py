@@ -6,6 +6,8 @@ Every engine gets the same model, the same token ids and the same number of thre
     decode(prompts, steps)         seconds of each of `steps` steps, all sequences together, after their prefill
     greedy(prompt, steps)          the greedy tokens, to see that it computes the same model
     features()                     the instruction set in use, in its own words (asked only where that is restricted)
+    rates()                        of ridgepoint alone: what the machine could do around its last answer
+    warm(prompt, seconds)          prompts for so long: engines that waited their turn find cores asleep and memory slow
 
 A child waits on its standard input between questions, so two engines can take turns without disturbing each other.
 """
@@ -16,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +48,18 @@ def answer(build: Callable[[], Engine]) -> None:
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        result = getattr(engine, question["ask"])(*question["arguments"])
+        asked, arguments = question["ask"], question["arguments"]
+        result = warm(engine, *arguments) if asked == "warm" else getattr(engine, asked)(*arguments)
         print(json.dumps(result), file=answers, flush=True)
+
+
+def warm(engine: Engine, prompt: list[int], seconds: float) -> int:
+    """How many times it computed the prompt."""
+    times, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        engine.prefill(prompt)
+        times += 1
+    return times
 
 
 class Peer:

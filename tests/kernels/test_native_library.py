@@ -101,3 +101,11 @@ def test_memory_is_zeroed_and_outlives_its_first_name() -> None:
     assert view.sum() == 0
     view[:] = 1
     assert int(view.sum()) == (3 << 20) - 5
+
+
+def test_a_probe_reads_what_was_written_and_refuses_less_than_a_piece():
+    probe = native.ReadProbe(native.ReadProbe.PIECE_BYTES * 2 + 100)
+    assert probe.bytes_per_s() > 0
+    assert native.measure_read_bytes_per_s(1 << 20, 2) > 0
+    with pytest.raises(ConfigError, match="at least 262144"):
+        native.ReadProbe(1000)

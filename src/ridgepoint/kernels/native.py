@@ -22,7 +22,7 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
 EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5, "bf16-12": 6}
@@ -172,7 +172,8 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         ("rp_take_chunks", i64, [i32, ptr, ptr, i64, ptr]),
         ("rp_run", i32, [ptr, i64, i64, i64]),
         ("rp_profile", i32, [ptr, i64, i64, i64, ptr]),
-        ("rp_probe_read", ctypes.c_double, [i64, i32]),
+        ("rp_fill", None, [ptr, i64]),
+        ("rp_read_s", ctypes.c_double, [ptr, i64]),
         ("rp_probe_peak", ctypes.c_double, [i32, i32]),
     ):
         entry = getattr(library, function)
@@ -363,7 +364,24 @@ def check(code: int) -> None:
 
 def measure_read_bytes_per_s(num_bytes: int = 1 << 30, repeats: int = 3) -> float:
     """Best read bandwidth of all threads over a buffer of `num_bytes` (beyond the caches: that of the memory)."""
-    return float(library().rp_probe_read(num_bytes, repeats))
+    probe = ReadProbe(num_bytes)
+    return max(probe.bytes_per_s() for _ in range(repeats))
+
+
+class ReadProbe:
+    """Memory that can be read again and again, to see how fast it is just then: on shared machines that changes by the second."""
+
+    PIECE_BYTES = 1 << 18
+
+    def __init__(self, num_bytes: int) -> None:
+        if num_bytes < self.PIECE_BYTES:
+            raise ConfigError(f"a probe of {num_bytes} bytes: at least {self.PIECE_BYTES} are read at a time")
+        self._memory = allocate(num_bytes // self.PIECE_BYTES * self.PIECE_BYTES)
+        library().rp_fill(self._memory.ctypes.data, self._memory.nbytes)
+
+    def bytes_per_s(self) -> float:
+        """Of all threads reading it once."""
+        return self._memory.nbytes / float(library().rp_read_s(self._memory.ctypes.data, self._memory.nbytes))
 
 
 def measure_peak_flops_per_s(fmt: str = "bf16", milliseconds: int = 200) -> float:
