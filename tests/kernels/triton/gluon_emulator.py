@@ -1,18 +1,23 @@
 """Runs a Gluon kernel's own source over numpy, program by program, and refuses what its shared memory would not survive.
 
-Gluon has no interpreter. Here a copy arrives when it is waited for (until then its room holds NaN), a product is read when it is
-waited for, and every room knows who uses it: the matrix units may read what was written, then fenced, then passed a barrier;
-a room may be written when its readers have been waited for and a barrier passed since. Anything else raises. Warps are taken to be in
-step, so what lies between two barriers is not told apart further.
+Gluon has no interpreter. Here a kernel's partitions take turns in an order that the test chooses, copies land when that order says
+so (until then their room holds NaN), products are read when they are waited for, and `gluon_memory` knows who may read or write
+a room. What is read too early, written too early, not fenced, or waited for in vain raises. Known to the language below: blocks and
+their arithmetic, global loads and stores, shared memory, cp.async with groups or mbarriers, copies of tensor descriptors,
+asynchronous products, and `warp_specialize`. Layouts are not looked at.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from gluon_memory import Barrier, Copy, Memory, Order, Product, Room, View, eager
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
 
@@ -41,129 +46,290 @@ class Pointer:
     def __add__(self, by: Any) -> Pointer:
         return Pointer(self.memory, self.offset + np.asarray(by))
 
+    def __getitem__(self, axes: Any) -> Pointer:
+        return Pointer(self.memory, np.asarray(self.offset)[axes])
 
-class Room:
-    """Of shared memory, with the state of its latest write and of its readers."""
+    def load(self, mask: Any = None, other: Any = None) -> Tensor:
+        if mask is None:
+            return tensor(self.memory[self.offset])
+        offset, mask = np.broadcast_arrays(self.offset, np.asarray(mask, bool))
+        values = np.full(offset.shape, np.nan if other is None else other, self.memory.dtype)
+        values[mask] = self.memory[offset[mask]]
+        return tensor(values)
 
-    def __init__(self, shape: list[int]) -> None:
-        self.values = np.full(shape, np.nan, np.float32)
-        self.parts = [Room(shape[1:]) for _ in range(shape[0])] if len(shape) == 3 else []
-        self.state, self.readers, self.left = "unwritten", 0, False
+    def store(self, values: Any, mask: Any = None) -> None:
+        if mask is None:
+            self.memory[self.offset] = values
+            return
+        offset, mask, values = np.broadcast_arrays(self.offset, np.asarray(mask, bool), values)
+        self.memory[offset[mask]] = values[mask]
 
-    def index(self, place: int) -> Room:
-        return self.parts[int(place)]
 
-    def permute(self, order: tuple[int, int]) -> tuple[Room, tuple[int, int]]:
-        return self, order
+class Descriptor:
+    """Of an array of any rank, for the copy engine: what lies outside reads as zeros and is not written."""
+
+    def __init__(self, array: np.ndarray, block_shape: list[int], dtype: str = "bfloat16") -> None:
+        self.array, self.block_shape, self.dtype = array, block_shape, dtype
+
+    def place(self, coord: list[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """In the array and in the block."""
+        firsts = [int(first) for first in coord]
+        spans = [
+            (max(first, 0), min(first + n, size))
+            for first, n, size in zip(firsts, self.block_shape, self.array.shape, strict=True)
+        ]
+        inside = tuple(slice(low, max(low, high)) for low, high in spans)
+        return inside, tuple(
+            slice(low - first, max(low, high) - first) for (low, high), first in zip(spans, firsts, strict=True)
+        )
+
+
+class Accumulator:
+    """Of a product that has been started: no number until it is waited for."""
+
+    def __init__(self, values: np.ndarray, product: Product | None = None) -> None:
+        self.values, self.product = values, product
 
 
 class Emulator:
-    def __init__(self) -> None:
-        self.rooms: list[Room] = []
-        self.asked: list[tuple[Room, np.ndarray]] = []
-        self.running: list[list[Room]] = []  # products, in order, with what they read
+    """The language, for one program."""
 
-    # ---- shared memory
+    def __init__(self, order: Order, warps: int) -> None:
+        self.memory = Memory(order, warps, tensor)
 
-    def allocate(self, dtype: str, shape: list[int], layout: object) -> Room:
-        room = Room(shape)
-        self.rooms += room.parts or [room]
-        room.store = lambda values, room=room: self.write(room, values, "written")  # type: ignore[attr-defined]
-        return room
+    # ---- copies
 
-    def write(self, room: Room, values: np.ndarray, state: str) -> None:
-        assert room.readers == 0, "written while the matrix units read it"
-        assert not room.left, "written before every warp is known to have read it"
-        assert room.state != "asked", "written while a copy is on its way to it"
-        room.values, room.state = np.asarray(values, np.float32), state
+    def copy(self, room: Room, pointer: Pointer, mask: Any = None) -> None:
+        me = self.memory.now
+        values = pointer.load(mask, None if mask is None else 0)
+        assert values.shape == room.shape, f"{values.shape} into a room of {room.shape}"
+        copy = Copy(room, np.asarray(values, room.values.dtype), me.other("copy", engine=False))
+        me.write(room, copy.act)
+        self.memory.launch(copy)
+        me.copies.append(copy)
+        me.groups[-1].append(copy)
+        self.memory.pause()
 
-    def copy(self, room: Room, pointer: Pointer) -> None:
-        values = pointer.memory[pointer.offset]
-        self.write(room, np.full_like(values, np.nan), "asked")
-        self.asked.append((room, values))
+    def commit_group(self) -> None:
+        self.memory.now.groups.append([])
 
-    def wait_group(self, outstanding: int) -> None:
-        assert outstanding == 0
-        for room, values in self.asked:
-            room.values, room.state = values, "written"
-        self.asked.clear()
+    def wait_group(self, outstanding: int = 0) -> None:
+        me = self.memory.now
+        open_group = me.groups.pop()
+        waited = me.groups[: len(me.groups) - outstanding]
+        me.groups = [*me.groups[len(waited) :], open_group]
+        copies = [copy for group in waited for copy in group]
+        self.memory.pause(lambda: all(copy.landed for copy in copies), "its copies")
+        me.own.update({copy.act.who: 1 for copy in copies})
 
-    def fence(self) -> None:
-        for room in self.rooms:
-            room.state = "fenced" if room.state == "written" else room.state
+    def arrive_when_copied(self, room: Room, increment_count: bool = True) -> None:
+        me, barrier, count = self.memory.now, _barrier(room), 32 * self.memory.now.warps
+        if increment_count:
+            barrier.missing += count
+        self.memory.expecting.append((barrier, list(me.copies), count))
+        self.memory.settle()
+        self.memory.pause()
 
-    def barrier(self) -> None:
-        for room in self.rooms:
-            room.state, room.left = "visible" if room.state == "fenced" else room.state, False
+    def engine_load(
+        self, descriptor: Descriptor, coord: list[int], barrier: Room, room: Room, pred: Any = True
+    ) -> None:
+        if not pred:
+            return
+        me = self.memory.now
+        array, block = descriptor.place(coord)
+        values = np.zeros(descriptor.block_shape, room.values.dtype)
+        values[block] = descriptor.array[array]
+        copy = Copy(room, values.reshape(room.shape), me.other("engine", engine=True), _barrier(barrier))
+        me.meet()  # one thread asks, when all have come
+        me.write(room, copy.act)
+        self.memory.launch(copy)
+        self.memory.pause()
+
+    def engine_store(self, descriptor: Descriptor, coord: list[int], room: Room) -> None:
+        me = self.memory.now
+        me.meet()
+        act = me.other("engine", engine=True)
+        me.read(room, act)
+        array, block = descriptor.place(coord)
+        descriptor.array[array] = room.values.reshape(descriptor.block_shape)[block]
+        me.stores.append(act)
+
+    def wait_stores(self, pendings: int = 0) -> None:
+        me = self.memory.now
+        while len(me.stores) > pendings:
+            me.own[me.stores.pop(0).who] = 1
+
+    # ---- barriers
+
+    def init(self, room: Room, count: int) -> None:
+        room.barrier = Barrier(count)
+
+    def arrive(self, room: Room, *, count: int = 1, pred: Any = True) -> None:
+        self.memory.now.meet()  # one thread arrives, when all have come
+        if pred:
+            _barrier(room).arrive(count, self.memory.now.known, self.memory.now.fenced)
+        self.memory.pause()
+
+    def expect(self, room: Room, nbytes: int, pred: Any = True) -> None:
+        self.memory.now.meet()
+        if pred:
+            barrier = _barrier(room)
+            barrier.bytes += nbytes
+            barrier.arrive(1, self.memory.now.known, self.memory.now.fenced)
+
+    def wait(self, room: Room, phase: int, pred: Any = True, deps: Any = ()) -> None:
+        if not pred:
+            return
+        barrier, me = _barrier(room), self.memory.now
+        self.memory.pause(lambda: barrier.passed(phase), f"phase {int(phase)} of a barrier")
+        me.known.join(barrier.known[0])
+        me.fenced.join(barrier.known[1])
+
+    def fence(self, cluster: bool = False) -> None:
+        self.memory.now.fence()
+
+    def thread_barrier(self) -> None:
+        self.memory.now.meet()
 
     # ---- products
 
-    def multiply(self, a: Any, b: Any, acc: np.ndarray, use_acc: bool = True, is_async: bool = False) -> Tensor:
-        assert is_async
-        operands = []
-        for operand in (a, b):
-            room, order = operand if isinstance(operand, tuple) else (operand, (0, 1))
-            assert room.state == "visible", f"multiplied while {room.state}"
-            room.readers += 1
-            operands.append(room.values.transpose(order))
-        self.running.append([operand[0] if isinstance(operand, tuple) else operand for operand in (a, b)])
-        product = operands[0].astype(np.float64) @ operands[1]
-        return tensor((np.asarray(acc) * bool(use_acc) + product).astype(np.float32))
+    def multiply(self, a: Any, b: Any, acc: Any, *, use_acc: Any = True, is_async: bool = False, **how: Any) -> Any:
+        me = self.memory.now
+        act = me.other("product", engine=True)
+        views = [operand if isinstance(operand, View) else View(operand, lambda x: x) for operand in (a, b)
+                 if isinstance(operand, Room | View)]  # fmt: skip
+        for view in views:
+            me.read(view.room, act)
+            view.room.multiplied += 1
+        product = Product([view.room for view in views], act)
+        me.products.append(product)
+        left, right = (np.asarray(x.values if isinstance(x, Room) else x.of(x.room.values) if isinstance(x, View) else x)
+                       for x in (a, b))  # fmt: skip
+        before = acc.values if isinstance(acc, Accumulator) else np.asarray(acc)
+        values = left.astype(np.float64) @ right
+        assert before.shape == values.shape, f"{values.shape} onto {before.shape}"
+        result = Accumulator((values + before if use_acc else values).astype(np.float32), product)
+        self.memory.pause()
+        return result if is_async else self.wait_products(0, [result])
 
-    def wait_products(self, outstanding: int, deps: list[Tensor]) -> Tensor:
-        while len(self.running) > outstanding:
-            for room in self.running.pop(0):
-                room.readers -= 1
-                room.left = True
-        return deps[0]
+    def wait_products(self, num_outstanding: int = 0, deps: Any = ()) -> Any:
+        me = self.memory.now
+        while len(me.products) > num_outstanding:
+            me.finish(me.products.pop(0))
+        found = [
+            dep if isinstance(dep, Accumulator) and dep.product is not None and not dep.product.done
+            else tensor(dep.values if isinstance(dep, Accumulator) else dep)
+            for dep in deps
+        ]  # fmt: skip
+        return found[0] if len(found) == 1 else tuple(found)
 
     # ---- the language
 
     def language(self, program: int, programs: int) -> dict[str, Any]:
-        def cast(shape: list[int], value: float, dtype: str, layout: object) -> Tensor:
+        def cast(shape: list[int], value: float, dtype: str, layout: object = None) -> Tensor:
             return tensor(np.full(shape, value, DTYPES[dtype]))
 
         gl = SimpleNamespace(
-            **{name: name for name in DTYPES}, SliceLayout=_nothing, allocate_shared_memory=self.allocate,
-            arange=lambda first, end, layout: tensor(np.arange(first, end, dtype=np.int32)), full=cast,
-            load=lambda p: tensor(p.memory[p.offset]), store=_store, where=lambda c, x, y: tensor(np.where(c, x, y)),
+            **{name: name for name in DTYPES}, SliceLayout=_nothing, DotOperandLayout=_nothing, BlockedLayout=_nothing,
+            allocate_shared_memory=lambda dtype, shape, layout: Room(self.memory, dtype, shape),
+            arange=lambda first, end, layout=None: tensor(np.arange(first, end, dtype=np.int32)), full=cast,
+            zeros=lambda shape, dtype, layout=None: cast(shape, 0, dtype),
+            load=lambda p, mask=None, other=None, **how: p.load(mask, other), store=lambda p, values, mask=None, **how: p.store(values, mask),
+            where=lambda c, x, y: tensor(np.where(c, x, y)),
             minimum=lambda x, y: tensor(np.minimum(x, y)), maximum=lambda x, y: tensor(np.maximum(x, y)),
             max=lambda x, axis: tensor(np.max(np.asarray(x), axis)), sum=lambda x, axis: tensor(np.sum(np.asarray(x), axis)),
-            exp2=lambda x: tensor(np.exp2(x)), convert_layout=lambda x, layout: x, thread_barrier=self.barrier,
-            program_id=lambda axis: program, num_programs=lambda axis: programs,
+            exp2=lambda x: tensor(np.exp2(x)), cdiv=lambda x, y: -(-x // y), convert_layout=lambda x, layout, *how: x,
+            expand_dims=lambda x, axis: tensor(np.expand_dims(x, axis)), multiple_of=lambda x, n: x, max_contiguous=lambda x, n: x,
+            static_range=_range, static_assert=_nothing, num_warps=lambda: self.memory.now.warps,
+            thread_barrier=self.thread_barrier, program_id=lambda axis: program, num_programs=lambda axis: programs,
+            warp_specialize=lambda functions, warps, registers: self.memory.specialise(functions, warps),
         )  # fmt: skip
         copies = SimpleNamespace(
-            async_copy_global_to_shared=self.copy, commit_group=lambda: None, wait_group=self.wait_group
-        )
+            async_copy_global_to_shared=self.copy, commit_group=self.commit_group, wait_group=self.wait_group,
+            mbarrier_arrive=self.arrive_when_copied,
+        )  # fmt: skip
+        mbarrier = SimpleNamespace(
+            init=self.init, arrive=self.arrive, expect=self.expect, wait=self.wait, invalidate=_nothing, MBarrierLayout=_nothing,
+        )  # fmt: skip
+        tma = SimpleNamespace(
+            async_copy_global_to_shared=self.engine_load, async_copy_shared_to_global=self.engine_store, store_wait=self.wait_stores,
+        )  # fmt: skip
         return {
-            "gl": gl, "async_copy": copies, "fence_async_shared": self.fence, "warpgroup_mma": self.multiply,
-            "warpgroup_mma_init": lambda x: x, "warpgroup_mma_wait": self.wait_products, "range": _range, "gdc_wait": _nothing,
-            "gdc_launch_dependents": _nothing,
+            "gl": gl, "async_copy": copies, "mbarrier": mbarrier, "tma": tma, "fence_async_shared": self.fence,
+            "warpgroup_mma": self.multiply, "warpgroup_mma_init": lambda x: Accumulator(np.asarray(x)),
+            "warpgroup_mma_wait": self.wait_products, "range": _range, "gdc_wait": _nothing, "gdc_launch_dependents": _nothing,
         }  # fmt: skip
+
+    def finish(self) -> None:
+        me = self.memory.now
+        assert not me.products and not me.stores and not self.memory.flying, "something is still on its way at the end"
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None: ...
 
 
-def _range(*bounds: Any) -> range:
+def _range(*bounds: Any, **how: Any) -> range:
     return range(*(int(bound) for bound in bounds))
 
 
-def _store(pointer: Pointer, values: np.ndarray) -> None:
-    pointer.memory[pointer.offset] = values
+def _barrier(room: Room) -> Barrier:
+    assert room.barrier is not None, "a barrier that was not initialised"
+    return room.barrier
 
 
-def run(module: Any, kernel: Any, programs: int, **arguments: Any) -> None:
-    """All programs of a `kernel` of `module`, with its device functions and constants, over flat numpy arrays."""
+def run(
+    module: Any,
+    kernel: Any,
+    programs: int,
+    order: Callable[[], Order] = lambda: eager(0),
+    warps: int = 4,
+    **arguments: Any,
+) -> None:
+    """All programs of a `kernel` of `module`, with its device functions and constants, over flat numpy arrays and descriptors."""
     for program in range(programs):
-        emulator = Emulator()
+        emulator = Emulator(order(), warps)
         language = emulator.language(program, programs) | {"__builtins__": __builtins__}
         for name, value in vars(module).items():
-            if isinstance(value, GluonJITFunction):
-                language[name] = FunctionType(value.fn.__code__, language)
+            function = _function(value)
+            if function is not None:
+                language[name] = FunctionType(function.__code__, language, name, function.__defaults__)
             elif isinstance(value, constexpr):
                 language[name] = value.value
-        FunctionType(kernel.fn.__code__, language)(
+        FunctionType(_function(kernel).__code__, language)(
             **{name: Pointer(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
         )
-        assert not emulator.running and not emulator.asked, "something is still on its way at the end"
+        emulator.finish()
+
+
+def statements(module: Any, name: str) -> list[int]:
+    """The lines of `module` that do nothing but call `name`, as `mbarrier.wait`."""
+    tree = ast.parse(inspect.getsource(module))
+    return [node.lineno for node in ast.walk(tree) if _is_call(node, name)]
+
+
+def without(module: Any, line: int) -> SimpleNamespace:
+    """The module with the statement of this line taken out, for `run`; its kernels are functions there."""
+    tree = ast.parse(inspect.getsource(module))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    made = dict(vars(module))
+    for function in functions:
+        function.decorator_list, function.returns = [], None
+        for node in ast.walk(function):
+            for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
+                if isinstance(body, list):
+                    body[:] = [ast.Pass(lineno=line, col_offset=0) if x.lineno == line else x for x in body]
+    exec(compile(ast.fix_missing_locations(ast.Module(list(functions), [])), inspect.getfile(module), "exec"), made)
+    for function in functions:
+        made[function.name].emulated = isinstance(getattr(module, function.name), GluonJITFunction)
+    return SimpleNamespace(**made)
+
+
+def _is_call(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == name
+
+
+def _function(value: Any) -> Any:
+    """What is run of a device function; plain functions are such too, where a test has made the module."""
+    if isinstance(value, GluonJITFunction):
+        return value.fn
+    return value if isinstance(value, FunctionType) and getattr(value, "emulated", False) else None

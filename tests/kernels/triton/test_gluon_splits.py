@@ -84,24 +84,17 @@ def test_it_attends(contexts: list[int], split: int, window: int) -> None:
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 5e-3  # weights and partial results in bf16
 
 
+WAITED_FOR = ("fence_async_shared", "gl.thread_barrier", "async_copy.wait_group")
+
+
 @pytest.mark.parametrize(
-    ("taken_out", "why"),
-    [
-        ("warpgroup_mma_wait", "matrix units read it"),
-        ("fence_async_shared", "multiplied while written"),
-        ("thread_barrier", "multiplied while fenced"),
-    ],
+    "line", [line for name in WAITED_FOR for line in gluon_emulator.statements(gluon_splits, name)]
 )
-def test_a_wait_that_is_missing_is_found(taken_out: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulator, not the kernel: what it would let pass proves nothing."""
-    given = case([200], 256, 0)
-    method = {"warpgroup_mma_wait": "wait_products", "fence_async_shared": "fence", "thread_barrier": "barrier"}[
-        taken_out
-    ]
-    idle = (lambda self, outstanding, deps: deps[0]) if taken_out == "warpgroup_mma_wait" else lambda self: None
-    monkeypatch.setattr(gluon_emulator.Emulator, method, idle)
-    with pytest.raises(AssertionError, match=why):
-        emulate(given)
+def test_whatever_is_taken_out_is_missed(line: int) -> None:
+    given = case([200, 30], 256, 0)
+    module = gluon_emulator.without(gluon_splits, line)
+    with pytest.raises(AssertionError, match=r"reads|writes"):
+        gluon_emulator.run(module, module.attend_splits, 3, **given)
 
 
 class Emulated:
