@@ -194,15 +194,8 @@ class Emulator:
     # ---- products
 
     def multiply(self, a: Any, b: Any, acc: Any, *, use_acc: Any = True, is_async: bool = False, **how: Any) -> Any:
-        me = self.memory.now
-        act = me.other("product", engine=True)
-        views = [operand if isinstance(operand, View) else View(operand, lambda x: x) for operand in (a, b)
-                 if isinstance(operand, Room | View)]  # fmt: skip
-        for view in views:
-            me.read(view.room, act)
-            view.room.multiplied += 1
-        product = Product([view.room for view in views], act)
-        me.products.append(product)
+        views = [x if isinstance(x, View) else View(x, lambda x: x) for x in (a, b) if isinstance(x, Room | View)]
+        product = self.memory.now.multiply([view.room for view in views])
         left, right = (np.asarray(x.values if isinstance(x, Room) else x.of(x.room.values) if isinstance(x, View) else x)
                        for x in (a, b))  # fmt: skip
         before = acc.values if isinstance(acc, Accumulator) else np.asarray(acc)
@@ -231,7 +224,7 @@ class Emulator:
 
         gl = SimpleNamespace(
             **{name: name for name in DTYPES}, SliceLayout=_nothing, DotOperandLayout=_nothing, BlockedLayout=_nothing,
-            allocate_shared_memory=lambda dtype, shape, layout: Room(self.memory, dtype, shape),
+            allocate_shared_memory=lambda dtype, shape, layout: Room.allocated(self.memory, dtype, shape),
             arange=lambda first, end, layout=None: tensor(np.arange(first, end, dtype=np.int32)), full=cast,
             zeros=lambda shape, dtype, layout=None: cast(shape, 0, dtype),
             load=lambda p, mask=None, other=None, **how: p.load(mask, other), store=lambda p, values, mask=None, **how: p.store(values, mask),

@@ -45,56 +45,69 @@ class Clock(Counter[str]):
 
 
 class Room:
-    """Of shared memory. What is indexed once is a room of its own."""
+    """Of shared memory. What is indexed or sliced once is rooms of its own from then on, each with its writer and readers."""
 
-    def __init__(self, memory: Memory, dtype: str, shape: Sequence[int]) -> None:
-        self.memory, self.dtype, self.shape = memory, dtype, tuple(shape)
-        self.values = np.full(shape, POISON[dtype], np.float32 if dtype == "bfloat16" else dtype)
-        self.parts: dict[int, Room] = {}
+    def __init__(self, memory: Memory, dtype: str, values: np.ndarray) -> None:
+        self.memory, self.dtype, self.values = memory, dtype, values
+        self.cut: tuple[int, int] | None = None  # where, and every how many
+        self.parts: list[Room] = []
         self.written: Act | None = None
         self.reads: list[Act] = []
         self.multiplied = 0  # by how many products on their way
         self.barrier: Barrier | None = None
 
+    @classmethod
+    def allocated(cls, memory: Memory, dtype: str, shape: Sequence[int]) -> Room:
+        return cls(memory, dtype, np.full(shape, POISON[dtype], np.float32 if dtype == "bfloat16" else dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * BYTES[self.dtype]
+        return self.values.size * BYTES[self.dtype]
+
+    def leaves(self) -> list[Room]:
+        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self]
 
     def index(self, place: int) -> Room:
         assert 0 <= int(place) < self.shape[0], f"room {int(place)} of {self.shape[0]}"
-        if int(place) not in self.parts:
-            self.parts[int(place)] = Room(self.memory, self.dtype, self.shape[1:])
-        return self.parts[int(place)]
+        return self._divided((0, 0), list(self.values))[int(place)]
+
+    def slice(self, start: int, length: int, dim: int = 0) -> Room:
+        num, rest = divmod(self.shape[dim], length)
+        assert rest == 0 and start % length == 0, "slices of a room are equal"
+        return self._divided((dim, length), np.split(self.values, num, dim))[start // length]
+
+    def _divided(self, cut: tuple[int, int], values: Sequence[np.ndarray]) -> list[Room]:
+        if self.cut is None:
+            self.cut, self.parts = cut, [Room(self.memory, self.dtype, part) for part in values]
+            for part in self.parts:
+                part.written, part.reads = self.written, list(self.reads)
+        assert self.cut == cut, "a room is divided in one way"
+        return self.parts
 
     def permute(self, order: Sequence[int]) -> View:
         return View(self, lambda x: x.transpose(order))
 
-    def slice(self, start: int, length: int, dim: int = 0) -> View:
-        return View(self, lambda x: x[(slice(None),) * dim + (slice(start, start + length),)])
-
     def load(self, layout: object) -> Any:
-        return View(self, lambda x: x).load(layout)
+        me = self.memory.now
+        me.read(self, me.act())
+        return self.memory.tensor(self.values.copy())
 
     def store(self, values: np.ndarray) -> None:
         me = self.memory.now
         me.write(self, me.act())
-        self.values = np.array(np.broadcast_to(values, self.shape), self.values.dtype)
+        self.values[...] = values
 
 
 @dataclass
 class View:
-    """Some of a room, to be read. That it is read counts for the whole room."""
+    """A room as a product sees it."""
 
     room: Room
     of: Callable[[np.ndarray], np.ndarray]
-
-    def permute(self, order: Sequence[int]) -> View:
-        return View(self.room, lambda x: self.of(x).transpose(order))
-
-    def load(self, layout: object) -> Any:
-        me = self.room.memory.now
-        me.read(self.room, me.act())
-        return self.room.memory.tensor(self.of(self.room.values))
 
 
 class Barrier:
@@ -137,7 +150,7 @@ class Copy:
     landed: bool = False
 
     def land(self) -> None:
-        self.room.values, self.landed = self.values, True
+        self.room.values[...], self.landed = self.values, True
         if self.barrier is not None:
             self.barrier.complete(self.room.nbytes, Clock({self.act.who: 1}))
 
@@ -194,28 +207,40 @@ class Partition:
         self.fenced.join(self.own_fenced)
 
     def read(self, room: Room, act: Act) -> None:
-        assert room.written is not None, f"{self.name} reads what nobody wrote"
-        if room.written.who != self.name or act.engine:
-            assert self.known.has(room.written), f"{self.name} reads what it does not know to be there"
-        if act.engine != room.written.engine:
-            assert self.fenced.has(room.written), (
-                f"{self.name} reads through the other proxy, with no fence since it was written"
-            )
-        room.reads.append(act)
+        for leaf in room.leaves():
+            written = leaf.written
+            assert written is not None, f"{self.name} reads what nobody wrote"
+            if written.who != self.name or act.engine:
+                assert self.known.has(written), f"{self.name} reads what it does not know to be there"
+            if act.engine != written.engine:
+                assert self.fenced.has(written), (
+                    f"{self.name} reads through the other proxy, not fenced since it was written"
+                )
+            leaf.reads.append(act)
 
     def write(self, room: Room, act: Act) -> None:
-        assert not room.parts and room.barrier is None
-        for past in [*room.reads, *([room.written] if room.written else [])]:
-            if past.who == self.name and not act.engine:
-                continue  # the compiler sees it and lets its warps meet
-            known = self.known.has(past)
-            assert known or not room.multiplied, f"{self.name} writes while the matrix units read it"
-            assert known, f"{self.name} writes before it knows that nobody reads or writes there"
-            if act.engine and not past.engine:
-                assert self.fenced.has(past), (
-                    f"{self.name} has the copy engine write, with no fence since threads were there"
-                )
-        room.written, room.reads = act, []
+        for leaf in room.leaves():
+            for past in [*leaf.reads, *([leaf.written] if leaf.written else [])]:
+                if past.who == self.name and not act.engine:
+                    continue  # the compiler sees it and lets its warps meet
+                known = self.known.has(past)
+                assert known or not leaf.multiplied, f"{self.name} writes while the matrix units read it"
+                assert known, f"{self.name} writes before it knows that nobody reads or writes there"
+                if act.engine and not past.engine:
+                    assert self.fenced.has(past), (
+                        f"{self.name} has the copy engine write, not fenced since threads were there"
+                    )
+            leaf.written, leaf.reads = act, []
+
+    def multiply(self, rooms: list[Room]) -> Product:
+        act = self.other("product", engine=True)
+        for room in rooms:
+            self.read(room, act)
+        product = Product([leaf for room in rooms for leaf in room.leaves()], act)
+        for leaf in product.rooms:
+            leaf.multiplied += 1
+        self.products.append(product)
+        return product
 
     def finish(self, product: Product) -> None:
         product.done = True
@@ -257,7 +282,7 @@ class Memory:
     # ---- copies
 
     def launch(self, copy: Copy) -> None:
-        copy.room.values = np.full_like(copy.room.values, POISON[copy.room.dtype])
+        copy.room.values[...] = POISON[copy.room.dtype]
         self.flying.append(copy)
 
     def land(self, copy: Copy) -> None:

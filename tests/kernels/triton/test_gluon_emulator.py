@@ -64,7 +64,10 @@ def _copy(rooms, came, freed, x_ptr, y_ptr, num: gl.constexpr):
         slot, turn = i % 2, i // 2
         mbarrier.wait(freed.index(slot), turn % 2 ^ 1)
         async_copy.async_copy_global_to_shared(rooms.index(slot), x_ptr + i * N * N + _place())
-        async_copy.async_copy_global_to_shared(rooms.index(2 + slot), y_ptr + i * N * N + _place())
+        for part in gl.static_range(2):
+            room = rooms.index(2 + slot).slice(part * N // 2, N // 2, 1)
+            half = gl.arange(0, N)[:, None] * N + (part * N // 2 + gl.arange(0, N // 2))[None, :]
+            async_copy.async_copy_global_to_shared(room, y_ptr + i * N * N + half)
         async_copy.mbarrier_arrive(came.index(slot), increment_count=False)
 
 
