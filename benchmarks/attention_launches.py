@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 
 from ridgepoint.kernels.mla_attention import triton as mla
+from ridgepoint.kernels.mla_attention.tunable import EARLY, ROLES
 from ridgepoint.kernels.norm import triton as norm
 from ridgepoint.kernels.paged_attention import triton as paged
 from ridgepoint.kernels.rope import triton as rope
 from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 from ridgepoint.kernels.sample import triton as sample
+from ridgepoint.kernels.tuning import AttentionTile, pinned
 
 PAGE = 16
 SEQS = 64
@@ -38,12 +40,18 @@ def paged_launch(heads: int, kv_heads: int, width: int, kept: str, window: int |
     paged.attend(meta(tokens, heads, width), kv, plan(), width**-0.5, window, meta(heads) if sinks else None)
 
 
-def mla_launch(heads: int, kept: str) -> None:
-    tokens, nope, rotary, latent, value = 4096, 128, 64, 512, 128
+def mla_launch(heads: int, kept: str, tokens: int = 4096) -> None:
+    nope, rotary, latent, value = 128, 64, 512, 128
     kv = mla.allocate(64, PAGE, latent, rotary, KEPT[kept], "meta")
     mla.write(kv, meta(tokens, latent), meta(tokens, rotary), indices(tokens))
     lifts = meta(heads, nope, latent), meta(heads, value, latent)
     mla.attend(meta(tokens, heads, nope), meta(tokens, heads, rotary), kv, *lifts, plan(), 0.1, None)
+
+
+def mla_gluon_launch(tile: AttentionTile) -> None:
+    """A step that only decodes."""
+    with pinned("mla_decode", tile):
+        mla_launch(128, "bf16", tokens=SEQS)
 
 
 def norm_launch(rows: int, width: int) -> None:
@@ -97,6 +105,8 @@ def attention_launches() -> dict[str, Callable[[], object]]:
         found[f"paged 64:8x64 {kept} window, sinks"] = lambda k=kept: paged_launch(64, 8, 64, k, 128, True)
         for heads in (16, 32, 128):
             found[f"mla {heads} {kept}"] = lambda h=heads, k=kept: mla_launch(h, k)
+    for name, tile in (("asked early", EARLY), ("by roles", ROLES)):
+        found[f"mla 128 bf16 {name}"] = lambda t=tile: mla_gluon_launch(t)
     found["paged 96:8x128 bf16"] = lambda: paged_launch(96, 8, 128, "bf16", None, False)
     found["paged 16:2x256 bf16"] = lambda: paged_launch(16, 2, 256, "bf16", None, False)
     for width in (2048, 2880, 7168):

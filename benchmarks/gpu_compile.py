@@ -156,23 +156,51 @@ def compiled(launch: Launch) -> dict[str, Any]:
         "registers": registers, "stack_bytes": stack, "shared_bytes": result.metadata.shared,
         "loops": [dict(loop.most_common()) for loop in innermost_loops(sass)],
         "instructions": dict(issued.most_common()),
+        "waits_added": waits_added(sass, result.asm["ptx"]) if launch.kernel.is_gluon() else 0,
         "waits_first": not launch.options.get("launch_pdl") or waits_first(sass),
     }  # fmt: skip
 
 
 def _instructions(sass: str) -> list[tuple[str, str]]:
     """(operation, the rest of its line), with the labels between them as (\"\", label)."""
-    pattern = r"^(\.L_\w+):|^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)([. ;].*)$"
-    return [(op, rest) if op else ("", label) for label, op, rest in re.findall(pattern, sass, re.M)]
+    return [(op, rest) for _, op, rest in _predicated(sass)]
+
+
+def _predicated(sass: str) -> list[tuple[str, str, str]]:
+    """The same, after the predicate of each."""
+    pattern = r"^(\.L_\w+):|^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]+)([. ;].*)$"
+    return [(when, op, rest) if op else ("", "", label) for label, when, op, rest in re.findall(pattern, sass, re.M)]
 
 
 def waits_first(sass: str) -> bool:
-    """Whether nothing is read or written before the wait for the kernel before (ACQBULK)."""
-    operations = [op for op, _ in _instructions(sass) if op]
-    if "ACQBULK" not in operations:
-        return False
-    before = operations[: operations.index("ACQBULK")]
-    return not any(op.startswith(TOUCHING) and op not in HARMLESS for op in before)
+    """Whether on no way from the start anything is read or written before a wait for the kernel before (ACQBULK)."""
+    lines = _predicated(sass)
+    label_at = {rest: place for place, (_, op, rest) in enumerate(lines) if not op}
+    waits, seen, ways = False, set(), [0]
+    while ways:
+        place = ways.pop()
+        if place in seen or place >= len(lines):
+            continue
+        seen.add(place)
+        when, op, rest = lines[place]
+        if op == "ACQBULK":
+            waits = True
+            continue
+        if op.startswith(TOUCHING) and op not in HARMLESS:
+            return False
+        target = re.search(r"\.L_\w+", rest) if op == "BRA" else None
+        if target:
+            ways.append(label_at[target[0]])
+        if when or op not in ("BRA", "EXIT"):
+            ways.append(place + 1)
+    return waits
+
+
+def waits_added(sass: str, ptx: str) -> int:
+    """Waits for products that the kernel does not ask for: the assembler adds one where it does not see that registers are those of
+    a product that has ended, and what is then done under it is done after it."""
+    waits = sum(op == "WARPGROUP" and rest.startswith(".DEPBAR") for op, rest in _instructions(sass))
+    return waits - ptx.count("wgmma.wait_group")
 
 
 def innermost_loops(sass: str) -> list[Counter[str]]:
@@ -199,7 +227,7 @@ def _type_of(value: Any) -> str:
 
 def faults(result: dict[str, Any]) -> list[str]:
     """What must not be: spills in an innermost loop or more than a few words of them, more shared memory than there is, a
-    product without the matrix units, an overlapped launch that does not wait first."""
+    product without the matrix units or waited for unasked, an overlapped launch that does not wait first."""
     issued, found = result["instructions"], []
     if result["stack_bytes"] > STACK_BYTES or any("STL" in loop or "LDL" in loop for loop in result["loops"]):
         found.append(f"spills ({result['stack_bytes']} bytes of stack)")
@@ -208,6 +236,8 @@ def faults(result: dict[str, Any]) -> list[str]:
     wanted = MATRIX_KERNELS.get(result["kernel"])
     if wanted and not issued.get(wanted):
         found.append(f"no {wanted}")
+    if result["waits_added"] > 0:
+        found.append(f"{result['waits_added']} waits for products that it did not ask for")
     if not result["waits_first"]:
         found.append("launched beside the kernel before it, without waiting for what that one writes")
     return found
@@ -248,7 +278,10 @@ def _route(scores: str, experts: int, groups: int, top_k: int) -> None:
 def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     """Every tile of the shipped table in every format, at the shapes that matter, and the small operators."""
     found: dict[str, Callable[[], object]] = {}
-    small: dict[str, Callable[[], object]] = {"experts bf16 x4": lambda: _experts("bf16", 4, 2816, 704, 128, 8)}
+    small: dict[str, Callable[[], object]] = {
+        "experts bf16 x4": lambda: _experts("bf16", 4, 2816, 704, 128, 8),
+        "mla 128 bf16 by roles": attention_launches()["mla 128 bf16 by roles"],
+    }
     for tokens in (4, 64, 200, 600, 1500, 32768):
         found[f"experts bf16 x{tokens}"] = lambda t=tokens: _experts("bf16", t, 2048, 768, 128, 8)
     found["experts bf16 2816 x4096"] = lambda: _experts("bf16", 4096, 2816, 704, 128, 8)
@@ -327,7 +360,7 @@ def _show(name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one case")
+    parser.add_argument("--smoke", action="store_true", help="two cases")
     parser.add_argument(
         "--candidates", action="store_true", help="what the tuner would try, instead of what runs by default"
     )

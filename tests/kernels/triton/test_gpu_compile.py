@@ -25,15 +25,28 @@ def compile_all(out: Path, *options: str) -> dict:
     return result
 
 
-def test_a_decoding_layer_compiles(tmp_path: Path) -> None:
-    result = compile_all(tmp_path / "out.json", "--smoke")
-    kernels = result["kernels"]
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return compile_all(tmp_path_factory.mktemp("few") / "out.json", "--smoke")
+
+
+def test_a_decoding_layer_compiles(few: dict) -> None:
+    kernels = [k for k in few["kernels"] if k["case"].startswith("experts")]
     assert [k["kernel"] for k in kernels] == ["weight_tiles", "weight_tiles", "_combine"]
     assert all(not k["faults"] for k in kernels)
     assert all(k["instructions"]["HGMMA"] and k["instructions"]["UTMALDG"] for k in kernels[:2])
     assert all(k["waits_first"] and k["instructions"]["ACQBULK"] for k in kernels)
     # No token count is compiled for: a product has one kernel for tall and one for short blocks, gate-up and down.
-    assert result["variants"] == {"_count": 1, "_sum_over_chunks": 1, "_place": 1, "token_tiles": 4, "_combine": 1}
+    assert few["variants"] == {"_count": 1, "_sum_over_chunks": 1, "_place": 1, "token_tiles": 4, "_combine": 1}
+
+
+def test_warps_with_roles_compile_as_they_are_meant(few: dict) -> None:
+    """No spills and no wait for products that nobody asked for (else a fault); 36 instructions of logits and 8 of values in either
+    group's loop; around the loops 36 and 4 of the first tile, and 4 of a last one for each."""
+    (kernel,) = (k for k in few["kernels"] if k["kernel"] == "attend_splits")
+    assert not kernel["faults"] and kernel["stack_bytes"] == 0 and kernel["warps"] == 12
+    assert kernel["instructions"]["HGMMA"] == 2 * (36 + 8) + 36 + 4 + 2 * 4
+    assert kernel["instructions"]["USETMAXREG"] and kernel["instructions"]["LDGSTS"] == 36 + 36
 
 
 @pytest.mark.slow

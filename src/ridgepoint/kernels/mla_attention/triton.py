@@ -15,7 +15,7 @@ import torch
 import triton
 
 from ridgepoint.errors import ConfigError
-from ridgepoint.kernels.mla_attention import gluon_splits
+from ridgepoint.kernels.mla_attention import gluon_seesaw, gluon_splits
 from ridgepoint.kernels.mla_attention import triton_kernels as kernels
 from ridgepoint.kernels.mla_attention.triton_lifted import attend_lifted, lift_of
 from ridgepoint.kernels.paged_attention import triton_kernels as paged_kernels
@@ -157,17 +157,11 @@ def _attend_latents(
     acc = torch.empty(partial_rows, latent_dim, dtype=partial_dtype(q_HTC.dtype), device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)
     split = (out_THC, acc, max_, sum_, *sequences, work.short_items, work.split_tokens_B, work.counts, *numbers)
-    if short.early:
-        gluon_splits.attend_splits[(programs,)](
-            *read[:3],
-            *split,
-            H=num_heads,
-            PAGE=page,
-            C=latent_dim,
-            R=rope_dim,
-            num_warps=gluon_splits.WARPS,
-            **overlapped(),
-        )
+    if short.early or short.roles:
+        gluon = gluon_seesaw if short.roles else gluon_splits
+        gluon.attend_splits[(programs,)](
+            *read[:3], *split, H=num_heads, PAGE=page, C=latent_dim, R=rope_dim, num_warps=gluon.WARPS, **overlapped(),
+        )  # fmt: skip
     else:
         kernels.attend_splits[(programs,)](*read, *split, **facts, **_tiling(short), **overlapped())
     # To the combination, latents are one key-value head that all heads share.
@@ -179,9 +173,9 @@ def _attend_latents(
     return out_THC
 
 
-def may_ask_early(num_heads: int, latent_dim: int, rope_dim: int, dtype: torch.dtype) -> bool:
-    """Whether `gluon_splits` serves this shape: whole tiles of heads, rows that its layouts divide, and room for two tiles. Gluon
-    is compiled or nothing: the interpreter does not know it."""
+def may_use_gluon(num_heads: int, latent_dim: int, rope_dim: int, dtype: torch.dtype) -> bool:
+    """Whether `gluon_splits` and `gluon_seesaw` serve this shape: whole tiles of heads, rows that their layouts divide, and room for
+    two tiles. Gluon is compiled or nothing: the interpreter does not know it."""
     shape = num_heads % gluon_splits.HEADS.value == 0 and (latent_dim, rope_dim) == (512, 64)
     return shape and dtype == torch.bfloat16 and not INTERPRETED.value
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from ridgepoint.kernels.mla_attention import gluon_splits
+from ridgepoint.kernels.mla_attention import gluon_seesaw, gluon_splits
 from ridgepoint.kernels.mla_attention import triton as path
 from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
 from ridgepoint.kernels.paged_attention.triton import KINDS, LARGEST, prepare
@@ -19,6 +19,7 @@ from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, w
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
 EARLY = AttentionTile(gluon_splits.HEADS.value, gluon_splits.KEYS.value, warps=gluon_splits.WARPS, stages=3, early=True)
+ROLES = AttentionTile(gluon_seesaw.HEADS.value, gluon_seesaw.KEYS.value, warps=gluon_seesaw.WARPS, stages=3, roles=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,8 +103,8 @@ def _problem(
 def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: AttentionTile) -> list[AttentionTile]:
     """Heads and latents of a tile, and programs beside each other; how keys are split the device decides for each step."""
     shape = layer.num_heads, layer.latent_dim, layer.rope_dim
-    early = [EARLY] if path.may_ask_early(*shape, layer.kv.dtype) else []
-    found = early + [
+    gluon = [ROLES, EARLY] if path.may_use_gluon(*shape, layer.kv.dtype) else []
+    found = gluon + [
         AttentionTile(rows, keys, warps=warps, stages=stages, per_sm=per_sm)
         for rows, warps in ((64, 8), (32, 8), (16, 4))
         for keys in (32, 64, 16)
@@ -122,7 +123,7 @@ def split_tiles(layer: LatentLayer, num_seqs: int, context: int, best: Attention
         width = layer.latent_dim + layer.rope_dim
         length = min(split, keys_seen)
         return Demand(
-            warps=tile.warps, per_processor=tile.per_sm, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
+            warps=3 * tile.warps if tile.roles else tile.warps, per_processor=tile.per_sm, shared_bytes=_shared(layer, tile), accumulators=_registers(layer, tile),
             items=splits * head_tiles, item_bytes=length * width * layer.kv.element_size() / head_tiles,
             item_l2_bytes=length * width * layer.kv.element_size(), item_flops=2.0 * tile.rows * length * (width + layer.latent_dim), in_flight_bytes=_shared(layer, tile),
             addresses=_addresses(tile), more_bytes=splits * layer.num_heads * (2.0 * layer.latent_dim + 8) if each > 1 else 0.0,
@@ -170,13 +171,18 @@ def _shared(layer: LatentLayer, tile: AttentionTile) -> int:
 
 
 def _addresses(tile: AttentionTile) -> int:
-    """Below 64 rows the latents of a tile pass through registers on their way to the matrix units (as compiled for sm_90)."""
+    """Below 64 rows the latents of a tile pass through registers on their way to the matrix units (as compiled for sm_90). With roles it
+    is what a thread of three groups has on average, of what the kernel gives them."""
+    if tile.roles:
+        given = 2 * gluon_seesaw.MULTIPLYING.value + gluon_seesaw.FETCHING.value
+        return (given - 2 * (gluon_seesaw.HALF.value + tile.keys) * tile.rows // (32 * tile.warps)) // 3
     return ADDRESSES if tile.rows >= 64 else 160 + tile.keys // 2
 
 
 def _registers(layer: LatentLayer, tile: AttentionTile) -> int:
     widened = tile.keys * layer.latent_dim // 2 if layer.is_coded else 0
-    return tile.rows * (layer.latent_dim + tile.keys) + widened
+    logits = 2 * tile.keys if tile.roles else tile.keys  # of either group
+    return tile.rows * (layer.latent_dim + logits) + widened
 
 
 def _calls(layers: Sequence[LatentLayer], contexts: Sequence[int], queries: int) -> list[Call]:
