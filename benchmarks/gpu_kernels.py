@@ -228,17 +228,19 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
         heads = 4 if smoke else 16
         yield "mla_attention", name, _mla_case(step, queries, contexts, heads, smoke), 2 * BF16_TOLERANCE
     if not smoke:
-        early = _mla_case(PagedStep(contexts, [1, 1, 1]), [1, 1, 1], contexts, 64, smoke)
-        yield "mla_attention", "decode, asked early", partial(_with_early_keys, early), 2 * BF16_TOLERANCE
+        decode = _mla_case(PagedStep(contexts, [1, 1, 1]), [1, 1, 1], contexts, 64, smoke)
+        for kernel, tile in (("asked early", "EARLY"), ("by roles", "ROLES")):
+            yield "mla_attention", f"decode, {kernel}", partial(_with_tile, tile, decode), 2 * BF16_TOLERANCE
 
 
-def _with_early_keys(case: Case, to: To) -> torch.Tensor:
+def _with_tile(name: str, case: Case, to: To) -> torch.Tensor:
+    """With the kernel in Gluon that has this tile."""
     if importlib.util.find_spec("triton") is None:
         return case(to)
-    from ridgepoint.kernels.mla_attention.tunable import EARLY
+    from ridgepoint.kernels.mla_attention import tunable
     from ridgepoint.kernels.tuning import pinned
 
-    with pinned("mla_decode", EARLY):
+    with pinned("mla_decode", getattr(tunable, name)):
         return case(to)
 
 

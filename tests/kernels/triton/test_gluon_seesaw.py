@@ -7,10 +7,12 @@ from itertools import permutations
 
 import gluon_emulator
 import pytest
+import torch
 from gluon_memory import eager, shuffled
 from latent_splits import case, disagreement, error_of
 
 from ridgepoint.kernels.mla_attention import gluon_seesaw
+from ridgepoint.kernels.mla_attention import triton as path
 from ridgepoint.kernels.mla_attention.tunable import ROLES
 
 TOLERANCE = 5e-3  # weights and partial results are bf16
@@ -49,3 +51,10 @@ def test_whatever_is_taken_out_is_missed(line: int) -> None:
 
 def test_attention_by_roles_agrees_with_attention_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disagreement(gluon_seesaw, ROLES, monkeypatch) < 1e-2
+
+
+def test_queries_are_copied_only_where_the_compiler_would_not_know_how_they_lie() -> None:
+    rows = torch.arange(2 * 64 * 200, dtype=torch.bfloat16).view(2, 64, 200)
+    assert path._aligned(rows[:, :, :192][..., 128:]).stride() == (64 * 64, 64, 1), "200 is no multiple of 16"
+    wide = torch.zeros(2, 64, 192, dtype=torch.bfloat16)
+    assert path._aligned(wide[..., 128:]).data_ptr() == wide.data_ptr() + 256

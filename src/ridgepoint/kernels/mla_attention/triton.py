@@ -132,6 +132,8 @@ def _attend_latents(
         "mla_prompt", kind, num_tokens, shape, q_HTC.device,
         lambda: query_tile(latent_dim, q_HTC.element_size(), scaled),
     )  # fmt: skip
+    if short.roles:
+        q_rope_THR = _aligned(q_rope_THR)
     head_tiles = triton.cdiv(num_heads, short.rows)
     programs = short.per_sm * num_multiprocessors(q_HTC.device)
     # A partial result of all heads is as many bytes as a few hundred latents: no more splits than keep the device busy.
@@ -189,6 +191,12 @@ def _layout(kv: torch.Tensor, width: int) -> tuple[bool, int]:
     if kv.dim() == 3:
         return False, kv.shape[1]
     return True, kv.shape[1] // (width + SCALE_BYTES)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """So that the compiler knows where 16 bytes can be copied at once: it asks for multiples of 16 elements."""
+    known = all(stride % 16 == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    return x if known else x.clone(memory_format=torch.contiguous_format)
 
 
 def _contiguous_rows(x: torch.Tensor) -> torch.Tensor:
