@@ -4,6 +4,7 @@ that one partition tells another is taken out."""
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import gluon_emulator
 import pytest
@@ -13,7 +14,7 @@ from latent_splits import case, disagreement, error_of
 
 from ridgepoint.kernels.mla_attention import gluon_seesaw
 from ridgepoint.kernels.mla_attention import triton as path
-from ridgepoint.kernels.mla_attention.tunable import ROLES
+from ridgepoint.kernels.mla_attention.tunable import EARLY, ROLES, LatentLayer, split_tiles
 
 TOLERANCE = 5e-3  # weights and partial results are bf16
 # Tiles of an item: 1 to 5, odd after odd and after even, items of one tile in a row; three programs share the items.
@@ -58,3 +59,15 @@ def test_queries_are_copied_only_where_the_compiler_would_not_know_how_they_lie(
     assert path._aligned(rows[:, :, :192][..., 128:]).stride() == (64 * 64, 64, 1), "200 is no multiple of 16"
     wide = torch.zeros(2, 64, 192, dtype=torch.bfloat16)
     assert path._aligned(wide[..., 128:]).data_ptr() == wide.data_ptr() + 256
+
+
+def test_the_tuner_tries_it_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(path, "INTERPRETED", SimpleNamespace(value=False))
+    lift = torch.empty(128, 128, 512, dtype=torch.bfloat16, device="meta")
+    layer = LatentLayer(
+        kv=path.allocate(4, 16, 512, 64, torch.bfloat16, "meta"), block_tokens=16, w_uk_HNC=lift, w_uv_HVC=lift, rope_dim=64,
+        scale=1.0, window=None,
+    )  # fmt: skip
+    usual = path.split_tile(128, 512, 2, False)
+    tried = split_tiles(layer, 64, 4096, usual)
+    assert tried[0] == usual and {ROLES, EARLY} < set(tried), "it has a place among the few that are timed"

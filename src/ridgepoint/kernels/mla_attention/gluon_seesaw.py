@@ -55,7 +55,7 @@ def attend_splits(
     split_tokens_ptr, counts_ptr, latent_head_stride, latent_stride, rope_stride, rope_head_stride, table_stride, qk_scale, window,
     H: gl.constexpr, PAGE: gl.constexpr, C: gl.constexpr, R: gl.constexpr,
 ):  # fmt: skip
-    """`qk_scale` is positive."""
+    """`qk_scale` is positive, and every item has a key (see `triton_plan.list_work`): for what does not come one would wait for ever."""
     gdc_wait()  # as `triton_call.after_previous`
     gdc_launch_dependents()
     gl.static_assert(C == 2 * HALF)
@@ -70,10 +70,7 @@ def attend_splits(
     came = _barriers(2, FETCHERS), _barriers(2, FETCHERS), _barriers(2, FETCHERS), _barriers(2, FETCHERS)
     freed = _barriers(2, 1), _barriers(2, 1)
     weighed = _barriers(1, 1), _barriers(1, 1)  # by each group: its weights and maxima can be read
-    answered, summed = (
-        _barriers(1, 2),
-        _barriers(1, 2),
-    )  # by both: the item's queries are no longer needed, its sums are there
+    answered, summed = _barriers(1, 2), _barriers(1, 2)  # by both: the item needs its queries no more, has its sums
     tasks = (contexts_ptr, items_ptr, split_tokens_ptr, counts_ptr, starts_ptr, window)
     read = (queries, q_rotary, latents, rotary)
     written = (weights, maxima, sums)
