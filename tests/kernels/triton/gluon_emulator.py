@@ -24,6 +24,13 @@ from triton.language import constexpr
 DTYPES = {"int32": np.int32, "int64": np.int64, "float32": np.float32, "bfloat16": "bfloat16"}
 
 
+# What assembly means.
+INSTRUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "ex2.approx.ftz.f32 $0, $1;": lambda x: tensor(np.exp2(x)),
+    "rcp.approx.ftz.f32 $0, $1;": lambda x: tensor(1 / x),
+}
+
+
 class Tensor(np.ndarray):
     """Of any shape; bfloat16 numbers are kept as float32."""
 
@@ -195,9 +202,8 @@ class Emulator:
 
     def multiply(self, a: Any, b: Any, acc: Any, *, use_acc: Any = True, is_async: bool = False, **how: Any) -> Any:
         views = [x if isinstance(x, View) else View(x, lambda x: x) for x in (a, b) if isinstance(x, Room | View)]
-        product = self.memory.now.multiply([view.room for view in views])
-        left, right = (np.asarray(x.values if isinstance(x, Room) else x.of(x.room.values) if isinstance(x, View) else x)
-                       for x in (a, b))  # fmt: skip
+        product = self.memory.now.multiply([room for view in views for room in view.rooms])
+        left, right = (np.asarray(x.values if isinstance(x, Room | View) else x) for x in (a, b))
         before = acc.values if isinstance(acc, Accumulator) else np.asarray(acc)
         values = left.astype(np.float64) @ right
         assert before.shape == values.shape, f"{values.shape} onto {before.shape}"
@@ -233,6 +239,7 @@ class Emulator:
             max=lambda x, axis: tensor(np.max(np.asarray(x), axis)), sum=lambda x, axis: tensor(np.sum(np.asarray(x), axis)),
             exp2=lambda x: tensor(np.exp2(x)), cdiv=lambda x, y: -(-x // y), convert_layout=lambda x, layout, *how: x,
             expand_dims=lambda x, axis: tensor(np.expand_dims(x, axis)), multiple_of=lambda x, n: x, max_contiguous=lambda x, n: x,
+            NVMMADistributedLayout=_nothing, inline_asm_elementwise=lambda asm, constraints, args, *how: INSTRUCTIONS[asm](*args),
             static_range=_range, static_assert=_nothing, num_warps=lambda: self.memory.now.warps,
             thread_barrier=self.thread_barrier, program_id=lambda axis: program, num_programs=lambda axis: programs,
             warp_specialize=lambda functions, warps, registers: self.memory.specialise(functions, warps),

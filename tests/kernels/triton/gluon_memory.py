@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Semaphore, Thread
 from typing import Any
 
@@ -91,6 +91,10 @@ class Room:
     def permute(self, order: Sequence[int]) -> View:
         return View(self, lambda x: x.transpose(order))
 
+    def _reinterpret(self, dtype: str, shape: Sequence[int], layout: object) -> Tiles:
+        assert dtype == self.dtype and np.prod(shape) == np.prod(self.shape)
+        return Tiles(self, shape)
+
     def load(self, layout: object) -> Any:
         me = self.memory.now
         me.read(self, me.act())
@@ -108,6 +112,55 @@ class View:
 
     room: Room
     of: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def rooms(self) -> list[Room]:
+        return [self.room]
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.of(self.room.values)
+
+
+BOX = 64  # elements of two bytes that are swizzled together: a row of a box of the copy engine
+
+
+@dataclass
+class Tile(View):
+    """Boxes seen as one room: those of the first BOX columns, below each other, then those of the next."""
+
+    boxes: list[Room] = field(default_factory=list)
+    columns: int = BOX
+
+    def permute(self, order: Sequence[int]) -> Tile:
+        return replace(self, of=lambda x: x.transpose(order))
+
+    @property
+    def rooms(self) -> list[Room]:
+        return self.boxes
+
+    @property
+    def values(self) -> np.ndarray:
+        rows = np.stack([box.values.reshape(-1, BOX) for box in self.boxes])
+        halves = rows.reshape(self.columns // BOX, -1, BOX)
+        return self.of(halves.swapaxes(0, 1).reshape(-1, self.columns))
+
+
+@dataclass
+class Tiles:
+    """Rooms for boxes as rooms for tiles of them: rows of whole swizzled widths, so that the bytes lie as the matrix units want them."""
+
+    boxes: Room
+    shape: Sequence[int]
+
+    def index(self, place: int) -> Tile:
+        num, rows, columns = self.shape
+        assert 0 <= int(place) < num, f"tile {int(place)} of {num}"
+        box_rows, width = int(np.prod(self.boxes.shape[1:-1])), self.boxes.shape[-1]
+        assert width == BOX and box_rows % 8 == 0 and rows % box_rows == 0 and columns % BOX == 0
+        each = rows // box_rows * (columns // BOX)
+        found = [self.boxes.index(int(place) * each + i) for i in range(each)]
+        return Tile(found[0], lambda x: x, found, columns)
 
 
 class Barrier:
