@@ -10,6 +10,7 @@ from ridgepoint.kernels.mla_attention import triton as mla
 from ridgepoint.kernels.mla_attention.tunable import EARLY, ROLES
 from ridgepoint.kernels.norm import triton as norm
 from ridgepoint.kernels.paged_attention import triton as paged
+from ridgepoint.kernels.paged_attention.tunable import ROLES as PROMPT_ROLES
 from ridgepoint.kernels.rope import triton as rope
 from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 from ridgepoint.kernels.sample import triton as sample
@@ -38,6 +39,12 @@ def paged_launch(heads: int, kv_heads: int, width: int, kept: str, window: int |
     kv = paged.allocate(64, PAGE, kv_heads, width, KEPT[kept], "meta")
     paged.write(kv, meta(tokens, kv_heads, width), meta(tokens, kv_heads, width), indices(tokens))
     paged.attend(meta(tokens, heads, width), kv, plan(), width**-0.5, window, meta(heads) if sinks else None)
+
+
+def roles_launch(heads: int, kv_heads: int, width: int, window: int | None, sinks: bool) -> None:
+    """The same with prompts by warps that have roles."""
+    with pinned("paged_prompt", PROMPT_ROLES):
+        paged_launch(heads, kv_heads, width, "bf16", window, sinks)
 
 
 def mla_launch(heads: int, kept: str, tokens: int = 4096) -> None:
@@ -107,6 +114,11 @@ def attention_launches() -> dict[str, Callable[[], object]]:
             found[f"mla {heads} {kept}"] = lambda h=heads, k=kept: mla_launch(h, k)
     for name, tile in (("asked early", EARLY), ("by roles", ROLES)):
         found[f"mla 128 bf16 {name}"] = lambda t=tile: mla_gluon_launch(t)
+    for heads, kv_heads, width, window, sinks in (
+        (32, 4, 128, None, False), (64, 8, 64, 128, True), (96, 8, 128, None, False), (32, 8, 128, 4096, False)
+    ):  # fmt: skip
+        name = f"paged {heads}:{kv_heads}x{width} bf16 by roles"
+        found[name] = lambda h=heads, g=kv_heads, p=width, w=window, s=sinks: roles_launch(h, g, p, w, s)
     found["paged 96:8x128 bf16"] = lambda: paged_launch(96, 8, 128, "bf16", None, False)
     found["paged 16:2x256 bf16"] = lambda: paged_launch(16, 2, 256, "bf16", None, False)
     for width in (2048, 2880, 7168):

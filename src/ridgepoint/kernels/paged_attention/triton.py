@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 import triton
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ridgepoint.errors import ConfigError
+from ridgepoint.kernels.paged_attention import gluon_tiles
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
-from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan
+from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan, Work
 from ridgepoint.kernels.rope.triton import norm_rope_store
-from ridgepoint.kernels.triton_call import num_multiprocessors, overlapped
+from ridgepoint.kernels.triton_call import INTERPRETED, describable, num_multiprocessors, overlapped
 from ridgepoint.kernels.tuning import AttentionTile as Tile
 from ridgepoint.kernels.tuning import choose
 
@@ -132,7 +134,7 @@ def attend(
         "paged_prompt", kind, num_tokens, shape_of_heads, q_THP.device,
         lambda: query_tile(head_dim, group, q_THP.element_size(), scaled),
     )  # fmt: skip
-    cut = Cut(window, short.rows // group, long.rows // group, split_keys=short.split_keys)
+    cut = Cut(window, short.rows // group, tile_queries(long, group), split_keys=short.split_keys)
     work = plan.work(cut, num_tokens)
     shape: dict[str, Any] = {
         "H": num_heads, "G": num_kv_heads, "P": head_dim, "BLOCK_P": max(16, triton.next_power_of_2(head_dim)),
@@ -142,7 +144,9 @@ def attend(
     sinks = q_THP if sinks_H is None else sinks_H
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
     numbers = (q_THP.stride(0), plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0)
-    if len(work.long_items):
+    if len(work.long_items) and long.early:
+        _attend_by_roles(q_THP, kv, sinks, out_THP, plan, work, scale, window, sinks_H is not None)
+    elif len(work.long_items):
         kernels.attend_tiles[(len(work.long_items) * num_kv_heads,)](
             q_THP, kv, scales, sinks, out_THP, *sequences, work.long_items, work.counts, *numbers,
             **shape, **tile_facts, BLOCK_M=long.rows, BLOCK_N=long.keys, STAGES=long.stages, num_warps=long.warps,
@@ -161,6 +165,42 @@ def attend(
         cut.short_queries, **shape, MAX_SPLITS=MAX_SPLITS, ROWS=rows, CHUNK=COMBINE_CHUNK, WHOLE=True, num_warps=1, **overlapped(),
     )  # fmt: skip
     return out_THP
+
+
+def _attend_by_roles(
+    q_THP: torch.Tensor, kv: torch.Tensor, sinks: torch.Tensor, out_THP: torch.Tensor, plan: Plan, work: Work, scale: float,
+    window: int | None, has_sinks: bool,
+) -> None:  # fmt: skip
+    """Long sequences by `gluon_tiles`, a program on each multiprocessor."""
+    if scale <= 0:
+        raise ConfigError(f"attention of prompts takes a positive scale, got {scale}")
+    _, num_heads, head_dim = q_THP.shape
+    num_kv_heads, page = kv.shape[2:4]
+    heads = triton.next_power_of_2(num_heads // num_kv_heads)
+    boxes, width = gluon_tiles.BOXES.value, gluon_tiles.WIDTH.value
+    q_THP = q_THP if describable(q_THP) else q_THP.clone()
+    pages = kv.view(-1, page, head_dim)
+    programs = min(len(work.long_items) * num_kv_heads, num_multiprocessors(q_THP.device))
+    gluon_tiles.attend_tiles[(programs,)](
+        TensorDescriptor.from_tensor(q_THP, [gluon_tiles.ROWS.value // heads, heads, width], boxes),
+        TensorDescriptor.from_tensor(pages, [1, page, width], boxes),
+        sinks, out_THP, plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN, work.long_items, work.counts,
+        plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0, H=num_heads, G=num_kv_heads, P=head_dim, PAGE=page,
+        HEADS=heads, HAS_SINKS=has_sinks, num_warps=gluon_tiles.WARPS, maxnreg=gluon_tiles.REGISTERS, **overlapped(),
+    )  # fmt: skip
+
+
+def may_take_roles(head_dim: int, group: int, page: int, dtype: torch.dtype) -> bool:
+    """Whether `gluon_tiles` serves this shape: heads that fill rows, pages that its boxes hold. Gluon is compiled or nothing: the
+    interpreter does not know it."""
+    whole_pages = 8 <= page <= gluon_tiles.KEYS.value and page & (page - 1) == 0
+    shape = head_dim in (64, 128) and group <= gluon_tiles.ROWS.value and whole_pages
+    return shape and dtype == torch.bfloat16 and not INTERPRETED.value
+
+
+def tile_queries(tile: Tile, group: int) -> int:
+    """Whole queries of a tile; where warps have roles each takes as many rows as the next power of two."""
+    return tile.rows // (triton.next_power_of_2(group) if tile.early else group)
 
 
 def _layout(kv: torch.Tensor, head_dim: int) -> tuple[bool, int]:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import triton
 
+from ridgepoint.kernels.paged_attention import gluon_tiles
 from ridgepoint.kernels.paged_attention import triton as path
 from ridgepoint.kernels.tuning import AttentionTile, Config, choose
 from ridgepoint.kernels.tuning.physics import Demand, processor_of, worth_timing
@@ -20,6 +21,9 @@ from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
 SPLIT_ADDRESSES = 136  # registers of a thread: every key has a row of its own (as compiled for sm_90)
 QUERY_ADDRESSES = 96
+ROLES = AttentionTile(
+    gluon_tiles.GROUPS.value * gluon_tiles.ROWS.value, gluon_tiles.KEYS.value, warps=gluon_tiles.WARPS, stages=2, early=True
+)  # fmt: skip
 WIDENED = 1.45  # registers for each code of a tile (likewise)
 
 
@@ -138,7 +142,10 @@ def query_tiles(layer: PagedLayer, num_tokens: int, best: AttentionTile) -> list
             in_flight_bytes=1 << 20, addresses=QUERY_ADDRESSES,
         )  # fmt: skip
 
-    return worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
+    kept = worth_timing(found, demand_of, processor_of(layer.kv.device), MOST, best)
+    by_roles = path.may_take_roles(layer.head_dim, layer.group, layer.block_tokens, layer.kv.dtype)
+    # What warps with roles gain the estimate does not know: they are tried in any case.
+    return list(dict.fromkeys([best, *([ROLES] if by_roles else []), *kept]))[:MOST]
 
 
 def _buffers(tile: AttentionTile, width: int, size: int) -> int:
