@@ -30,6 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -44,7 +45,9 @@ from ridgepoint.kernels.embed.triton import embed
 from ridgepoint.kernels.glu.triton import glu
 from ridgepoint.kernels.linear.triton import linear, linear_f32
 from ridgepoint.kernels.moe_experts.triton import moe_experts
+from ridgepoint.kernels.moe_experts.tunable import BY_ROLES as EXPERTS_BY_ROLES
 from ridgepoint.kernels.route.triton import route
+from ridgepoint.kernels.tuning import pinned
 from tuned_candidates import candidates
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -58,7 +61,7 @@ SPILLED_BYTES = (
 PROMPTS = (3073, 3088, 4096, 7778, 8192)  # one class of tiles
 TOUCHING = ("LD", "ST", "ATOM", "RED", "UTMA", "UBLK")  # what an instruction that moves data begins with
 HARMLESS = ("LDC", "LDCU", "LDS", "LDSM", "STS", "STSM", "STL", "LDL")  # constants, shared and own memory
-MATRIX_KERNELS = {"token_tiles": "HGMMA", "weight_tiles": "HGMMA", "fp8_tiles": "QGMMA"}
+MATRIX_KERNELS = {"token_tiles": "HGMMA", "weight_tiles": "HGMMA", "block_tiles": "HGMMA", "fp8_tiles": "QGMMA"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 PERSISTENT = (*MATRIX_KERNELS, "attend_splits")
 TYPES = {
@@ -220,6 +223,9 @@ def innermost_loops(sass: str) -> list[Counter[str]]:
 def _type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return "*" + TYPES[value.dtype]
+    if isinstance(value, GluonDescriptor):
+        shape = ", ".join(map(str, value.block_shape))
+        return f"tensordesc<{TYPES[value.base.dtype]}[{shape}],{value.layout!r}>"
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{TYPES[value.base.dtype]}[{','.join(map(str, value.block_shape))}]>"
     return "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -266,6 +272,11 @@ def _experts(fmt: str, tokens: int, d: int, f: int, e: int, k: int, clamped: boo
     )  # fmt: skip
 
 
+def _experts_by_roles(tokens: int, d: int, f: int, e: int, k: int) -> None:
+    with pinned("experts", EXPERTS_BY_ROLES):
+        _experts("bf16", tokens, d, f, e, k)
+
+
 def _route(scores: str, experts: int, groups: int, top_k: int) -> None:
     router = RouterSpec(
         scores=scores, normalise=True, scale=1.0, bias=False, correction_bias=groups > 1, num_groups=groups,
@@ -284,6 +295,7 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     }
     for tokens in (4, 64, 200, 600, 1500, 32768):
         found[f"experts bf16 x{tokens}"] = lambda t=tokens: _experts("bf16", t, 2048, 768, 128, 8)
+    found["experts bf16 x2048 by roles"] = lambda: _experts_by_roles(2048, 2048, 768, 128, 8)
     found["experts bf16 2816 x4096"] = lambda: _experts("bf16", 4096, 2816, 704, 128, 8)
     for fmt in FORMATS:
         for tokens in (4, 64, 200, 600, 8192):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -185,6 +186,8 @@ def _expert_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str,
         return moe_experts(to(x), to(weights), to(ids), to(gate_up), to(down), SwiGlu())
 
     yield "moe_experts", f"bf16 {t}", experts, BF16_TOLERANCE
+    if f % 64 == 0:
+        yield "moe_experts", f"bf16 {t} by roles", partial(_with_tile, "experts", "BY_ROLES", experts), BF16_TOLERANCE
     if not packs_weights():
         return
     from ridgepoint.kernels.device_weight import pack_for_device
@@ -224,23 +227,33 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
                     to(q), kv, plan, width**-0.5, window, sinks if sinks is None else to(sinks)
                 )
 
-            yield "paged_attention", f"{name} {'window sinks' if with_sinks else 'full'}", attend, BF16_TOLERANCE
+            kind = f"{name} {'window sinks' if with_sinks else 'full'}"
+            yield "paged_attention", kind, attend, BF16_TOLERANCE
+            if not smoke and name != "decode":
+                yield (
+                    "paged_attention",
+                    f"{kind} by roles",
+                    partial(_with_tile, "paged_prompt", "ROLES", attend),
+                    BF16_TOLERANCE,
+                )
         heads = 4 if smoke else 16
         yield "mla_attention", name, _mla_case(step, queries, contexts, heads, smoke), 2 * BF16_TOLERANCE
     if not smoke:
         decode = _mla_case(PagedStep(contexts, [1, 1, 1]), [1, 1, 1], contexts, 64, smoke)
         for kernel, tile in (("asked early", "EARLY"), ("by roles", "ROLES")):
-            yield "mla_attention", f"decode, {kernel}", partial(_with_tile, tile, decode), 2 * BF16_TOLERANCE
+            yield "mla_attention", f"decode, {kernel}", partial(_with_tile, "mla_decode", tile, decode), 2 * BF16_TOLERANCE
 
 
-def _with_tile(name: str, case: Case, to: To) -> torch.Tensor:
+TUNED = {"mla_decode": "mla_attention", "paged_prompt": "paged_attention", "experts": "moe_experts"}  # what has the tiles
+
+
+def _with_tile(op: str, name: str, case: Case, to: To) -> torch.Tensor:
     """With the kernel in Gluon that has this tile."""
     if importlib.util.find_spec("triton") is None:
         return case(to)
-    from ridgepoint.kernels.mla_attention import tunable
     from ridgepoint.kernels.tuning import pinned
 
-    with pinned("mla_decode", getattr(tunable, name)):
+    with pinned(op, getattr(importlib.import_module(f"ridgepoint.kernels.{TUNED[op]}.tunable"), name)):
         return case(to)
 
 

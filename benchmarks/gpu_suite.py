@@ -122,7 +122,7 @@ def _once_s(call: Callable[[], object]) -> float:
 
 # What the sections after this one run, dearest first: a shape, its format and the token counts that they use.
 TUNED = (
-    ("qwen3-30b-a3b", "bf16", (1, 4, 16, 64, 256, 1024, 8192)),
+    ("qwen3-30b-a3b", "bf16", (1, 4, 16, 64, 256, 1024, 2048, 8192)),
     ("decode-2816", "bf16", (1, 4, 16, 32, 128, 4096)),
     ("gpt-oss-120b", "mxfp4", (4, 64, 1024)),
     ("deepseek-v3", "bf16", (64,)),

@@ -32,7 +32,7 @@ from ridgepoint.kernels.tuning.tuner import Problem, buckets, measure_by_clock, 
 
 PAGE = 16
 DECODES = (1, 4, 16, 64, 256)  # as an engine tunes, so that it finds them
-PROMPTS = (1024, 8192)
+PROMPTS = (1024, 2048, 8192)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ FORMATS = ("fp8", "fp8-a8", "int8-128", "int4-32", "mxfp4")
 EXPERTS = {"qwen3-30b-a3b": (2048, 768, 128, 8), "gpt-oss-120b": (2880, 2880, 128, 4)}  # D, F, E, K
 HEADS = {"32:4x128": (32, 4, 128, None), "64:8x64 window": (64, 8, 64, 128)}
 LATENTS = (16, 128)  # heads
-PRODUCTS, SPLITS, TILES = ("token_tiles", "weight_tiles", "fp8_tiles"), "attend_splits", "attend_tiles"
+PRODUCTS, SPLITS, TILES = ("token_tiles", "weight_tiles", "block_tiles", "fp8_tiles"), "attend_splits", "attend_tiles"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def candidates_of(name: str, shape: Shape, fmt: str, tokens: Sequence[int]) -> I
 def _problems(smoke: bool) -> Iterator[tuple[str, Problem, Callable[[], object]]]:
     for model, (d, f, e, k) in EXPERTS.items() if not smoke else []:
         for fmt in ("bf16", *FORMATS) if model == "qwen3-30b-a3b" else ("mxfp4",):
-            for tokens in (4, 64, 256, 1024, 8192):
+            for tokens in (4, 64, 256, 1024, 2048, 8192):
                 yield _experts(f"experts {model} {fmt} x{tokens}", d, f, e, k, fmt, tokens)
     for fmt in FORMATS if not smoke else FORMATS[:1]:
         for rows in (4, 64, 1024) if not smoke else (4,):

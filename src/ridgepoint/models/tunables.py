@@ -24,7 +24,7 @@ from ridgepoint.nn.ffn import MoeFfn
 
 ROTATED = 4  # layers whose operands together are larger than the cache
 DECODES = (1, 4, 16, 64, 256)  # sequences
-PROMPTS = (1024,)  # tokens, beside the largest step
+PROMPTS = (1024, 2048)  # tokens, beside the largest step
 LONGEST = 4096  # tokens of context that decoding is tuned at
 LONGEST_PROMPT = 8192
 L = TypeVar("L")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, pack_for_device, unfilled_for_device
 from ridgepoint.kernels.dispatch import forced
+from ridgepoint.kernels.gemm import candidates as gemm_candidates
 from ridgepoint.kernels.linear.tunable import linear_problem
 from ridgepoint.kernels.mla_attention import tunable as mla
 from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
-from ridgepoint.kernels.moe_experts.tunable import ExpertLayer, expert_problem
+from ridgepoint.kernels.moe_experts.tunable import BY_ROLES, ExpertLayer, expert_problem
+from ridgepoint.kernels.paged_attention import tunable as paged
 from ridgepoint.kernels.paged_attention.triton import prepare
 from ridgepoint.kernels.paged_attention.triton_plan import Cut
 from ridgepoint.models.decoder import Block, Decoder
@@ -118,3 +121,32 @@ def test_latent_layers_are_problems_too() -> None:
     assert {problem.op for problem in problems} == {"experts", "mla_decode", "mla_prompt"}
     assert [problem.size for problem in problems if problem.op == "mla_decode"] == [1, 4, 16, 64]
     assert all(problem.shape == (128, 512, 64, 0) for problem in problems if problem.op.startswith("mla"))
+
+
+def test_warps_with_roles_are_tried_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of prompts and of experts with 64 to 256 rows; never in the interpreter, which does not know them."""
+
+    def prompt_tiles(
+        width: int = 128, page: int = 16, kept: torch.dtype = torch.bfloat16
+    ) -> list[tuning.AttentionTile]:
+        layer = paged.PagedLayer(
+            kv=paged.path.allocate(9, page, 4, width, kept, "meta"), block_tokens=page, num_heads=32, num_kv_heads=4, head_dim=width,
+            scale=1.0, window=None, sinks_H=None,
+        )  # fmt: skip
+        return paged.query_tiles(layer, 2048, paged.path.query_tile(width, 8, 2, layer.is_coded))
+
+    def expert_tiles(tokens: int, bias: torch.Tensor | None = None) -> list[object]:
+        gate_up, down = torch.empty(128, 1536, 2048, device="meta"), torch.empty(128, 2048, 768, device="meta")
+        layer = ExpertLayer(gate_up=gate_up, down=down, activation=SwiGlu(), top_k=8, bias_gate_up=bias)
+        problem = expert_problem([layer], tokens, tokens)
+        return list(problem.rounds[0](problem.estimate))
+
+    assert paged.ROLES not in prompt_tiles() and BY_ROLES not in expert_tiles(2048)
+    for module in (paged.path, gemm_candidates):
+        monkeypatch.setattr(module, "INTERPRETED", SimpleNamespace(value=False))
+    assert paged.ROLES in prompt_tiles() and paged.ROLES in prompt_tiles(width=64)
+    for unserved in ({"width": 256}, {"page": 4}, {"page": 48}, {"kept": torch.int8}):
+        assert paged.ROLES not in prompt_tiles(**unserved)  # type: ignore[arg-type]
+    assert BY_ROLES in expert_tiles(2048) and BY_ROLES in expert_tiles(1500)
+    assert BY_ROLES not in expert_tiles(512) and BY_ROLES not in expert_tiles(8192)
+    assert BY_ROLES not in expert_tiles(2048, bias=torch.empty(128, 1536, device="meta"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ridgepoint.kernels.gemm import gluon_blocks as by_roles
+from ridgepoint.kernels.triton_call import INTERPRETED
 from ridgepoint.kernels.tuning.configs import Tile
 from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand
 
@@ -11,6 +13,11 @@ from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand
 BITS = {"bf16": 16.0, "fp8": 8.0, "fp8-a8": 8.0, "int8": 8.0, "int4": 4.25, "mxfp4": 4.25}
 STREAMED_ROWS = 64  # of a matrix, up to which bf16 weights are streamed
 MATRIX_ROWS = 64  # of a tile of tokens, below which it would miss the wide matrix instruction
+MOST_ROWS = 256  # of a matrix, past which its blocks are tall ones mostly
+BY_ROLES = Tile(
+    kernel="roles", block_n=2 * by_roles.FEATURES.value, block_k=by_roles.DEPTH.value, group=1, num_warps=by_roles.WARPS,
+    num_stages=by_roles.STAGES.value, per_processor=1,
+)  # fmt: skip
 AS_CODES = "fp8-a8"  # multiplied as they are, with activations of one byte, at twice the rate
 
 
@@ -82,6 +89,13 @@ def demand(
         addresses=addresses, item_bytes=tile.block_n * inputs * stored / blocks, item_l2_bytes=inputs * (tile.block_n * stored + block_m * token_bytes),
         item_flops=(1.0 if as_codes else 2.0) * block_m * tile.block_n * inputs, in_flight_bytes=int((tile.num_stages - 1) * weights_stage),
     )  # fmt: skip
+
+
+def may_take_roles(kind: str, rows: float, *inputs: int) -> bool:
+    """Whether both products of experts may run in `gluon_blocks`: rows for whole groups, inputs of whole stages. Gluon is compiled
+    or nothing: the interpreter does not know it."""
+    whole = all(width % by_roles.DEPTH.value == 0 for width in inputs)
+    return kind == "bf16" and STREAMED_ROWS < rows <= MOST_ROWS and whole and not INTERPRETED.value
 
 
 def _beside_sums(kind: str, rows: int, block_m: int) -> int:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu
+from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.device_weight import DeviceWeight
+from ridgepoint.kernels.gemm import gluon_blocks
 from ridgepoint.kernels.gemm.dequantise import words_per_block
 from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.fp8_tiles import fp8_tiles
@@ -67,6 +70,8 @@ class Product:
         for blocks in self.groups.tables if isinstance(self.groups, Groups) else (None,):
             if rounded is not None:
                 self._run_fp8_tiles(*rounded, out, blocks)
+            elif self.tile.kernel == "roles":
+                self._run_by_roles(x, out, blocks)
             elif self.tile.kernel == "tokens" and isinstance(self.w, torch.Tensor) and self._copyable(x, self.w, out):
                 self._run_token_tiles(x, self.w, out, blocks)
             else:
@@ -135,6 +140,31 @@ class Product:
             out=describe(out, [block_m, features]),
             FLATTEN=tile.flatten,
             **self._shared(blocks),
+            **overlapped(),
+        )
+
+    def _run_by_roles(self, x: torch.Tensor, out: torch.Tensor, blocks: Blocks | None) -> None:
+        assert isinstance(self.w, torch.Tensor) and isinstance(self.groups, Groups) and blocks is not None
+        block = gluon_blocks
+        if not x.is_contiguous() or not describable(x):  # rows are copied 16 bytes at a time
+            x = x.clone(memory_format=torch.contiguous_format)
+        if x.numel() >= 1 << 31:
+            raise ConfigError(
+                f"{x.shape[0]} rows of {x.shape[1]} are more than 32-bit places reach", hint="lower max_step_tokens"
+            )
+        features, depth = block.FEATURES.value, block.DEPTH.value
+        facts = {name: value for name, value in self._shared(blocks).items() if name in block.block_tiles.arg_names}
+        w_4d = self.w.view(-1, self.parts, self.part_rows, self.inputs)
+        rows = TensorDescriptor.from_tensor(x, [block.ROWS.value, depth], block.TILES.value)
+        block.block_tiles[self._grid(triton.cdiv(self.part_rows, 2 * features // self.parts), blocks)](
+            x=rows if self.top_k is None else x,
+            x_stride=x.stride(0),
+            w=TensorDescriptor.from_tensor(w_4d, [1, 1, features, depth], block.BOXES.value),
+            out=out,
+            out_stride=out.stride(0),
+            **facts,
+            num_warps=block.WARPS,
+            maxnreg=block.REGISTERS,
             **overlapped(),
         )
 

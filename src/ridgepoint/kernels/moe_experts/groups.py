@@ -4,7 +4,8 @@
 The M = T K (token, expert) pairs are sorted by expert, stably, and each expert's rows start at a multiple of a unit, so that a
 tile of a product belongs to one expert and may be stored whole. Rows that an expert has too many hold nothing that counts.
 An expert's rows are cut into blocks of BLOCK_M; with a smaller unit what is left makes short blocks of one unit, in a table of
-their own, because a tile's height is fixed when its kernel is compiled. Small batches take one launch, others three (counts per
+their own, because a tile's height is fixed when its kernel is compiled. For a kernel that can pass over units that a block lacks
+what is left makes one lower block, in the same table. Small batches take one launch, others three (counts per
 chunk, sums over chunks, places).
 """
 
@@ -63,8 +64,11 @@ class Groups:
         return self.row_pair.shape[0]
 
 
-def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int, unit: int | None = None) -> Groups:
-    """Blocks of `block_m` rows and, where `unit` is smaller, short ones of `unit` rows for what is left of each expert."""
+def group_rows(
+    expert_ids_TK: torch.Tensor, num_experts: int, block_m: int, unit: int | None = None, lower: bool = False
+) -> Groups:
+    """Blocks of `block_m` rows and, where `unit` is smaller, short ones of `unit` rows for what is left of each expert; or with
+    `lower` one block for all that is left."""
     unit = unit or block_m
     num_pairs, device = expert_ids_TK.numel(), expert_ids_TK.device
     used = min(num_pairs, num_experts)
@@ -78,8 +82,8 @@ def group_rows(expert_ids_TK: torch.Tensor, num_experts: int, block_m: int, unit
             count=torch.empty(1, dtype=torch.int32, device=device),
         )
 
-    tall = table(block_m, units // per_block)
-    short = table(unit, used * (per_block - 1)) if per_block > 1 else None
+    tall = table(block_m, (units + used * (per_block - 1) * lower) // per_block)
+    short = table(unit, used * (per_block - 1)) if per_block > 1 and not lower else None
     groups = Groups(
         row_pair=torch.empty(units * unit, dtype=torch.int32, device=device),
         pair_row=torch.empty(num_pairs, dtype=torch.int32, device=device),
@@ -168,12 +172,12 @@ def _first_rows(totals, UNIT: tl.constexpr):
 
 @triton.jit
 def _fill_table(
-    totals, first_block, table, count, capacity, TALL: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
+    totals, first_block, table, count, capacity, TALL: tl.constexpr, LOWER: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
     UNIT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Entries [first_block, first_block + CHUNK) of a table: an expert's blocks end where the running sum does."""
     units_E = (totals + UNIT - 1) // UNIT
-    tall_E = units_E // (BLOCK_M // UNIT)
+    tall_E = (units_E + (BLOCK_M // UNIT - 1 if LOWER else 0)) // (BLOCK_M // UNIT)
     HEIGHT: tl.constexpr = BLOCK_M if TALL else UNIT
     if TALL:
         blocks_E = tall_E
@@ -199,9 +203,12 @@ def _fill_tables(
     totals, first_block, tall, tall_count, tall_capacity, short, short_count, short_capacity,
     EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    _fill_table(totals, first_block, tall, tall_count, tall_capacity, True, EXPERTS, BLOCK_M, UNIT, CHUNK)
-    if UNIT < BLOCK_M:
-        _fill_table(totals, first_block, short, short_count, short_capacity, False, EXPERTS, BLOCK_M, UNIT, CHUNK)
+    LOWER: tl.constexpr = short is None  # what is left of an expert is a lower block, not short ones
+    _fill_table(totals, first_block, tall, tall_count, tall_capacity, True, LOWER, EXPERTS, BLOCK_M, UNIT, CHUNK)
+    if not LOWER:
+        _fill_table(
+            totals, first_block, short, short_count, short_capacity, False, LOWER, EXPERTS, BLOCK_M, UNIT, CHUNK
+        )
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def moe_experts(
     if expert_ids_TK.numel() <= ROOM and _finds_rows_itself(choice, w_gate_up_E2FD):
         groups = FewPairs(expert_ids=expert_ids_TK.reshape(-1))
     else:
-        groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit)
+        groups = group_rows(expert_ids_TK, w_gate_up_E2FD.shape[0], choice.block_m, choice.unit, choice.by_roles)
     h_MF = Product(
         x=x_TD, w=w_gate_up_E2FD, bias=bias_gate_up_E2F, tile=choice.first, block_m=choice.block_m, out_dtype=x_TD.dtype,
         groups=groups, top_k=expert_ids_TK.shape[1], activation=activation,

@@ -11,14 +11,17 @@ import torch
 from ridgepoint.catalog.spec import Activation
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import DeviceWeight
-from ridgepoint.kernels.gemm.candidates import demand, heights, tiles
+from ridgepoint.kernels.gemm.candidates import BY_ROLES as TILE_BY_ROLES
+from ridgepoint.kernels.gemm.candidates import demand, heights, may_take_roles, tiles
 from ridgepoint.kernels.gemm.few_pairs import ROOM
+from ridgepoint.kernels.gemm.gluon_blocks import ROWS
 from ridgepoint.kernels.gemm.launch import Weight
 from ridgepoint.kernels.moe_experts.triton import moe_experts
 from ridgepoint.kernels.tuning import ExpertTiles
 from ridgepoint.kernels.tuning.physics import ADDRESSES, Demand, processor_of, worth_timing
 from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 
+BY_ROLES = ExpertTiles(block_m=3 * ROWS.value, unit=ROWS.value, first=TILE_BY_ROLES, second=TILE_BY_ROLES)
 FEW_ADDRESSES = 40  # registers more, where a product finds its rows itself (as compiled for sm_90)
 
 
@@ -47,7 +50,10 @@ def expert_problem(layers: Sequence[ExpertLayer], tokens: int, up_to_tokens: flo
     device = first.gate_up.device
     touched = num_experts * (1 - (1 - each) ** tokens)
     num_pairs = tokens * first.top_k
-    space = _Space(first.kind, touched, num_pairs / touched, outputs // 2, inputs, device, num_pairs <= ROOM)
+    each_rows = num_pairs / touched
+    # With biases those that multiply by roles would spill.
+    by_roles = first.bias_gate_up is None and may_take_roles(first.kind, each_rows, inputs, outputs // 2)
+    space = _Space(first.kind, touched, each_rows, outputs // 2, inputs, device, num_pairs <= ROOM, by_roles)
     estimate: ExpertTiles = tuning.choose("experts", first.kind, rows, (inputs, outputs), device)
     return Problem(
         op="experts", kind=first.kind, shape=(inputs, outputs), size=rows, up_to=up_to_tokens * each, estimate=estimate,
@@ -66,6 +72,7 @@ class _Space:
     d_model: int
     device: torch.device
     few: bool  # pairs: products find their rows themselves
+    by_roles: bool  # may be tried
 
     @property
     def addresses(self) -> int:
@@ -80,10 +87,14 @@ class _Space:
             if m != best.block_m:
                 at_m = self._by_estimate(self._seconds_of(at_m), 1)[0]
             found += [replace(at_m, first=tile) for tile in tiles(self.kind, self.rows, m, 2)]
-        return worth_timing(found, self._first_demand, processor_of(self.device), MOST, best)
+        kept = worth_timing(found, self._first_demand, processor_of(self.device), MOST, best)
+        # What warps with roles gain the estimate does not know: they are tried in any case.
+        return list(dict.fromkeys([best, *([BY_ROLES] if self.by_roles else []), *kept]))[:MOST]
 
     def second_tiles(self, best: object) -> list[ExpertTiles]:
         assert isinstance(best, ExpertTiles)
+        if best.by_roles:
+            return [best]
         return [best, *(c for c in self._by_estimate(self._seconds_of(best), MOST - 2) if c != best)]
 
     def _seconds_of(self, best: ExpertTiles) -> list[ExpertTiles]:

@@ -12,7 +12,8 @@ from ridgepoint.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One product's launch. `kernel`: tokens (rows of the tile are tokens) or weights (they are weight rows)."""
+    """One product's launch. `kernel`: tokens (rows of the tile are tokens), weights (they are weight rows), or roles (tokens, by
+    warps with a role each)."""
 
     kernel: str
     block_n: int  # weight rows, gate and up together
@@ -24,8 +25,8 @@ class Tile:
     flatten: bool = True  # loads of the next tile run under the end of this one (tokens only)
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("tokens", "weights"):
-            raise ConfigError(f"tile kernel {self.kernel!r} is unknown; allowed: tokens, weights")
+        if self.kernel not in ("tokens", "weights", "roles"):
+            raise ConfigError(f"tile kernel {self.kernel!r} is unknown; allowed: tokens, weights, roles")
         _check(self, self.block_n, self.block_k, self.num_warps)
         if min(self.group, self.num_stages, self.per_processor) < 1:
             raise ConfigError(f"{self}: group, stages and programs are at least 1")
@@ -34,7 +35,7 @@ class Tile:
 @dataclass(frozen=True, kw_only=True)
 class ExpertTiles:
     """`first` is gate and up, `second` is down. Rows of an expert start at multiples of `unit` (None: of `block_m`); below
-    `block_m` it makes short blocks of the rest."""
+    `block_m` it makes short blocks of the rest, or with roles one lower block, of as many units as there are of three."""
 
     block_m: int
     first: Tile
@@ -42,7 +43,15 @@ class ExpertTiles:
     unit: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.block_m, self.unit or self.block_m)
+        _check(self, self.unit or self.block_m)
+        if not self.by_roles:
+            _check(self, self.block_m)
+        elif self.first.kernel != self.second.kernel or self.unit is None or self.block_m != 3 * self.unit:
+            raise ConfigError(f"{self}: with roles both products have blocks of three units")
+
+    @property
+    def by_roles(self) -> bool:
+        return "roles" in (self.first.kernel, self.second.kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
