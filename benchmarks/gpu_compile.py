@@ -191,10 +191,9 @@ def waits_first(sass: str) -> bool:
             continue
         if op.startswith(TOUCHING) and op not in HARMLESS:
             return False
-        target = re.search(r"\.L_\w+", rest) if op == "BRA" else None
-        if target:
-            ways.append(label_at[target[0]])
-        if when or op not in ("BRA", "EXIT"):
+        if op in ("BRA", "BRX"):
+            ways += [label_at[label] for label in re.findall(r"\.L_\w+", rest)]
+        if when or op not in ("BRA", "BRX", "EXIT"):
             ways.append(place + 1)
     return waits
 

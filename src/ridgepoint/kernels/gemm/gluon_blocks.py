@@ -2,8 +2,8 @@
 """Products of experts with up to three groups of rows each, by warps with a role each: weights leave memory once an expert.
 
 The function of `token_tiles` over bf16 weights, for blocks of up to 192 rows: where experts have 64 to 192, all of one's rows lie
-beside the same weights. One partition asks the copy engine for weights and gathers rows, three attend to 64 rows each; those past a
-block's rows rest. It runs on into the next tile while the last one's results are made and stored.
+beside the same weights. One partition asks the copy engine for weights and gathers rows, three multiply 64 rows each; those past a
+block's rows rest. The next tile is on its way while the last one's results are made and stored.
 
 Every room of shared memory has a barrier that says it is full and one that says all groups have left it.
 """
@@ -78,6 +78,7 @@ def block_tiles(
 def _fetch(
     rooms, blocks, x, x_stride, w, row_pair, inputs, TOP_K: gl.constexpr, GATHER: gl.constexpr, PARTS: gl.constexpr
 ):
+    gdc_wait()  # in every warp, before it reads
     rows, weights, full, left = rooms
     block_expert, block_start, block_rows, num_tiles, num_columns = blocks
     m_M = gl.arange(0, ROWS, layout=gl.SliceLayout(1, GATHERED))
@@ -95,10 +96,12 @@ def _fetch(
             room = step % STAGES
             mbarrier.wait(left.index(room), (step // STAGES & 1) ^ 1)
             ready = full.index(room)
+            third = count > 2 * ROWS
             if GATHER:
                 mbarrier.expect(ready, 2 * FEATURES * DEPTH * 2)
             else:
-                mbarrier.expect(ready, (2 * FEATURES + 3 * ROWS) * DEPTH * 2)
+                mbarrier.expect(ready, (2 * FEATURES + 2 * ROWS) * DEPTH * 2, pred=count <= 2 * ROWS)
+                mbarrier.expect(ready, (2 * FEATURES + 3 * ROWS) * DEPTH * 2, pred=third)
             for part in gl.static_range(2):
                 box = weights.index(room * 2 + part)
                 if PARTS == 2:
@@ -109,14 +112,15 @@ def _fetch(
                 _gather(rows.index(room * GROUPS), x + k, at_M, k_K)
                 if count > ROWS:
                     _gather(rows.index(room * GROUPS + 1), x + k, at_2_M, k_K)
-                if count > 2 * ROWS:
+                if third:
                     _gather(rows.index(room * GROUPS + 2), x + k, at_3_M, k_K)
                 async_copy.mbarrier_arrive(ready, increment_count=False)
             else:
-                for group in gl.static_range(GROUPS):
-                    tma.async_copy_global_to_shared(
-                        x, [first + group * ROWS, k], ready, rows.index(room * GROUPS + group)
-                    )
+                tma.async_copy_global_to_shared(x, [first, k], ready, rows.index(room * GROUPS))
+                tma.async_copy_global_to_shared(x, [first + ROWS, k], ready, rows.index(room * GROUPS + 1))
+                tma.async_copy_global_to_shared(
+                    x, [first + 2 * ROWS, k], ready, rows.index(room * GROUPS + 2), pred=third
+                )
             step += 1
 
 
@@ -136,6 +140,7 @@ def _multiply(
     GROUP: gl.constexpr, GATHER: gl.constexpr, PARTS: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     inputs, part_rows, alpha, limit = numbers
+    gdc_wait()
     rows, weights, full, left = rooms
     block_expert, block_start, block_rows, num_tiles, num_columns = blocks
     weight_NK = weights._reinterpret(gl.bfloat16, [STAGES * 2, FEATURES, DEPTH], TILES)

@@ -106,6 +106,7 @@ def _fetch(
     rooms, lists, q, kv, tables_ptr, table_stride,
     H: gl.constexpr, G: gl.constexpr, P: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
+    gdc_wait()  # in every warp, before it reads
     queries, keys, values, barriers = rooms
     HALVES: gl.constexpr = P // WIDTH
     PAGES: gl.constexpr = KEYS // PAGE
@@ -154,6 +155,7 @@ def _attend(
     rooms, lists, sinks_ptr, out_ptr, qk_scale, GROUP: gl.constexpr,
     H: gl.constexpr, G: gl.constexpr, P: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, HAS_SINKS: gl.constexpr,
 ):  # fmt: skip
+    gdc_wait()
     queries, keys, values, barriers = rooms
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, P, 16])
     QUERIES: gl.constexpr = ROWS // HEADS

@@ -144,7 +144,7 @@ def attend(
     sinks = q_THP if sinks_H is None else sinks_H
     sequences = (plan.query_starts_B1, plan.context_lens_B, plan.block_tables_BN)
     numbers = (q_THP.stride(0), plan.block_tables_BN.stride(0), scale * math.log2(math.e), window or 0)
-    if len(work.long_items) and long.early:
+    if len(work.long_items) and long.roles:
         _attend_by_roles(q_THP, kv, sinks, out_THP, plan, work, scale, window, sinks_H is not None)
     elif len(work.long_items):
         kernels.attend_tiles[(len(work.long_items) * num_kv_heads,)](
@@ -200,7 +200,7 @@ def may_take_roles(head_dim: int, group: int, page: int, dtype: torch.dtype) -> 
 
 def tile_queries(tile: Tile, group: int) -> int:
     """Whole queries of a tile; where warps have roles each takes as many rows as the next power of two."""
-    return tile.rows // (triton.next_power_of_2(group) if tile.early else group)
+    return tile.rows // (triton.next_power_of_2(group) if tile.roles else group)
 
 
 def _layout(kv: torch.Tensor, head_dim: int) -> tuple[bool, int]:

@@ -22,7 +22,7 @@ from ridgepoint.kernels.tuning.tuner import MOST, Call, Problem
 SPLIT_ADDRESSES = 136  # registers of a thread: every key has a row of its own (as compiled for sm_90)
 QUERY_ADDRESSES = 96
 ROLES = AttentionTile(
-    gluon_tiles.GROUPS.value * gluon_tiles.ROWS.value, gluon_tiles.KEYS.value, warps=gluon_tiles.WARPS, stages=2, early=True
+    gluon_tiles.GROUPS.value * gluon_tiles.ROWS.value, gluon_tiles.KEYS.value, warps=gluon_tiles.WARPS, stages=2, roles=True
 )  # fmt: skip
 WIDENED = 1.45  # registers for each code of a tile (likewise)
 

@@ -75,7 +75,7 @@ class AttentionTile:
     per_sm: int = 1
     split_keys: int = 256
     early: bool = False  # the next keys are asked for before this tile's weights are known (`gluon_splits`)
-    roles: bool = False  # some warps fetch, and two groups multiply in turn (`gluon_seesaw`)
+    roles: bool = False  # some warps fetch, and two groups multiply in turn (`gluon_seesaw`, `gluon_tiles`)
 
     def __post_init__(self) -> None:
         _check(self, self.rows, self.keys, self.warps)
