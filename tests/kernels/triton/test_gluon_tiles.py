@@ -92,6 +92,13 @@ def test_it_attends(name: str) -> None:
     assert error(by_roles(case)[0], case.want()) < BF16_ROUNDING
 
 
+def test_blocks_that_no_box_holds_are_attended_to_by_the_usual_kernel() -> None:
+    """A table may have been tuned over blocks of another size."""
+    case = prompt([50], [40], page=48, heads=(4, 2))
+    with tuning.pinned("paged_prompt", ROLES):
+        assert error(case.got(), case.want()) < BF16_ROUNDING
+
+
 NEEDED = ("mbarrier.wait", "mbarrier.arrive", "mbarrier.expect", "tma.async_copy_global_to_shared")
 LINES = [line for name in NEEDED for line in gluon_emulator.statements(gluon_tiles, name)]
 

@@ -182,13 +182,13 @@ def _attend(
         if HAS_SINKS:
             head_M = gl.minimum(m_M % HEADS, H // G - 1)
             sink_M = gl.load(sinks_ptr + g * (H // G) + head_M).to(gl.float32) * 1.4426950408889634
-        first_M = gl.minimum(position + GROUP * QUERIES, last)
+        first = gl.minimum(position + GROUP * QUERIES, last)  # of this group's positions
         position_M = gl.minimum(position + GROUP * QUERIES + m_M // HEADS, last)
         max_M = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, LOGITS))
         sum_M = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, LOGITS))
         acc_MP = gl.full([ROWS, P], 0.0, gl.float32, VALUES)
         for base in range(begin, last + 1, KEYS):
-            if (base + KEYS > first_M + 1) | ((window > 0) & (base <= last - window)):
+            if (base + KEYS > first + 1) | ((window > 0) & (base <= last - window)):
                 logits_MN = _seen(logits_MN, base, last, position_M, window, PAGE)
             weights_MN, fade_M, max_M, sum_M = _weigh(logits_MN, max_M, sum_M, qk_scale)
             acc_MP *= gl.convert_layout(fade_M, gl.SliceLayout(1, VALUES))[:, None]
@@ -212,8 +212,8 @@ def _attend(
             gl.thread_barrier()  # no warp of the group reads these rooms any more
             mbarrier.arrive(barriers.index(K_LEFT + following), pred=more)
             mbarrier.arrive(barriers.index(V_LEFT + room))
-            mbarrier.arrive(barriers.index(Q_LEFT + turn % 2), pred=ends)
             tile += 1
+        mbarrier.arrive(barriers.index(Q_LEFT + turn % 2))
         _finish(acc_MP, max_M * qk_scale, sum_M, sink_M, out_ptr, row, left, g, GROUP, H, G, P, HEADS)
         _, g, row, left, position, last, begin = coming
 

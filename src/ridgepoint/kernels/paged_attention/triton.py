@@ -134,6 +134,8 @@ def attend(
         "paged_prompt", kind, num_tokens, shape_of_heads, q_THP.device,
         lambda: query_tile(head_dim, group, q_THP.element_size(), scaled),
     )  # fmt: skip
+    if long.roles and not _fits_boxes(plan.block_tokens):  # tuned over blocks of another size
+        long = query_tile(head_dim, group, q_THP.element_size(), scaled)
     cut = Cut(window, short.rows // group, tile_queries(long, group), split_keys=short.split_keys)
     work = plan.work(cut, num_tokens)
     shape: dict[str, Any] = {
@@ -193,9 +195,13 @@ def _attend_by_roles(
 def may_take_roles(head_dim: int, group: int, page: int, dtype: torch.dtype) -> bool:
     """Whether `gluon_tiles` serves this shape: heads that fill rows, pages that its boxes hold. Gluon is compiled or nothing: the
     interpreter does not know it."""
-    whole_pages = 8 <= page <= gluon_tiles.KEYS.value and page & (page - 1) == 0
-    shape = head_dim in (64, 128) and group <= gluon_tiles.ROWS.value and whole_pages
+    shape = head_dim in (64, 128) and group <= gluon_tiles.ROWS.value and _fits_boxes(page)
     return shape and dtype == torch.bfloat16 and not INTERPRETED.value
+
+
+def _fits_boxes(page: int) -> bool:
+    """Whole swizzles of eight rows, and whole pages in a tile."""
+    return 8 <= page <= gluon_tiles.KEYS.value and page & (page - 1) == 0
 
 
 def tile_queries(tile: Tile, group: int) -> int:
