@@ -241,10 +241,19 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
     if not smoke:
         decode = _mla_case(PagedStep(contexts, [1, 1, 1]), [1, 1, 1], contexts, 64, smoke)
         for kernel, tile in (("asked early", "EARLY"), ("by roles", "ROLES")):
-            yield "mla_attention", f"decode, {kernel}", partial(_with_tile, "mla_decode", tile, decode), 2 * BF16_TOLERANCE
+            yield (
+                "mla_attention",
+                f"decode, {kernel}",
+                partial(_with_tile, "mla_decode", tile, decode),
+                2 * BF16_TOLERANCE,
+            )
 
 
-TUNED = {"mla_decode": "mla_attention", "paged_prompt": "paged_attention", "experts": "moe_experts"}  # what has the tiles
+TUNED = {
+    "mla_decode": "mla_attention",
+    "paged_prompt": "paged_attention",
+    "experts": "moe_experts",
+}  # what has the tiles
 
 
 def _with_tile(op: str, name: str, case: Case, to: To) -> torch.Tensor:

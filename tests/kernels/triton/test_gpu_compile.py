@@ -52,9 +52,20 @@ def test_warps_with_roles_compile_as_they_are_meant(few: dict) -> None:
 @pytest.mark.slow
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     kernels = compile_all(tmp_path / "out.json")["kernels"]
-    assert {k["kernel"] for k in kernels} >= {"token_tiles", "weight_tiles", "_place", "_combine", "_route", "_glu"}
+    assert {k["kernel"] for k in kernels} >= {
+        "token_tiles",
+        "weight_tiles",
+        "block_tiles",
+        "_place",
+        "_combine",
+        "_route",
+        "_glu",
+    }
     prompts = [k for k in kernels if k["kernel"] == "attend_tiles" and "bf16" in k["case"]]
     assert prompts and all(k["instructions"].get("HGMMA") for k in prompts)
+    # Of prompts by warps with roles: 16 products a tile for each of two groups, and 8 before its first, of heads of 128.
+    by_roles = [k for k in prompts if k["case"].endswith("x128 bf16 by roles")]
+    assert by_roles and all(k["instructions"]["HGMMA"] == 2 * (8 + 16) for k in by_roles)
     # Codes reach the matrix units through registers alone: nothing a tile holds is exchanged through shared memory.
     for kernel in kernels:
         packed = kernel["kernel"] == "weight_tiles" and "bf16" not in kernel["case"]
