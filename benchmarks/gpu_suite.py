@@ -425,6 +425,7 @@ def _chosen(names: str | None) -> list[Section]:
 
 def _child(args: argparse.Namespace) -> int:
     """One section, for the parent: its result goes to a file."""
+    os.environ["RIDGEPOINT_TRY_ROLES"] = "1"  # here and in what this starts: it may hang
     tuned = args.out / "tuned.toml"
     if tuned.exists():
         os.environ["RIDGEPOINT_TUNED"] = str(tuned)

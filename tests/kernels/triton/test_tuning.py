@@ -227,6 +227,16 @@ def test_a_later_round_starts_from_the_best_and_tries_nothing_twice() -> None:
     assert seen == [MANY] and watch.asked == 3
 
 
+@pytest.mark.parametrize("said, kept", [("", MANY), ("1", replace(MANY, roles=True))])
+def test_warps_with_roles_are_tried_where_the_environment_says_so(
+    said: str, kept: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIDGEPOINT_TRY_ROLES", said)
+    times: dict[Config, float] = {FEW: 2.0, MANY: 1.0, replace(MANY, roles=True): 0.5}
+    choice = best_of(problem(times), Stopwatch("paged_decode", times).measure, print)
+    assert choice is not None and choice.config == kept
+
+
 def test_what_the_gpu_refuses_and_what_is_wrong_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, refused = replace(MANY, stages=2), replace(MANY, stages=4)
     times: dict[Config, float] = {FEW: 2.0, wrong: 0.1, refused: 0.1, MANY: 1.0}

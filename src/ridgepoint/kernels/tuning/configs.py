@@ -94,6 +94,11 @@ CONFIGS: dict[str, type[ExpertTiles] | type[LinearTiles] | type[AttentionTile]] 
 }
 
 
+def has_roles(config: Config) -> bool:
+    """Whether its kernel's warps have roles and wait for each other at barriers of their own."""
+    return getattr(config, "roles", False) or getattr(config, "by_roles", False)
+
+
 def _check(config: object, *powers: int) -> None:
     if any(not isinstance(value, int) or value < 1 or value & (value - 1) for value in powers):
         raise ConfigError(f"{config}: blocks and warps are powers of two")

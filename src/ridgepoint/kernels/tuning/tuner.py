@@ -4,10 +4,15 @@ A problem is a key of the tables with calls that run it and rounds of candidates
 kernels' own folders (`*/tunable.py`) make them. All kinds of kernels are tuned by the loop below. A candidate that the GPU
 refuses, or that computes something else than the first, is left out by name. Time is given by the caller's `measure` and
 `clock`, which is how this runs without a GPU; a budget that is spent leaves the rest for the next start.
+
+Kernels whose warps have roles have not run on a GPU yet, and what goes wrong with their barriers there would stop the device for
+good and not just differ: they are tried where the environment says RIDGEPOINT_TRY_ROLES=1, as benchmarks/gpu_suite.py does in
+processes that may hang.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +25,7 @@ import triton
 
 from ridgepoint.kernels.triton_call import INTERPRETED
 from ridgepoint.kernels.tuning import Choice, Config, pinned
+from ridgepoint.kernels.tuning.configs import has_roles
 
 Call = Callable[[], torch.Tensor]
 Measure = Callable[[Sequence[Call]], float]
@@ -117,7 +123,8 @@ class _Trial:
         return None if config is None else (self.seconds[config], config)
 
     def round(self, candidates: Sequence[Config]) -> None:
-        fresh = [c for c in dict.fromkeys(candidates) if c not in self.seconds]
+        tries_roles = os.environ.get("RIDGEPOINT_TRY_ROLES") == "1"
+        fresh = [c for c in dict.fromkeys(candidates) if c not in self.seconds and (tries_roles or not has_roles(c))]
         compile_together([lambda c=c: self._run(c) for c in fresh])  # type: ignore[misc]
         for config in fresh:
             why = self._try(config)
