@@ -2,7 +2,8 @@
 
 The random Qwen3-MoE of 1.3 B parameters behind `ridgepoint serve` and behind vLLM's server on the same cores, one after the
 other, round after round. Clients send 256 random token ids, stream 64 tokens and send again (a closed loop), through
-`ridgepoint bench serve`, which speaks plain OpenAI to both and runs on the same cores as the server it loads.
+`ridgepoint bench serve`, which speaks plain OpenAI to both and runs on the same cores as the server it loads. Every round has
+prompts of its own, so that no prefix of them is cached.
 
     python benchmarks/serve_clients.py
     python benchmarks/serve_clients.py --format int4-32 --peers vllm --python vllm=/path/to/its/python
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -88,12 +90,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def load(url: str, arguments: argparse.Namespace, num_requests: int) -> dict[str, Any]:
-    """One closed loop; the report of `ridgepoint bench serve`."""
+def load(url: str, arguments: argparse.Namespace, num_requests: int, seed: int) -> dict[str, Any]:
+    """One closed loop; the report of `ridgepoint bench serve`. `seed` is of the prompts."""
     words = [
         sys.executable, "-m", "ridgepoint.cli.main", "bench", "serve", "--url", url, "--concurrency", str(arguments.clients),
         "--num-requests", str(num_requests), "--input-tokens", str(arguments.input_tokens), "--output-tokens",
-        str(arguments.output_tokens), "--vocab-size", str(arguments.vocab_size), "--json",
+        str(arguments.output_tokens), "--vocab-size", str(arguments.vocab_size), "--seed", str(seed), "--json",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
@@ -101,6 +103,15 @@ def load(url: str, arguments: argparse.Namespace, num_requests: int) -> dict[str
         raise SystemExit(f"the load failed: {done.stderr[-2000:]}")
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def refuse_cached(url: str) -> None:
+    """No prompt may have been spared by the prefix cache: other servers run without theirs."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    hits = re.search(r"^ridgepoint:prefix_cache_hits_total\{[^}]*\} (\S+)", text, re.MULTILINE)
+    if hits is None or float(hits[1]) != 0:
+        raise SystemExit(f"tokens of prompts found in the prefix cache: {hits and hits[1]}; allowed: 0")
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
@@ -151,8 +162,10 @@ def main() -> None:
     rounds: dict[str, list[dict[str, Any]]] = {}
     for name in ("ridgepoint", *arguments.peers):
         with served(name, folder, arguments) as url:
-            load(url, arguments, arguments.clients)  # warm
-            rounds[name] = [figures(load(url, arguments, arguments.requests)) for _ in range(arguments.rounds)]
+            load(url, arguments, arguments.clients, seed=arguments.rounds)  # warm
+            rounds[name] = [figures(load(url, arguments, arguments.requests, seed)) for seed in range(arguments.rounds)]
+            if name == "ridgepoint":
+                refuse_cached(url)
     result = {
         **provenance.provenance(__doc__), "format": arguments.format, "clients": arguments.clients, "requests": arguments.requests,
         "input_tokens": arguments.input_tokens, "output_tokens": arguments.output_tokens, "rounds": rounds,
