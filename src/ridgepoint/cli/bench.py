@@ -58,7 +58,7 @@ def serve(
         bool, typer.Option(help="Let the model end early; needed where ignore_eos is unknown.")
     ] = False,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts and arrivals; sent again, a server may have them cached.")] = 0,
     goal_ttft_s: Annotated[float | None, typer.Option(help="Goodput: first token within this.")] = None,
     goal_tpot_s: Annotated[float | None, typer.Option(help="Goodput: time per token within this.")] = None,
     goal_e2e_s: Annotated[float | None, typer.Option(help="Goodput: whole answer within this.")] = None,
