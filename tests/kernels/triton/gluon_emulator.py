@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gluon_memory import Barrier, Copy, Memory, Order, Product, Room, View, eager
 from triton.experimental.gluon._runtime import GluonJITFunction
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import constexpr
 
 DTYPES = {"int32": np.int32, "int64": np.int64, "float32": np.float32, "bfloat16": "bfloat16"}
@@ -275,6 +276,17 @@ def _range(*bounds: Any, **how: Any) -> range:
 def _barrier(room: Room) -> Barrier:
     assert room.barrier is not None, "a barrier that was not initialised"
     return room.barrier
+
+
+def argument(value: Any) -> Any:
+    """What a launch passes, as an emulated kernel takes it: tensors as flat copies in float32 or whole numbers."""
+    if isinstance(value, TensorDescriptor):
+        return Descriptor(_array(value.base), value.block_shape)
+    return _array(value).reshape(-1) if isinstance(value, torch.Tensor) else value
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return (x.float() if x.dtype == torch.bfloat16 else x).contiguous().numpy().copy()
 
 
 def run(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from gluon_memory import Order, eager, shuffled
 from products import BF16, error, poisoned_empty, randn, surrounded
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ridgepoint.catalog.spec import Activation, ClampedSwiGlu, SwiGlu
 from ridgepoint.errors import ConfigError
@@ -44,23 +43,13 @@ class Emulated:
     def __getitem__(self, grid: tuple[int]) -> Any:
         def launch(num_warps: int, maxnreg: int, **named: Any) -> None:
             assert (num_warps, maxnreg) == (gluon_blocks.WARPS, gluon_blocks.REGISTERS)
-            given = {name: _emulated(value) for name, value in named.items()}
+            given = {name: gluon_emulator.argument(value) for name, value in named.items()}
             given["out"][:] = np.nan
             gluon_emulator.run(gluon_blocks, self.kernel, grid[0], self.order, num_warps, **given)
             named["out"].copy_(torch.from_numpy(given["out"]).view(named["out"].shape))
             self.launched.append((grid[0], given))
 
         return launch
-
-
-def _emulated(value: Any) -> Any:
-    if isinstance(value, TensorDescriptor):
-        return gluon_emulator.Descriptor(_array(value.base), value.block_shape)
-    return _array(value).reshape(-1) if isinstance(value, torch.Tensor) else value
-
-
-def _array(x: torch.Tensor) -> np.ndarray:
-    return (x.float() if x.dtype == torch.bfloat16 else x).contiguous().numpy().copy()
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from gluon_memory import Order, eager, shuffled
 from test_triton_paged_attention import BF16_ROUNDING, Case, error
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ridgepoint.kernels import tuning
 from ridgepoint.kernels.paged_attention import gluon_tiles
@@ -39,23 +38,13 @@ class Emulated:
         def launch(*args: Any, num_warps: int, maxnreg: int, **kwargs: Any) -> None:
             assert (num_warps, maxnreg) == (gluon_tiles.WARPS, gluon_tiles.REGISTERS)
             named = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
-            given = {name: _emulated(value) for name, value in named.items()}
+            given = {name: gluon_emulator.argument(value) for name, value in named.items()}
             given["out_ptr"][:] = np.nan
             gluon_emulator.run(gluon_tiles, self.kernel, grid[0], self.order, num_warps, **given)
             named["out_ptr"].copy_(torch.from_numpy(given["out_ptr"]).view(named["out_ptr"].shape))
             self.launched.append((grid[0], given))
 
         return launch
-
-
-def _emulated(value: Any) -> Any:
-    if isinstance(value, TensorDescriptor):
-        return gluon_emulator.Descriptor(_array(value.base), value.block_shape)
-    return _array(value).reshape(-1) if isinstance(value, torch.Tensor) else value
-
-
-def _array(x: torch.Tensor) -> np.ndarray:
-    return (x.float() if x.dtype == torch.bfloat16 else x).contiguous().numpy().copy()
 
 
 def by_roles(case: Case) -> tuple[torch.Tensor, tuple[int, dict[str, Any]]]:
