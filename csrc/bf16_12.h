@@ -41,6 +41,8 @@ public:
     }
     // Half steps are counted through the panel.
     bool in(int64_t half) const { return half == half_; }
+    // The step that has the next one, or `end`.
+    int64_t next_step(int64_t end) const { return half_ / 2 < end ? half_ / 2 : end; }
     // Mends the 64 words of the half step that it is `in`.
     __attribute__((noinline)) void mend(uint16_t* words) {
         const int64_t half = half_;
@@ -51,6 +53,12 @@ public:
             look();
         } while (half_ == half);
         __builtin_prefetch(at_ + 64);
+    }
+
+    // Past those of the half step that is next.
+    void skip() {
+        const int64_t half = half_;
+        do { at_ += 4; look(); } while (half_ == half);
     }
 
 private:

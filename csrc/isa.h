@@ -15,7 +15,7 @@ constexpr int kMaxRows = 32;  // rows of the tallest tile of any ISA
 // out[r * 64 + c] = sum over k of x[r][k] * panel[k][c].
 struct Tile {
     const uint8_t* panel;
-    const uint8_t* const* x;   // prepared rows
+    const uint8_t* const* x;   // prepared rows, at one stride if the format wants so many `even`
     float* out;
     const uint8_t* panel_next; // the panel that this thread reads next, or null
     int64_t steps;             // k-steps of 256 (or fewer) bytes
@@ -38,6 +38,8 @@ struct FormatKernels {
     void (*tile)(const Tile&);
     // From this many tiles to a panel on, it is first made one of bf16 for its tiles; 0: never.
     int64_t expands_from = 0;
+    // From this many rows on, tiles want them at one stride; 0: never.
+    int64_t even_from = 0;
 };
 
 // Attention of a tile of query rows against the sub-blocks (16 tokens) of one span (see ops/attention.cpp).

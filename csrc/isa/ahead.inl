@@ -4,6 +4,9 @@
 // panel's end, the beginning of the next one. It asks for its own columns only, so that a panel read in two passes comes
 // from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch an equal part each of
 // the next panel: the first of them alone would wait for memory, and memory for the others.
+//
+// All are fetched into the first level, though those of a next panel leave it again: a processor whose queues are full drops what
+// it was only asked to prefetch, and on Zen 5 more of what was to go no further than the second level (half of it, of the other a third).
 
 constexpr int64_t kAheadBytes = 8192;  // 400 ns at a thread's 20 GB/s: a few times what memory takes to answer
 
@@ -54,8 +57,8 @@ public:
     // Two lines a step at most, since there are two turns at least. Some are asked for twice, which costs less than a branch that
     // goes either way.
     void step(const uint8_t*) {
-        prefetch(at_);
-        if (pitch_ > 64) prefetch(at_ + 64);
+        __builtin_prefetch(at_, 0, 3);
+        if (pitch_ > 64) __builtin_prefetch(at_ + 64, 0, 3);
         at_ += pitch_;
     }
     void scales(const uint8_t*, int64_t) {}

@@ -49,7 +49,7 @@ extern const KernelTable kAvx512Kernels = {
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 16>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 16>, int16_rows<RP_MXFP4, kInt16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kLaneRows>, kExpandFrom},
+        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kLaneRows, kLaneRows>, kExpandFrom},
     },
     {
         {}, {},

@@ -12,8 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6;
-constexpr int64_t kExpandFrom = 4;  // tiles: taking a panel apart for each costs more than doing it once
+constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6, kTallRows = 12;
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"
@@ -43,7 +42,7 @@ extern const KernelTable kAvx512Bf16Kernels = {
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kInt4Zero, 2>, vnni_rows<RP_INT4, 2, kA16Rows>},
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kFp4Zero, 2>, vnni_rows<RP_MXFP4, 2, kA16Rows>},
         {kFp8Rows, false, bf16_row_bytes, bf16_prepare, fp8_rows<kFp8Rows>},
-        {kDotRows, false, bf16_row_bytes, bf16_prepare, bf16_12_rows<kDotRows>, kExpandFrom},
+        {kTallRows, false, bf16_row_bytes, bf16_prepare, bf16_12_rows<kTallRows, kDotRows>, 0, kDotRows + 1},
     },
     {
         {}, {},

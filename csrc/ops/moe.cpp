@@ -1,6 +1,9 @@
 // Routed experts of one layer in three phases: sort (token, expert) pairs by expert; gate and up with the activation in
 // the epilogue; down with the weighted sum in the epilogue.
 //
+// In the second an item is a panel for a group: rows of one expert, which every thread that meets them copies together first, if
+// the format's tiles want them at one stride.
+//
 // In the last phase an item owns some panels' columns of y for a range of tokens and visits the experts in ascending order,
 // so a token's sum has one order whatever its batch, nothing is written twice, and no atomics are needed.
 #include <algorithm>
@@ -10,6 +13,8 @@
 namespace rp {
 namespace {
 
+struct Group { int64_t expert, first_pair, pairs; };
+
 struct Plan {  // pointers into the shared workspace
     uint8_t* x_rows;        // prepared x
     uint8_t* h;             // [M, F padded] in x's dtype
@@ -18,9 +23,19 @@ struct Plan {  // pointers into the shared workspace
     int32_t* hit;           // experts that have pairs, ascending
     int32_t* token;         // [M]
     float* weight;          // [M]
-    int64_t* num_hit;
-    int64_t h_stride, x_bytes, h_bytes;
+    Group* groups;
+    int64_t *num_hit, *num_groups;
+    int64_t h_stride, x_bytes, h_bytes, most_grouped;
 };
+
+constexpr int64_t kGroupBytes = 1 << 19;  // of rows copied together: they stay in a second-level cache beside a panel
+constexpr int64_t kGroupRows = 24;        // or at least so many
+
+// Pairs of a group: all of an expert, unless they are copied.
+int64_t most_grouped(const MoeOp& op, int64_t rows, const KernelTable& table) {
+    if (!kernels_for(table, *op.gate_up).even_from) return std::max<int64_t>(rows, 1);
+    return std::max(kGroupBytes / row_stride(bytes_of_row(table, *op.gate_up, op.x_dtype)), kGroupRows);
+}
 
 Plan plan(const MoeOp& op, int64_t rows, uint8_t* base, const KernelTable& table, int64_t* used) {
     const int64_t pairs = rows * op.top_k, experts = op.gate_up->num_matrices;
@@ -29,6 +44,7 @@ Plan plan(const MoeOp& op, int64_t rows, uint8_t* base, const KernelTable& table
     p.x_bytes = prepare_bytes(table, *op.gate_up, op.x_dtype);
     p.h_bytes = prepare_bytes(table, *op.down, op.x_dtype);
     p.h_stride = panels_of(*op.gate_up) * (kPanel / 2);
+    p.most_grouped = most_grouped(op, rows, table);
     p.x_rows = carve.take<uint8_t>(rows * p.x_bytes);
     p.h = carve.take<uint8_t>(pairs * p.h_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2));
     p.h_rows = carve.take<uint8_t>(pairs * p.h_bytes);
@@ -36,7 +52,9 @@ Plan plan(const MoeOp& op, int64_t rows, uint8_t* base, const KernelTable& table
     p.hit = carve.take<int32_t>(experts);
     p.token = carve.take<int32_t>(pairs);
     p.weight = carve.take<float>(pairs);
+    p.groups = carve.take<Group>(experts + pairs / p.most_grouped);
     p.num_hit = carve.take<int64_t>(1);
+    p.num_groups = carve.take<int64_t>(1);
     if (used) *used = carve.used;
     return p;
 }
@@ -50,12 +68,16 @@ void sort_pairs(const MoeOp& op, int64_t rows, const Plan& p, std::atomic<int>& 
         if (e < 0 || e >= experts) { error.store(kBadExpertId); *p.num_hit = 0; return; }
         p.first[e + 1]++;
     }
-    int64_t hits = 0;
+    int64_t hits = 0, groups = 0;
     for (int64_t e = 0; e < experts; e++) {
-        if (p.first[e + 1]) p.hit[hits++] = static_cast<int32_t>(e);
+        const int64_t n = p.first[e + 1], parts = ceil_div(n, p.most_grouped);
+        if (n) p.hit[hits++] = static_cast<int32_t>(e);
+        for (int64_t i = 0; i < parts; i++)
+            p.groups[groups++] = {e, p.first[e] + n * i / parts, n * (i + 1) / parts - n * i / parts};
         p.first[e + 1] += p.first[e];
     }
     *p.num_hit = hits;
+    *p.num_groups = groups;
     for (int64_t i = 0; i < pairs; i++) {
         const int64_t at = p.first[op.expert_ids[i]]++;
         p.token[at] = static_cast<int32_t>(i / op.top_k);
@@ -89,20 +111,51 @@ const uint8_t* first_down(const MoeOp& op, int64_t rows, const Plan& p, const Re
     return panel_at(*op.down, p.hit[0], item / c.chunks * c.run);
 }
 
-// Of a thread's own workspace, what lies before the sums.
+// Of a thread's own workspace, what lies before copied rows, and then before sums.
 int64_t most_plain_bytes(const MoeOp& op, int64_t rows, const KernelTable& table) {
     return std::max(plain_bytes(table, *op.gate_up, rows), plain_bytes(table, *op.down, rows));
 }
 
-void gate_and_up(const MoeOp& op, const Plan& p, const Rows& x, const uint8_t* down, Region& region) {
+// Whether tiles for so many rows want them at one stride.
+bool even(const MoeOp& op, int64_t pairs, const KernelTable& table) {
+    const int64_t from = kernels_for(table, *op.gate_up).even_from;
+    return from && pairs >= from;
+}
+int64_t group_bytes(const MoeOp& op, int64_t rows, const KernelTable& table) {
+    const int64_t most = std::min(rows * op.top_k, most_grouped(op, rows, table));
+    return even(op, most, table) ? most * row_stride(bytes_of_row(table, *op.gate_up, op.x_dtype)) : 0;
+}
+
+Rows copy_together(const Plan& p, const Group& group, const Rows& x, int64_t bytes, uint8_t* into) {
+    const Rows rows{into, row_stride(bytes)};
+    for (int64_t i = 0; i < group.pairs; i++) {
+        if (i + 1 < group.pairs)  // a row's lines are asked for all at once
+            for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(x.at(p.token[group.first_pair + i + 1]) + b);
+        memcpy(into + i * rows.stride_bytes, x.at(p.token[group.first_pair + i]), static_cast<size_t>(bytes));
+    }
+    return rows;
+}
+
+void gate_and_up(const MoeOp& op, int64_t rows, const Plan& p, const Rows& x, const uint8_t* down, Region& region) {
     const PackedWeight& w = *op.gate_up;
-    const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_hit * panels;
+    const int64_t panels = panels_of(w), width = w.outputs / 2, items = *p.num_groups * panels;
+    const int64_t bytes = bytes_of_row(region.table, w, op.x_dtype);
+    uint8_t* own = region.local + most_plain_bytes(op, rows, region.table);
+    const Group* copied = nullptr;
+    Rows together{};
     region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
-        const int64_t e = p.hit[item / panels], j = item % panels, begin = p.first[e], n = p.first[e + 1] - begin;
-        const uint8_t* next = after < items ? panel_at(w, p.hit[after / panels], after % panels) : down;
+        const Group& group = p.groups[item / panels];
+        const int64_t e = group.expert, j = item % panels, begin = group.first_pair;
+        const bool copies = even(op, group.pairs, region.table);
+        if (copies && copied != &group) {
+            together = copy_together(p, group, x, bytes, own);
+            copied = &group;
+        }
+        const uint8_t* next = after < items ? panel_at(w, p.groups[after / panels].expert, after % panels) : down;
         const int64_t column = j * (kPanel / 2), valid = width - column < kPanel / 2 ? width - column : kPanel / 2;
         const float* bias = op.bias_gate_up ? op.bias_gate_up + e * w.outputs + column : nullptr;
-        multiply(region, w, panel_at(w, e, j), next, n, [&](int64_t i) { return x.at(p.token[begin + i]); },
+        multiply(region, w, panel_at(w, e, j), next, group.pairs,
+                 [&](int64_t i) { return copies ? together.at(i) : x.at(p.token[begin + i]); },
                  [&](int64_t done, int64_t count, float* values) {
             for (int64_t r = 0; r < count; r++) {
                 float *gate = values + r * kPanel, *up = gate + kPanel / 2;
@@ -170,7 +223,7 @@ Workspace workspace(const void* raw, int64_t rows, int threads) {
     int64_t used = 0;
     plan(op, rows, nullptr, kernels(), &used);
     const Cut c = cut(rows > 0 ? rows : 1, panels_of(*op.down), threads);
-    return {used, most_plain_bytes(op, rows, kernels()) + c.tokens * c.run * kPanel * 4};
+    return {used, most_plain_bytes(op, rows, kernels()) + std::max(group_bytes(op, rows, kernels()), c.tokens * c.run * kPanel * 4)};
 }
 
 void body(const void* raw, int64_t rows, Region& region) {
@@ -182,7 +235,7 @@ void body(const void* raw, int64_t rows, Region& region) {
     if (*p.num_hit == 0) return;
     const uint8_t* down = first_down(op, rows, p, region);
     Wanted meanwhile{down, down + kWantedBytes};
-    gate_and_up(op, p, x, down, region);
+    gate_and_up(op, rows, p, x, down, region);
     region.team.barrier(&meanwhile);
     const Rows h = prepare_rows(region, *op.down, p.h, op.x_dtype, p.h_stride, rows * op.top_k, p.h_rows);
     if (p.h_bytes) region.team.barrier(&meanwhile);

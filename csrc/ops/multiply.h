@@ -59,10 +59,17 @@ void multiply(const Region& region, const PackedWeight& w, const uint8_t* panel,
     }
 }
 
+// A stride for rows of so many bytes: an odd number of lines, so that rows of a tile lie in different sets of a cache.
+inline int64_t row_stride(int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
+
 // Brings rows of activations into the form of w's tiles, sharing the work. Needs a barrier before the rows are read
 // when `prepare_bytes` is not 0.
 inline int64_t prepare_bytes(const KernelTable& table, const PackedWeight& w, int32_t dtype) {
     return round_up(kernels_for(table, w).row_bytes(w, dtype), 64);
+}
+inline int64_t bytes_of_row(const KernelTable& table, const PackedWeight& w, int32_t dtype) {  // in the form of w's tiles
+    const int64_t prepared = kernels_for(table, w).row_bytes(w, dtype);
+    return prepared ? prepared : w.inputs * (dtype == RP_DTYPE_F32 ? 4 : 2);
 }
 inline Rows prepare_rows(Region& region, const PackedWeight& w, const void* x, int32_t dtype, int64_t stride, int64_t n,
                          uint8_t* into) {
