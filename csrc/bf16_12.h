@@ -43,18 +43,16 @@ public:
     bool in(int64_t half) const { return half == half_; }
     // The step that has the next one, or `end`.
     int64_t next_step(int64_t end) const { return half_ / 2 < end ? half_ / 2 : end; }
-    // Mends the 64 words of the half step that it is `in`.
-    __attribute__((noinline)) void mend(uint16_t* words) {
+    // use(word, exponent) for those of the half step that is next: which of its 64 words.
+    template <class Use> void each(Use&& use) {
         const int64_t half = half_;
         do {
-            uint16_t& word = words[entry_ >> 8 & 63];
-            word = static_cast<uint16_t>((word & 0x807f) | (entry_ & 255) << 7);
+            use(static_cast<int>(entry_ >> 8 & 63), entry_ & 255);
             at_ += 4;
             look();
         } while (half_ == half);
         __builtin_prefetch(at_ + 64);
     }
-
     // Past those of the half step that is next.
     void skip() {
         const int64_t half = half_;

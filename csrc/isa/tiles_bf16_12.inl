@@ -9,17 +9,18 @@ template <bool Mend> inline void take_half(const Halves& halves, Exceptions& exc
     const __m512i codes = _mm512_loadu_si512(step);
     halves.take(half ? _mm512_srli_epi16(codes, 4) : codes, step + 64 + 64 * half, a, b);
     if (!Mend || !exceptions.in(2 * k + half)) return;
-    alignas(64) uint16_t words[64];  // by way of memory: they are few
-    _mm512_store_si512(words, a);
-    _mm512_store_si512(words + 32, b);
-    exceptions.mend(words);
-    a = _mm512_load_si512(words);
-    b = _mm512_load_si512(words + 32);
+    exceptions.each([&](int word, uint32_t exponent) {
+        const uint64_t at = uint64_t{1} << word;
+        const __m512i bits = _mm512_set1_epi16(static_cast<int16_t>(exponent << 7)), kept = _mm512_set1_epi16(static_cast<int16_t>(0x807f));
+        a = _mm512_mask_mov_epi16(a, static_cast<__mmask32>(at), _mm512_ternarylogic_epi32(bits, kept, a, 0xf8));
+        b = _mm512_mask_mov_epi16(b, static_cast<__mmask32>(at >> 32), _mm512_ternarylogic_epi32(bits, kept, b, 0xf8));
+    });
 }
 
 template <int R, class Ahead> inline void bf16_12_tile(const Tile& t, Ahead ahead) {
     const Halves halves(t.panel);
     Exceptions exceptions(t.panel, t.steps);
+    if (t.panel_next) __builtin_prefetch(bf16_12_exceptions(t.panel_next, t.steps));  // what it reads first lies at its end
     __m512 acc[R][4];
     const uint8_t* x[R];
 #pragma GCC unroll 8
