@@ -19,7 +19,8 @@ from ridgepoint.engine.protocol import Grammar, Ready
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.engine.tokenizer import Tokenizer, load_tokenizer
 from ridgepoint.errors import RequestError
-from ridgepoint.server.tool_calls.form import Call, ToolFormat
+from ridgepoint.server.parts import Arguments, Call, CallBegun
+from ridgepoint.server.tool_calls.form import ToolFormat
 from ridgepoint.server.tool_calls.known import format_of
 from ridgepoint.server.tool_calls.stream import ToolStream
 from ridgepoint.server.tools import _literal
@@ -100,15 +101,21 @@ def form(name: str) -> ToolFormat:
 
 
 def parts_of(format_: ToolFormat, pieces: Iterable[str], *, single: bool = False) -> list[str | Call]:
-    """What a stream tells, neighbouring texts joined."""
+    """What a stream tells: neighbouring texts joined, and calls with their arguments."""
     stream = ToolStream(format_, SCHEMAS, single=single)
     told = [part for piece in pieces for part in stream.push(piece)] + stream.push("", final=True)
     joined: list[str | Call] = []
     for part in told:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
+        last = joined[-1] if joined else None
+        if isinstance(part, CallBegun):
+            joined.append(Call(part.name, ""))
+        elif isinstance(part, Arguments):
+            assert isinstance(last, Call), "arguments belong to the call begun last"
+            joined[-1] = Call(last.name, last.arguments + part.text)
+        elif isinstance(last, str):
+            joined[-1] = last + str(part)
         else:
-            joined.append(part)
+            joined.append(str(part))
     return joined
 
 
@@ -130,6 +137,18 @@ def test_calls_are_read_however_they_are_cut(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_a_call_is_told_while_it_comes(name: str) -> None:
+    """Its tool as soon as it is sure, and each character of a string at once."""
+    whole = FORMS[name][1]
+    stream = ToolStream(form(name), SCHEMAS, single=False)
+    begun = whole.index("Oslo")
+    parts = stream.push(whole[:begun])
+    assert parts[0] == CallBegun("weather") and all(isinstance(part, Arguments) for part in parts[1:])
+    for char in "Oslo":
+        assert stream.push(char)[-1] == Arguments(char)
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_what_is_no_call_is_text(name: str) -> None:
     format_ = form(name)
     whole = FORMS[name][1]
@@ -139,7 +158,7 @@ def test_what_is_no_call_is_text(name: str) -> None:
         format_.begin[:-1],
         format_.begin + "what?" + (format_.end or ""),
         unknown,
-        whole[: len(format_.begin) + 14],
+        whole[: whole.index("weather") + 4],
     ):
         assert read(parts_of(format_, text)) == [text]
 
@@ -161,13 +180,48 @@ def test_strings_are_strings_and_values_are_values() -> None:
 def test_a_closing_mark_inside_a_value_closes_nothing(name: str, text: str) -> None:
     for pieces in ([text], list(text)):
         assert read(parts_of(form(name), pieces)) == [("weather", {"city": 'a"</tool_call>\\'}), "!"]
-    cut = text[: text.index("</tool_call>") + 14]
-    assert read(parts_of(form(name), list(cut))) == [cut]
+    cut = text[: text.index("</tool_call>") + len("</tool_call>")]
+    for pieces in ([cut], list(cut)):
+        (call,) = parts_of(form(name), pieces)  # which was begun
+        assert isinstance(call, Call) and json.loads(call.arguments + '"}') == {"city": 'a"</tool_call>'}
 
 
 def test_text_after_a_call_is_told() -> None:
-    text = FORMS["hermes"][1] + "\n\nDone."
-    assert read(parts_of(form("hermes"), text))[2:] == ["Done."]
+    text = FORMS["hermes"][1] + "\n\nDone, all of it."
+    assert read(parts_of(form("hermes"), text))[2:] == ["Done, all of it."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("hermes", '<tool_call>{"arguments": {"city": "a"}, "name": "weather"}</tool_call>', [("weather", {"city": "a"})]),
+        ("hermes", '<tool_call>{"name": "ping"}</tool_call>', [("ping", {})]),
+        ("hermes", '<tool_call>{"name": "ping", "arguments": {}, "id": 7}</tool_call>', [("ping", {})]),
+        ("hermes", '<tool_call>{"name": "ping", "arguments": {}}}</tool_call>', [("ping", {}), "}}"]),
+        ("hermes", '<tool_call>{"name": "ping", "arguments": {}', [("ping", {})]),
+        ("hermes", '<tool_call>{"name": ["ping"], "arguments": {}}</tool_call>', None),
+        ("mistral", '[TOOL_CALLS] [{"name": "ping", "arguments": {}}, {"arguments": {}, "name": "ping"}]', [("ping", {})] * 2),
+        ("mistral", '[TOOL_CALLS] [{"name": "ping", "arguments": {}, "id": 1}, {"name": "ping"}]', [("ping", {})] * 2),
+        ("mistral", '[TOOL_CALLS] [{"name": "ping", "arguments": {}}] Done.', [("ping", {}), "Done."]),
+        ("later mistral", '[TOOL_CALLS]ping[ARGS]{} and so on', [("ping", {}), "and so on"]),
+        ("qwen coder", "<tool_call>\n<function=weather>\n<parameter=city>\n</parameter>\n</tool_call>", [("weather", {"city": ""})]),
+        ("qwen coder", "<tool_call>\n<function=ping>\nwhat?\n</tool_call>", [("ping", {}), "what?\n"]),
+        ("glm", "<tool_call>weather\n<arg_key>ci", [("weather", None)]),
+    ],
+)  # fmt: skip
+def test_odd_calls(name: str, text: str, expected: list[Any] | None) -> None:
+    """Models write fields in another order, brackets too many or too few, and words where none belong."""
+    found = parts_of(form(name), list(text))
+    if expected == [("weather", None)]:
+        assert found == [Call("weather", "{")]  # cut: the beginning of its arguments
+    else:
+        assert read(found) == ([text] if expected is None else expected)
+
+
+def test_an_object_left_open_ends_with_its_call() -> None:
+    text = '<tool_call>{"name": "weather", "arguments": {"city": "a"</tool_call>!'
+    for pieces in ([text], list(text)):
+        assert parts_of(form("hermes"), pieces) == [Call("weather", '{"city": "a"'), "!"]
 
 
 def test_a_template_that_shows_no_form_has_none() -> None:
@@ -368,10 +422,15 @@ def test_a_stream_tells_the_same(serve, with_tools: Tokenizer) -> None:
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
     deltas = [event["choices"][0]["delta"] for event in events]
     assert "".join(delta.get("content") or "" for delta in deltas) == whole["message"]["content"]
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [call["index"] for call in calls] == list(range(len(calls)))
-    assert [call["function"] for call in calls] == [call["function"] for call in whole["message"]["tool_calls"]]
-    assert calls and '"name": "ping", "arguments"' not in whole["message"]["content"]
+    told = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    calls = [call["function"].copy() for call in told if "id" in call]  # each begins with its name
+    assert all(call["type"] == "function" and call["function"]["arguments"] == "" for call in told if "id" in call)
+    for call in told:
+        if "id" not in call:
+            assert call.keys() == {"index", "function"} and call["function"].keys() == {"arguments"}
+            calls[call["index"]]["arguments"] += call["function"]["arguments"]
+    assert calls == [call["function"] for call in whole["message"]["tool_calls"]]
+    assert len(told) > len(calls) > 0 and '"name": "ping", "arguments"' not in whole["message"]["content"]
     told = [one for event in events for one in (event["choices"][0]["logprobs"] or {}).get("content", [])]
     assert told == whole["logprobs"]["content"]
 

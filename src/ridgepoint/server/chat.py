@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.errors import RequestError
 from ridgepoint.server.generate import Piece, TokenText, Wanted
 from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import chat_sampling, check_sequences
+from ridgepoint.server.parts import Arguments, CallBegun, Joined, Part, Thought, join
 from ridgepoint.server.prompts import encode_chat
 from ridgepoint.server.replies import (
     AnswerMessage,
@@ -24,6 +27,7 @@ from ridgepoint.server.replies import (
     ChatLogprobs,
     ChatTokenLogprob,
     Delta,
+    DeltaFunction,
     DeltaToolCall,
     Finish,
     TopLogprob,
@@ -31,7 +35,6 @@ from ridgepoint.server.replies import (
 from ridgepoint.server.schema import ChatRequest
 from ridgepoint.server.service import Service, tenant_salt
 from ridgepoint.server.structure import grammar_of
-from ridgepoint.server.tool_calls.form import Call
 from ridgepoint.server.tools import Calling, calling_of
 
 
@@ -93,24 +96,26 @@ class ChatJob(Job):
         self._begun: set[int] = set()  # sequences whose role a stream has told
         self._calling = calling
         self._streams = [] if calling is None else [calling.stream() for _ in wanted]
-        self._told_calls: dict[int, int] = {}  # how many a stream has told of each sequence
+        self._num_calls = [0] * len(wanted)  # that were told of each sequence
         super().__init__(service, request, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
 
     async def collect(self) -> ChatCompletion:
-        parts: list[list[str | Call]] = [[] for _ in self.generations]
+        parts: list[list[Part]] = [[] for _ in self.generations]
         tokens: list[list[TokenText]] = [[] for _ in self.generations]
         async for index, piece in self.pieces():
             parts[index] += self._parts(index, piece)
             tokens[index] += piece.tokens
-        choices = [
-            ChatChoice(
-                index=index,
-                message=self._message(parts[index]),
-                logprobs=self._logprobs(tokens[index]),
-                finish_reason=self._finish(index, self.finish_of(index)),
+        choices: list[ChatChoice] = []
+        for index, answer in enumerate(map(join, parts)):
+            self._num_calls[index] = len(answer.calls)
+            choices.append(
+                ChatChoice(
+                    index=index,
+                    message=self._message(answer),
+                    logprobs=self._logprobs(tokens[index]),
+                    finish_reason=self._finish(index, self.finish_of(index)),
+                )
             )
-            for index in range(len(self.generations))
-        ]
         return ChatCompletion(**self.envelope, choices=choices, usage=self.usage())
 
     def chunks(self, index: int, piece: Piece) -> Iterator[ChatChunk]:
@@ -128,35 +133,46 @@ class ChatJob(Job):
         if piece.finish_reason is not None:
             yield self._chunk(index, Delta(), finish_reason=self._finish(index, piece.finish_reason))
 
-    def _parts(self, index: int, piece: Piece) -> Sequence[str | Call]:
-        """What a piece lets be told: text, and calls that are whole."""
+    def _parts(self, index: int, piece: Piece) -> Sequence[Part]:
+        """What a piece lets be told."""
         if self._calling is None:
             return [piece.text]
         return self._streams[index].push(piece.text, final=piece.finish_reason is not None)
 
-    def _message(self, parts: Sequence[str | Call]) -> AnswerMessage:
-        content = "".join(part for part in parts if isinstance(part, str))
-        calls = [self._call(part) for part in parts if isinstance(part, Call)]
-        if not calls:
-            return AnswerMessage(content=content)
-        return AnswerMessage(content=content or None, tool_calls=calls)
-
-    def _call(self, call: Call) -> AnswerToolCall:
-        assert self._calling is not None
-        return AnswerToolCall(
-            id=self._calling.new_id(), function=CalledFunction(name=call.name, arguments=call.arguments)
+    def _message(self, answer: Joined) -> AnswerMessage:
+        calls = [
+            AnswerToolCall(id=self._new_id(), function=CalledFunction(name=call.name, arguments=call.arguments))
+            for call in answer.calls
+        ]
+        return AnswerMessage(
+            content=answer.content or (None if calls or answer.reasoning else ""),
+            reasoning_content=answer.reasoning or msgspec.UNSET,
+            tool_calls=calls or msgspec.UNSET,
         )
 
-    def _delta(self, index: int, part: str | Call) -> Delta:
-        if isinstance(part, str):
-            return Delta(content=part)
-        call, place = self._call(part), self._told_calls.get(index, 0)
-        self._told_calls[index] = place + 1
-        return Delta(tool_calls=[DeltaToolCall(index=place, id=call.id, function=call.function)])
+    def _delta(self, index: int, part: Part) -> Delta:
+        match part:
+            case Thought(text):
+                return Delta(reasoning_content=text)
+            case CallBegun(name):
+                place = self._num_calls[index]
+                self._num_calls[index] += 1
+                function = DeltaFunction(name=name, arguments="")
+                return Delta(
+                    tool_calls=[DeltaToolCall(index=place, id=self._new_id(), type="function", function=function)]
+                )
+            case Arguments(text):
+                place = self._num_calls[index] - 1
+                return Delta(tool_calls=[DeltaToolCall(index=place, function=DeltaFunction(arguments=text))])
+            case str():
+                return Delta(content=part)
+
+    def _new_id(self) -> str:
+        assert self._calling is not None, "a call was told"
+        return self._calling.new_id()
 
     def _finish(self, index: int, reason: Finish) -> ChatFinish:
-        called = self._calling is not None and self._streams[index].num_calls > 0
-        return "tool_calls" if called and reason == "stop" else reason
+        return "tool_calls" if self._num_calls[index] and reason == "stop" else reason
 
     def last_chunk(self) -> ChatChunk:
         return ChatChunk(**self.envelope, choices=[], usage=self.usage())

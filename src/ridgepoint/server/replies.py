@@ -98,6 +98,7 @@ class AnswerToolCall(_Reply, frozen=True, kw_only=True):
 class AnswerMessage(_Reply, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     refusal: None = None
     tool_calls: list[AnswerToolCall] | msgspec.UnsetType = msgspec.UNSET
 
@@ -120,16 +121,24 @@ class ChatCompletion(_Reply, frozen=True, kw_only=True):
     service_tier: Literal["default"] = "default"
 
 
+class DeltaFunction(_Reply, frozen=True, kw_only=True):
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    arguments: str
+
+
 class DeltaToolCall(_Reply, frozen=True, kw_only=True):
+    """The first of a call has its id, type and name; the others have more of its arguments."""
+
     index: int
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+    function: DeltaFunction
 
 
 class Delta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[DeltaToolCall] | None = None
 
 

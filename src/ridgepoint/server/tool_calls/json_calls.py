@@ -1,13 +1,18 @@
-"""Forms that write a call's arguments as JSON, which is therefore handed on as it came."""
+"""Forms that write a call's arguments as JSON, which is therefore handed on as it comes."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
-from ridgepoint.server.tool_calls.form import Call, Literal, Schemas, ToolFormat, json_of, one_of
+from ridgepoint.server.parts import Arguments, Call, CallBegun
+from ridgepoint.server.tool_calls.form import Literal, Schemas, ToolFormat, json_of, one_of
+from ridgepoint.server.tool_calls.incoming import Incoming, Search, json_object
+
+# The usual beginning of a call, up to its arguments. One whose fields come in another order is read when it is whole.
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class JsonCalls(ToolFormat):
@@ -16,8 +21,17 @@ class JsonCalls(ToolFormat):
     begin, end = "<tool_call>", "</tool_call>"
     marks = (begin, end)
 
-    def read(self, region: str, schemas: Schemas) -> list[Call] | None:
-        return _calls_in([_parsed(region)], schemas)
+    def region(self, text: Incoming, schemas: Schemas) -> Search:
+        name = yield from _begun(self, text, _HEAD, schemas)
+        if name is None:
+            region, mark = yield from self.rest(text)
+            return (yield from _whole(_calls_in([_parsed(region)], schemas), self.begin + region + mark))
+        yield CallBegun(name)
+        yield from json_object(text, self.end)
+        rest, _ = yield from self.rest(text)
+        if rest.strip() not in ("", "}") and _parsed('{"": 0' + rest) is None:  # fields may follow the arguments
+            yield rest
+        return True
 
     def lark(self, schemas: Schemas, literal: Literal, *, many: bool) -> str:
         opening, closing, separator = literal(self.begin + "\n"), literal("\n" + self.end), literal("\n")
@@ -29,13 +43,36 @@ class JsonCalls(ToolFormat):
 class JsonList(ToolFormat):
     """`[TOOL_CALLS] [{"name": ..., "arguments": ...}, ...]`: Mistral, Granite; Phi closes it."""
 
+    _first = re.compile(r"\s*\[" + _HEAD.pattern)
+
     def __init__(self, begin: str, end: str | None, gap: str, id_chars: int) -> None:
         self.begin, self.end, self._gap, self.id_chars = begin, end, gap, id_chars
         self.marks = (begin,) if end is None else (begin, end)
 
-    def read(self, region: str, schemas: Schemas) -> list[Call] | None:
-        found = _parsed(region)
-        return _calls_in(found, schemas) if isinstance(found, list) and found else None
+    def region(self, text: Incoming, schemas: Schemas) -> Search:
+        name = yield from _begun(self, text, self._first, schemas)
+        if name is None:
+            region, mark = yield from self.rest(text)
+            return (yield from _whole(_listed(region, schemas), self.begin + region + mark))
+        while name is not None:
+            yield CallBegun(name)
+            yield from json_object(text, self.end)
+            yield from text.strip()
+            if (yield from text.take_word("}")) is None:  # more fields, or no JSON
+                rest, _ = yield from self.rest(text)
+                return (yield from _whole(_listed('[{"": 0' + rest, schemas, start=1), rest)) or True
+            yield from text.strip()
+            if (yield from text.take_word(",")) is None:
+                break
+            name = yield from _begun(self, text, _HEAD, schemas)
+        else:
+            rest, _ = yield from self.rest(text)
+            return (yield from _whole(_listed("[" + rest, schemas), rest)) or True
+        yield from text.take_word("]")
+        yield from text.strip()
+        if self.end is not None:
+            yield from text.take_word(self.end)
+        return True
 
     def lark(self, schemas: Schemas, literal: Literal, *, many: bool) -> str:
         again = f" ({literal(', ')} body)*" if many else ""
@@ -52,27 +89,34 @@ class NamedJson(ToolFormat):
     ) -> None:
         self.begin, self.end, self.id_chars = begin, end, id_chars
         self._before, self._between, self._after, self._separator = before, between, after, separator
+        self._head = re.compile(rf"\s*(?:{re.escape(before)})?(?P<name>[\w.-]+){re.escape(between)}\s*(?=\{{)")
         self.marks = tuple(
             dict.fromkeys(
                 re.findall(r"<｜[^｜]*｜>|\[[A-Z_]+\]", begin + before + between + after + (end or "") + separator)
             )
         )
 
-    def read(self, region: str, schemas: Schemas) -> list[Call] | None:
-        calls: list[Call] = []
-        rest = region.strip()
-        while rest:
-            name, mark, rest = rest.removeprefix(self._before).partition(self._between)
-            try:
-                arguments, stop = json.JSONDecoder().raw_decode(rest := rest.lstrip())
-            except (ValueError, RecursionError):
-                return None
-            text, rest = rest[:stop], rest[stop:].lstrip().removeprefix(self._after.lstrip())
-            rest = rest.lstrip().removeprefix(self._separator.strip()).lstrip()
-            if not mark or name not in schemas or not isinstance(arguments, dict):
-                return None
-            calls.append(Call(name, text))
-        return calls or None
+    def region(self, text: Incoming, schemas: Schemas) -> Search:
+        name = yield from _begun(self, text, self._head, schemas)
+        if name is None:
+            region, mark = yield from self.rest(text)
+            yield self.begin + region + mark
+            return False
+        after = self._after.strip()
+        while name is not None:
+            yield CallBegun(name)
+            yield from json_object(text, after or self.end)
+            yield from text.strip()
+            if after:
+                yield from text.take_word(after)
+                yield from text.strip()
+            if self.end is None or (yield from text.take_word(self.end)) is not None:
+                return True  # where nothing ends calls, each opens its own region
+            name = yield from _begun(self, text, self._head, schemas)
+        rest, _ = yield from self.rest(text)
+        if rest:
+            yield rest
+        return True
 
     def lark(self, schemas: Schemas, literal: Literal, *, many: bool) -> str:
         again = f" ({literal(self._separator)} body)*" if many else ""
@@ -82,6 +126,32 @@ class NamedJson(ToolFormat):
             head = literal(self._before + name + self._between)
             rules += f"body_{place}: {head} {json_of(schema)} {literal(self._after)}\n"
         return rules
+
+
+def _begun(
+    format_: ToolFormat, text: Incoming, head: re.Pattern[str], schemas: Schemas
+) -> Generator[None, None, str | None]:
+    """The tool whose arguments begin next; None once the region has ended without."""
+    while True:
+        found = head.match(text.held)
+        if found is not None and found["name"] in schemas:
+            text.take(found.end())
+            return found["name"]
+        if format_.ended(text) is not None:
+            return None
+        yield None
+
+
+def _whole(calls: list[Call] | None, text: str) -> Search:
+    """Calls that could be read only when all of them were there, or the text that they were not."""
+    if calls is None:
+        if text:
+            yield text
+        return False
+    for call in calls:
+        yield CallBegun(call.name)
+        yield Arguments(call.arguments)
+    return True
 
 
 def _json_bodies(schemas: Schemas, literal: Literal) -> str:
@@ -99,11 +169,17 @@ def _parsed(text: str) -> Any:
         return None
 
 
+def _listed(text: str, schemas: Schemas, start: int = 0) -> list[Call] | None:
+    found = _parsed(text)
+    return _calls_in(found[start:], schemas) if isinstance(found, list) and found else None
+
+
 def _calls_in(found: Sequence[Any], schemas: Schemas) -> list[Call] | None:
     calls: list[Call] = []
     for one in found:
-        arguments = one.get("arguments", one.get("parameters", {})) if isinstance(one, dict) else None
-        if not isinstance(arguments, dict) or one.get("name") not in schemas:
+        one = one if isinstance(one, dict) else {}
+        name, arguments = one.get("name"), one.get("arguments", one.get("parameters", {}))
+        if not isinstance(name, str) or name not in schemas or not isinstance(arguments, dict):
             return None
-        calls.append(Call(one["name"], json.dumps(arguments, ensure_ascii=False)))
+        calls.append(Call(name, json.dumps(arguments, ensure_ascii=False)))
     return calls

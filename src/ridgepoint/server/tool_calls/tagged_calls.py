@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from ridgepoint.errors import RequestError
-from ridgepoint.server.tool_calls.form import Call, Literal, Schemas, ToolFormat, json_of, one_of
+from ridgepoint.server.parts import Arguments, CallBegun
+from ridgepoint.server.tool_calls.form import Literal, Schemas, ToolFormat, json_of, one_of
+from ridgepoint.server.tool_calls.incoming import Incoming, Reading, Search, until
 
 _ROOT_KEYS = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
 _NAME = re.compile(r'[^<>"\n]+')  # what can be told from the tag around it
+_MAX_TAG_CHARS = 256  # of one that was cut
 _STRING_KEYS = {"type", "minLength", "maxLength", "title", "description", "default", "examples"}
 
 
@@ -36,28 +39,94 @@ class TaggedCalls(ToolFormat):
         """`head` and `key` hold NAME where the name stands."""
         self.begin, self.end, self.marks = begin, end, marks
         self._head, self._tail, self._key, self._value_end, self._several = head, tail, key, value_end, several
-        self._heads = re.compile(_loosely(head))
-        self._keys = re.compile(_loosely(key) + "(?P<value>.*?)" + re.escape(value_end.rstrip()), re.DOTALL)
+        self._heads, self._keys = re.compile(_loosely(head)), re.compile(_loosely(key))
+        self._key_begin, self._value_mark = key.partition("NAME")[0], value_end.rstrip()
+        self._tags = (self._key_begin, tail.strip(), end)
 
-    def read(self, region: str, schemas: Schemas) -> list[Call] | None:
-        calls: list[Call] = []
-        rest = region.strip()
-        while rest:
-            head = self._heads.match(rest)
-            if head is None or head["name"].strip() not in schemas:
+    def region(self, text: Incoming, schemas: Schemas) -> Search:
+        called = False
+        while (name := (yield from self._begun(text, schemas))) is not None:
+            called = True
+            yield CallBegun(name)
+            yield Arguments("{")
+            yield from self._values(text, schemas[name])
+            if (yield from self._closed(text)):
+                yield Arguments("}")
+            if not self._several:
+                break
+        rest, mark = yield from self.rest(text)
+        if not called:
+            yield self.begin + rest + mark
+        elif rest.strip() and (mark or not self._is_cut_tag(rest)):
+            yield rest
+        return called
+
+    def _begun(self, text: Incoming, schemas: Schemas) -> Generator[None, None, str | None]:
+        """The tool that is called next; None once the region has ended without."""
+        while True:
+            head = self._heads.match(text.held)
+            if head is not None and head["name"].strip() in schemas and head.end() < len(text.held):
+                text.take(head.end())
+                return head["name"].strip()
+            if self.ended(text) is not None:
                 return None
-            name, rest = head["name"].strip(), rest[head.end() :].lstrip()
-            arguments: dict[str, Any] = {}
-            while (found := self._keys.match(rest)) is not None:
-                key = found["name"].strip()
-                arguments[key] = _value_of(found["value"], schemas[name].get("properties", {}).get(key))
-                rest = rest[found.end() :].lstrip()
-            tail = self._tail.strip()
-            if not rest.startswith(tail):
+            yield None
+
+    def _values(self, text: Incoming, schema: dict[str, Any]) -> Reading:
+        """The fields of one call, as JSON; what follows them is held."""
+        separator = ""
+        while (field := (yield from self._field(text))) is not None:
+            wanted = schema.get("properties", {}).get(field)
+            opening = separator + json.dumps(field, ensure_ascii=False) + ": "
+            separator = ", "
+            if self._key.endswith("\n"):  # which is no part of the value, but may be one of the mark behind it
+                while self._value_mark.startswith(text.held) and not text.final:
+                    yield None
+                if not text.held.startswith(self._value_mark):
+                    text.held = text.held.removeprefix("\n")
+            if _is_text(wanted):
+                yield Arguments(opening + '"')
+                if (yield from until(text, self._value_mark, lambda said: Arguments(_escaped(said)))):
+                    yield Arguments('"')
+            else:
+                yield from self._value(text, opening, wanted)
+
+    def _value(self, text: Incoming, opening: str, wanted: Any) -> Reading:
+        """A value that is told when it is whole; one that was cut is told as it is."""
+        while self._value_mark not in text.held and not text.final:
+            yield None
+        value, mark, text.held = text.held.partition(self._value_mark)
+        if mark:
+            value = json.dumps(_value_of(value, wanted), ensure_ascii=False)
+        yield Arguments(opening + value)
+
+    def _field(self, text: Incoming) -> Generator[None, None, str | None]:
+        """The name in the tag that opens the next value, which is taken; None where another tag or none comes."""
+        yield from text.strip()
+        while True:
+            key = self._keys.match(text.held)
+            if key is not None:
+                text.take(key.end())
+                return key["name"].strip()
+            may_come = self._key_begin.startswith(text.held) or text.held.startswith(self._key_begin)
+            if not may_come or self.ended(text) is not None:
                 return None
-            rest = rest[len(tail) :].lstrip()
-            calls.append(Call(name, json.dumps(arguments, ensure_ascii=False)))
-        return calls or None
+            yield None
+
+    def _closed(self, text: Incoming) -> Generator[None, None, bool]:
+        """Whether a call is over, and not cut. Its tag is taken, where it has one."""
+        tail = self._tail.strip()
+        if tail and (yield from text.take_word(tail)) is not None:
+            return True
+        while (ended := self.ended(text)) is None:
+            yield None
+        return bool(ended[1]) or not self._is_cut_tag(ended[0])
+
+    def _is_cut_tag(self, text: str) -> bool:
+        """Whether text is what the end of an output leaves of a tag, or nothing."""
+        text = text.strip()
+        is_key = text.startswith(self._key_begin) and "\n" not in text and len(text) <= _MAX_TAG_CHARS
+        return is_key or any(tag.startswith(text) for tag in self._tags)
 
     def is_open(self, region: str) -> bool:
         return region.rfind(self._key.partition("NAME")[0]) > region.rfind(self._value_end.strip())
@@ -116,7 +185,12 @@ class TaggedCalls(ToolFormat):
 def _loosely(pattern: str) -> str:
     """A regular expression for text with NAME in it; blanks around tags may differ."""
     before, after = (re.escape(part.strip()).replace("\\\n", r"\s*") for part in pattern.split("NAME"))
-    return f"{before}(?P<name>{_NAME.pattern}){after}" + (r"\n?" if pattern.endswith("\n") else "")
+    return rf"\s*{before}(?P<name>{_NAME.pattern}){after}"
+
+
+def _escaped(text: str) -> str:
+    """Text as it stands in a string of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _choices(wanted: Any) -> list[str]:
