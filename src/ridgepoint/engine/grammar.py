@@ -151,8 +151,11 @@ def _spec(llguidance: Any, grammar: Grammar) -> str:
             lark = json.loads(llguidance.LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]["lark_grammar"]
         case "lark":
             lark = grammar.text
-    spec: str = llguidance.LLMatcher.grammar_from_lark(lark + _FOOTER)
-    return spec
+    if grammar.within is None:
+        spec: str = llguidance.LLMatcher.grammar_from_lark(lark + _FOOTER)
+        return spec
+    grammars = [{"lark_grammar": grammar.within + _FOOTER}, {"name": "form", "lark_grammar": lark + _FOOTER}]
+    return json.dumps({"grammars": grammars})
 
 
 def _library(param: str) -> Any:

@@ -21,11 +21,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The form that an output must have; `param` is the request's field that asked for it, for errors."""
+    """The form that an output must have; `param` is the request's field that asked for it, for errors. Where it is only a part
+    of the output, `within` is Lark that says where: it calls the form `@form`."""
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
     param: str
+    within: str | None = None
 
 
 class Submit(_Message, frozen=True, tag="submit"):

@@ -149,8 +149,8 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
             prompt = await encode_chat(
                 body.messages, service.tokenizer, capacity,
                 add_generation_prompt=body.add_generation_prompt is not False,
-                variables={**(body.chat_template_kwargs or {}), **({"tools": shown(body.tools)} if body.tools else {})},
-                add_special_tokens=bool(body.add_special_tokens),
+                variables={**(body.chat_template_kwargs or {}), **({"tools": shown(body.tools, service.harmony)} if body.tools else {})},
+                add_special_tokens=bool(body.add_special_tokens), harmony=service.harmony,
             )  # fmt: skip
         elif body.prompt:
             prompt = await encode_prompt(

@@ -11,6 +11,8 @@ import msgspec
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.errors import RequestError
 from ridgepoint.server.generate import Piece, TokenText, Wanted
+from ridgepoint.server.harmony.grammar import form_within
+from ridgepoint.server.harmony.reader import Harmony, HarmonyReader, Place
 from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import chat_sampling, check_sequences
 from ridgepoint.server.parts import Arguments, CallBegun, Joined, Part, Thought, join
@@ -51,7 +53,8 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
     num_choices = request.n or 1
     check_sequences(1, num_choices, limits)
     grammar = await grammar_of(request)
-    calling = calling_of(request, service.tokenizer)
+    marks = service.harmony
+    calling = calling_of(request, service.tokenizer, marks)
     if calling is not None and grammar is not None:
         raise RequestError(
             "an answer cannot both have a form and call tools", param="response_format", code="invalid_value",
@@ -59,7 +62,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         )  # fmt: skip
     variables = template_variables(request)
     if calling is not None:
-        grammar, variables["tools"] = calling.grammar, calling.shown
+        variables["tools"] = calling.shown
     prompt = await encode_chat(
         request.messages,
         service.tokenizer,
@@ -68,10 +71,28 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         continue_final=bool(request.continue_final_message),
         variables=variables,
         add_special_tokens=bool(request.add_special_tokens),
+        harmony=marks,
     )
+    harmony: Harmony | None = None
+    place: Place = "header"
+    if marks is not None:
+        harmony = Harmony(marks, frozenset(calling.schemas if calling else ()), calling is not None and calling.single)
+        place = HarmonyReader(harmony, service.tokenizer.tokens, prompt.ids).place
+    if calling is not None:
+        grammar = calling.grammar(marks, place)
+    elif grammar is not None and marks is not None:
+        grammar = msgspec.structs.replace(grammar, within=form_within(marks, place, grammar.param))
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
-    shown_ids = frozenset() if calling is None else calling.shown_ids
-    wanted = sampling.choices(prompt.ids, num_choices, tenant_salt(key, request.cache_salt), grammar, shown_ids)
+    if marks is not None:
+        sampling = sampling.ending_at(marks.stop_ids)
+    wanted = sampling.choices(
+        prompt.ids,
+        num_choices,
+        tenant_salt(key, request.cache_salt),
+        grammar,
+        shown_ids=frozenset() if calling is None else calling.shown_ids,
+        harmony=harmony,
+    )
     return ChatJob(service, request, wanted, arrived_s, calling)
 
 
@@ -95,7 +116,7 @@ class ChatJob(Job):
         self._request = request
         self._begun: set[int] = set()  # sequences whose role a stream has told
         self._calling = calling
-        self._streams = [] if calling is None else [calling.stream() for _ in wanted]
+        self._streams = [None if calling is None else calling.stream() for _ in wanted]
         self._num_calls = [0] * len(wanted)  # that were told of each sequence
         super().__init__(service, request, wanted, [0] * len(wanted), prefix="chatcmpl", arrived_s=arrived_s)
 
@@ -122,12 +143,9 @@ class ChatJob(Job):
         if index not in self._begun:
             self._begun.add(index)
             yield self._chunk(index, Delta(role="assistant", content=""))
-        if self._calling is None:
-            deltas = [Delta(content=piece.text)] if piece.text or piece.tokens else []
-        else:
-            deltas = [self._delta(index, part) for part in self._parts(index, piece)]
-            if not deltas and piece.tokens and self._request.logprobs:
-                deltas = [Delta(content="")]  # of text that is held back
+        deltas = [self._delta(index, part) for part in self._parts(index, piece)]
+        if not deltas and piece.tokens and self._request.logprobs:
+            deltas = [Delta(content="")]  # of text that is held back
         for place, delta in enumerate(deltas):
             yield self._chunk(index, delta, logprobs=self._logprobs(() if place else piece.tokens))
         if piece.finish_reason is not None:
@@ -135,9 +153,8 @@ class ChatJob(Job):
 
     def _parts(self, index: int, piece: Piece) -> Sequence[Part]:
         """What a piece lets be told."""
-        if self._calling is None:
-            return [piece.text]
-        return self._streams[index].push(piece.text, final=piece.finish_reason is not None)
+        stream = self._streams[index]
+        return piece.parts if stream is None else stream.push(piece.text, final=piece.finish_reason is not None)
 
     def _message(self, answer: Joined) -> AnswerMessage:
         calls = [

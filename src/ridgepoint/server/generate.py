@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from ridgepoint.engine.protocol import Grammar, Output, StepReport, Submit, TokenLogprobs
-from ridgepoint.engine.text import Released, TextStream, TokenBytes
+from ridgepoint.engine.text import TokenBytes
 from ridgepoint.errors import EngineError
 from ridgepoint.sched.params import SamplingParams
+from ridgepoint.server.answer import reader
+from ridgepoint.server.harmony.reader import Harmony
+from ridgepoint.server.parts import Part, Told
 
 
 class Engine(Protocol):
@@ -54,6 +57,7 @@ class Wanted:
     salt: bytes = b""
     grammar: Grammar | None = None
     shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same
+    harmony: Harmony | None = None  # how to read an answer that is written in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,10 @@ class TokenText:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What became final with one engine output. `finish_reason` marks the last piece."""
+    """What became final with one engine output: parts, and of them the text that is said. `finish_reason` marks the last piece."""
 
     text: str
+    parts: tuple[Part, ...]
     tokens: tuple[TokenText, ...]
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     finish_reason: Literal["stop", "length"] | None = None
@@ -106,10 +111,11 @@ class Generation:
         self._scores_only = params.max_tokens == 0
         if self._scores_only:  # the engine always samples once; that token is not shown
             params = _with_one_token(params)
-        if wanted.shown_ids:
-            tokens = replace(tokens, special_ids=tokens.special_ids - wanted.shown_ids)
-        self._text = TextStream(
+        self._reader = reader(
             tokens,
+            wanted.prompt_ids,
+            harmony=wanted.harmony,
+            shown_ids=wanted.shown_ids,
             stops=wanted.stops,
             include_stop=wanted.include_stop,
             min_tokens=params.min_tokens,
@@ -126,6 +132,10 @@ class Generation:
             )
         )
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._reader.num_reasoning
+
     async def aclose(self) -> None:
         """Leave it: a sequence that still runs frees its blocks before the next step."""
         await self._stream.aclose()
@@ -138,7 +148,7 @@ class Generation:
                 self._account(output)
                 piece = self._piece(output)
                 self.finish_reason = piece.finish_reason
-                if piece.text or piece.tokens or piece.finish_reason or piece.prompt_logprobs is not None:
+                if piece.parts or piece.tokens or piece.finish_reason or piece.prompt_logprobs is not None:
                     yield piece
                 if piece.finish_reason is not None:
                     return
@@ -163,29 +173,31 @@ class Generation:
         if output.finish_reason == "cancelled":
             raise EngineError("the sequence was cancelled by the engine")
         if self._scores_only:
-            return Piece(text="", tokens=(), prompt_logprobs=output.prompt_logprobs, finish_reason="length")
+            return Piece(text="", parts=(), tokens=(), prompt_logprobs=output.prompt_logprobs, finish_reason="length")
         ends_by_id = output.finish_reason == "stop"
-        released: list[Released] = []
+        told: list[Told] = []
         for index, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if ends_by_id and index == len(output.token_ids) - 1 and not self.wanted.include_stop:
                 break  # the stop id itself is not text
             self._unreleased.append((token_id, output.logprobs[index] if output.logprobs else None))
-            released.append(self._text.push(token_id))
-            if released[-1].stop is not None:
+            told.append(self._reader.push(token_id))
+            if told[-1].stop is not None:
                 break
-        stopped = bool(released) and released[-1].stop is not None
+        stopped = bool(told) and told[-1].stop is not None
         if output.finish_reason is not None and not stopped:
-            released.append(self._text.finish())
-            stopped = released[-1].stop is not None
+            told.append(self._reader.finish(cut=not ends_by_id))
+            stopped = told[-1].stop is not None
         finish: Literal["stop", "length"] | None = None
         if stopped or ends_by_id:
             finish = "stop"
         elif output.finish_reason is not None:
             finish = "length"
-        starts = [start for part in released for start in part.token_starts]
+        parts = tuple(part for one in told for part in one.parts)
+        starts = [start for one in told for start in one.token_starts]
         return Piece(
-            text="".join(part.text for part in released),
+            text="".join(part for part in parts if isinstance(part, str)),
+            parts=parts,
             tokens=tuple(self._token(start) for start in starts),
             prompt_logprobs=output.prompt_logprobs,
             finish_reason=finish,

@@ -17,7 +17,7 @@ from ridgepoint.engine.protocol import TokenLogprobs
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.server.errors import describe
 from ridgepoint.server.generate import Generation, Piece, Wanted, merge
-from ridgepoint.server.replies import Finish, PromptTokensDetails, Usage
+from ridgepoint.server.replies import CompletionTokensDetails, Finish, PromptTokensDetails, Usage
 from ridgepoint.server.schema import GenerationFields
 from ridgepoint.server.service import Service
 
@@ -110,6 +110,9 @@ class Job(ABC):
             completion_tokens=num_output,
             total_tokens=num_prompt + num_output,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(cached_tokens.values())),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=sum(generation.reasoning_tokens for generation in self.generations)
+            ),
         )
 
     def notes(self) -> dict[str, Any]:

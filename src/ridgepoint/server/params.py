@@ -14,6 +14,7 @@ from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.config import Limits
 from ridgepoint.server.generate import Wanted
+from ridgepoint.server.harmony.reader import Harmony
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, GenerationFields
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
@@ -44,6 +45,7 @@ class Sampling:
         salt: bytes,
         grammar: Grammar | None = None,
         shown_ids: frozenset[int] = frozenset(),
+        harmony: Harmony | None = None,
     ) -> list[Wanted]:
         """That many sequences for one prompt, each of the form that `grammar` says."""
         return [
@@ -56,9 +58,16 @@ class Sampling:
                 salt=salt,
                 grammar=grammar,
                 shown_ids=shown_ids,
+                harmony=harmony,
             )
             for index in range(count)
         ]
+
+    def ending_at(self, token_ids: Sequence[int]) -> Sampling:
+        """The same, ended by these tokens too, unless the caller wants to go on past any end."""
+        if self.params.ignore_eos:
+            return self
+        return replace(self, params=replace(self.params, stop_token_ids=(*self.params.stop_token_ids, *token_ids)))
 
     def _of_choice(self, index: int) -> SamplingParams:
         seed = self.params.seed

@@ -80,3 +80,12 @@ def join(parts: Iterable[Part]) -> Joined:
             case Arguments(text):
                 calls[-1][1].append(text)
     return Joined("".join(content), "".join(reasoning), [Call(name, "".join(texts)) for name, texts in calls])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What became final with one token: parts, and the offsets in what is said at which the tokens it completes begin."""
+
+    parts: tuple[Part, ...]
+    token_starts: tuple[int, ...]
+    stop: str | None = None  # the stop string that ended the output; nothing may be pushed afterwards

@@ -13,8 +13,11 @@ from typing import Any
 
 from ridgepoint.engine.tokenizer import Tokenizer
 from ridgepoint.errors import RequestError
+from ridgepoint.server.harmony.history import for_template
+from ridgepoint.server.harmony.marks import Marks
 from ridgepoint.server.params import Capacity, check_token_ids
 from ridgepoint.server.schema import Message, ToolCall
+from ridgepoint.server.spelled import sign_for, with_signs
 
 THREAD_FROM_CHARS = 8192
 
@@ -53,7 +56,7 @@ async def encode_prompt(
             raise RequestError("prompt has no tokens", param="prompt", code="empty_prompt")
         check_token_ids(prompt, "prompt", capacity.vocab_size)
         return Prompt(ids=prompt, text=None)
-    ids = await _encode(prompt, tokenizer, capacity, add_special_tokens=add_special_tokens, param="prompt")
+    ids = await _encode([prompt], tokenizer, capacity, add_special_tokens=add_special_tokens, param="prompt")
     if not ids:
         start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         if start is None:
@@ -71,32 +74,40 @@ async def encode_chat(
     continue_final: bool = False,
     variables: Mapping[str, Any] | None = None,
     add_special_tokens: bool = False,
+    harmony: Marks | None = None,
 ) -> Prompt:
     """Render and tokenise. The template writes BOS itself, so by default nothing is added around it."""
-    text = await asyncio.to_thread(
+    texts = await asyncio.to_thread(
         _render, messages, tokenizer, add_generation_prompt=add_generation_prompt,
-        continue_final=continue_final, variables=variables or {},
+        continue_final=continue_final, variables=variables or {}, harmony=harmony,
     )  # fmt: skip
-    ids = await _encode(text, tokenizer, capacity, add_special_tokens=add_special_tokens, param="messages")
+    ids = await _encode(texts, tokenizer, capacity, add_special_tokens=add_special_tokens, param="messages")
     if not ids:
         raise RequestError("the chat template made an empty prompt", param="messages", code="empty_prompt")
-    return Prompt(ids=ids, text=text)
+    return Prompt(ids=ids, text="".join(texts))
 
 
 async def _encode(
-    text: str, tokenizer: Tokenizer, capacity: Capacity, *, add_special_tokens: bool, param: str
+    texts: Sequence[str], tokenizer: Tokenizer, capacity: Capacity, *, add_special_tokens: bool, param: str
 ) -> list[int]:
-    # No token covers more bytes than the longest one: hopeless texts are refused before they cost anything.
-    at_least = len(text) // max(1, tokenizer.longest_token_bytes)
+    """Ids of texts one behind the other; what is added stands before the first."""
+    num_chars = sum(map(len, texts))
+    # No token covers more bytes than the longest one, or parts of two texts: hopeless texts are refused before they cost anything.
+    at_least = max(num_chars // max(1, tokenizer.longest_token_bytes), len(texts) - 1)
     if at_least > capacity.max_tokens:
         raise RequestError(
             f"this model's maximum context length is {capacity.max_tokens} tokens, but the prompt has at least"
             f" {at_least}",
             param=param, code="context_length_exceeded", hint="shorten the prompt",
         )  # fmt: skip
-    if len(text) < THREAD_FROM_CHARS:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def ids() -> list[int]:
+        found = tokenizer.encode(texts[0], add_special_tokens=add_special_tokens)
+        for text in texts[1:]:
+            found += tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    return ids() if num_chars < THREAD_FROM_CHARS else await asyncio.to_thread(ids)
 
 
 # ---------------------------------------------------------------- chat
@@ -109,7 +120,9 @@ def _render(
     add_generation_prompt: bool,
     continue_final: bool,
     variables: Mapping[str, Any],
-) -> str:
+    harmony: Marks | None,
+) -> list[str]:
+    """The prompt, parted where text must not be read as a special token."""
     template = tokenizer.chat_template
     if template is None:
         raise RequestError(
@@ -123,20 +136,32 @@ def _render(
                 hint="it reads " + ", ".join(sorted(template.variables)),
             )  # fmt: skip
     check_messages(messages)
-    plain = [_plain(message, template.source) for message in messages]
-    if not continue_final:
-        try:
-            return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
-        except RequestError:
-            if not any(message.tool_calls for message in messages):
-                raise
-            # Some templates want the arguments of calls as text, most as values.
-            plain = [_plain(message, template.source, arguments_as_text=True) for message in messages]
-            return template.render(plain, add_generation_prompt=add_generation_prompt, variables=variables)
-    if messages[-1].role != "assistant":
+
+    if continue_final and messages[-1].role != "assistant":
         raise RequestError("continue_final_message needs a last message by the assistant", param="messages")
-    text = template.render(plain, add_generation_prompt=False, variables=variables)
-    last = plain[-1]["content"]
+
+    def rendered(*, arguments_as_text: bool = False) -> list[str]:
+        plain = [_plain(message, template.source, arguments_as_text=arguments_as_text) for message in messages]
+        generation = add_generation_prompt and not continue_final
+        if harmony is None:
+            text = template.render(plain, add_generation_prompt=generation, variables=variables)
+            return [_cut_behind(plain[-1]["content"], text) if continue_final else text]
+        plain = for_template(plain)
+        sign = sign_for([plain, dict(variables)])
+        plain, named = (with_signs(value, harmony.spelled, sign) for value in (plain, dict(variables)))
+        text = template.render(plain, add_generation_prompt=generation, variables=named)
+        return (_cut_behind(plain[-1]["content"], text) if continue_final else text).split(sign)
+
+    try:
+        return rendered()
+    except RequestError:
+        if harmony is not None or not any(message.tool_calls for message in messages):
+            raise
+        return rendered(arguments_as_text=True)  # which some templates want, most want values
+
+
+def _cut_behind(last: str, text: str) -> str:
+    """A rendered conversation up to the end of its last message."""
     end = text.rfind(last.strip())
     if not last.strip() or end < 0:
         raise RequestError("the chat template does not show the last message as it is", param="messages")

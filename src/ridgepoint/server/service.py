@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from ridgepoint import __version__
@@ -17,6 +18,7 @@ from ridgepoint.engine.tokenizer import Tokenizer
 from ridgepoint.errors import EngineError, RequestError
 from ridgepoint.server.config import ServerConfig
 from ridgepoint.server.generate import Engine, Generation, Wanted
+from ridgepoint.server.harmony.marks import Marks, marks_of
 from ridgepoint.server.metrics import Metrics
 from ridgepoint.server.params import Capacity
 from ridgepoint.server.schema import GenerationFields
@@ -43,6 +45,11 @@ class Service:
         self.fingerprint = "rp_" + hashlib.sha256(f"{__version__}:{config.model_name}".encode()).hexdigest()[:12]
         self.draining = False
         self.loaded = False
+
+    @cached_property
+    def harmony(self) -> Marks | None:
+        """Where the model writes harmony, its marks."""
+        return marks_of(self.tokenizer)
 
     @property
     def state(self) -> State:

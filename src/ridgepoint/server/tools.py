@@ -17,6 +17,9 @@ from ridgepoint.engine.grammar import MAX_SCHEMA_CHARS
 from ridgepoint.engine.protocol import Grammar
 from ridgepoint.engine.tokenizer import Tokenizer
 from ridgepoint.errors import RequestError
+from ridgepoint.server.harmony.grammar import call_lark
+from ridgepoint.server.harmony.marks import Marks
+from ridgepoint.server.harmony.reader import Place
 from ridgepoint.server.schema import ChatRequest, NamedTool, Tool
 from ridgepoint.server.tool_calls.form import Literal, Schemas, ToolFormat
 from ridgepoint.server.tool_calls.known import format_of
@@ -28,25 +31,46 @@ _ID_CHARS = string.ascii_letters + string.digits
 @dataclass(frozen=True, kw_only=True)
 class Calling:
     """Tools that may be called, and how. `shown` is what the template sees of them; `shown_ids` are special tokens that mark
-    calls, and so are text here."""
+    calls, and so are text here. `must` are those of which one must be called. Without a `format` the model writes harmony."""
 
-    format: ToolFormat
+    format: ToolFormat | None
     schemas: Schemas
+    must: Schemas | None
     shown: list[dict[str, Any]]
-    shown_ids: frozenset[int]
-    grammar: Grammar | None
+    special: Mapping[str, int]
     single: bool
 
-    def stream(self) -> ToolStream:
-        return ToolStream(self.format, self.schemas, single=self.single)
+    @property
+    def shown_ids(self) -> frozenset[int]:
+        return frozenset(self.special.values())
+
+    def stream(self) -> ToolStream | None:
+        return None if self.format is None else ToolStream(self.format, self.schemas, single=self.single)
 
     def new_id(self) -> str:
         """Some templates take ids of a certain length alone."""
-        name = "".join(secrets.choice(_ID_CHARS) for _ in range(self.format.id_chars))
-        return name if self.format.id_chars < 10 else "call_" + name
+        num_chars = 24 if self.format is None else self.format.id_chars
+        name = "".join(secrets.choice(_ID_CHARS) for _ in range(num_chars))
+        return name if num_chars < 10 else "call_" + name
+
+    def grammar(self, marks: Marks | None, place: Place) -> Grammar | None:
+        """Of an answer that must call a tool. `place` is where harmony's prompt ends."""
+        if self.must is None:
+            return None
+        try:
+            if self.format is not None:
+                text = self.format.lark(self.must, _literal(self.special), many=not self.single)
+            else:
+                assert marks is not None
+                text = call_lark(marks, place, self.must)
+        except RecursionError as error:
+            raise _refused("the parameters of a tool are nested too deeply", "tools") from error
+        if len(text) > MAX_SCHEMA_CHARS:
+            raise _refused(f"{len(text)} characters of tools: at most {MAX_SCHEMA_CHARS} can be enforced", "tools")
+        return Grammar(kind="lark", text=text, param="tools")
 
 
-def calling_of(request: ChatRequest, tokenizer: Tokenizer) -> Calling | None:
+def calling_of(request: ChatRequest, tokenizer: Tokenizer, marks: Marks | None) -> Calling | None:
     """None where no tool may be called: then the model is shown none."""
     tools, choice = request.tools or [], request.tool_choice
     names = [tool.function.name for tool in tools]
@@ -61,22 +85,14 @@ def calling_of(request: ChatRequest, tokenizer: Tokenizer) -> Calling | None:
     schemas = {tool.function.name: _schema_of(tool) for tool in tools}
     if not tools or choice == "none":
         return None
-    format_ = _format_of(tokenizer)
-    single = request.parallel_tool_calls is False or wanted is not None
-    special = _special_marks(tokenizer, format_)
-    grammar = None
+    must = None
     if must_call:
-        chosen = schemas if wanted is None else {wanted: schemas[wanted]}
-        try:
-            text = format_.lark(chosen, _literal(special), many=not single)
-        except RecursionError as error:
-            raise _refused("the parameters of a tool are nested too deeply", "tools") from error
-        if len(text) > MAX_SCHEMA_CHARS:
-            raise _refused(f"{len(text)} characters of tools: at most {MAX_SCHEMA_CHARS} can be enforced", "tools")
-        grammar = Grammar(kind="lark", text=text, param="tools")
+        must = schemas if wanted is None else {wanted: schemas[wanted]}
+    format_ = _format_of(tokenizer, marks)
     return Calling(
-        format=format_, schemas=schemas, shown=shown(tools),
-        shown_ids=frozenset(special.values()), grammar=grammar, single=single,
+        format=format_, schemas=schemas, must=must, shown=shown(tools, marks),
+        special={} if format_ is None else _special_marks(tokenizer, format_),
+        single=request.parallel_tool_calls is False or wanted is not None,
     )  # fmt: skip
 
 
@@ -96,24 +112,27 @@ def _schema_of(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **parameters}
 
 
-def shown(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def shown(tools: Sequence[Tool], marks: Marks | None) -> list[dict[str, Any]]:
     """What a template sees of them."""
     found: list[dict[str, Any]] = []
     for tool in tools:
-        described = {} if tool.function.description is None else {"description": tool.function.description}
-        function = {"name": tool.function.name, **described, "parameters": _schema_of(tool)}
+        text = tool.function.description
+        if text is None and marks is not None:
+            text = ""  # gpt-oss's template puts it behind other text
+        description = {} if text is None else {"description": text}
+        function = {"name": tool.function.name, **description, "parameters": _schema_of(tool)}
         found.append({"type": "function", "function": function})
     return found
 
 
-def _format_of(tokenizer: Tokenizer) -> ToolFormat:
+def _format_of(tokenizer: Tokenizer, marks: Marks | None) -> ToolFormat | None:
     template = tokenizer.chat_template
     if template is None:
         raise RequestError("this model has no chat template", param="messages", code="no_chat_template")
     if "tools" not in template.variables:
         raise _refused("this model's chat template knows no tools", "tools")
-    format_ = format_of(template.source)
-    if format_ is None:
+    format_ = None if marks is not None else format_of(template.source)
+    if format_ is None and marks is None:
         raise _refused("the form in which this model writes calls is not known: its chat template shows none", "tools")
     return format_
 

@@ -1,0 +1,1 @@
+"""Harmony, the form in which gpt-oss writes: messages in channels, told apart by special tokens."""
