@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 CORPUS = [
@@ -17,8 +18,10 @@ CHATML = (
 EOS, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
-def write_tokenizer(folder: Path, *, template: str | None = CHATML, vocab_size: int = 400) -> Path:
-    """tokenizer.json and tokenizer_config.json in `folder`; ids 0, 1, 2 are EOS, IM_START, IM_END."""
+def write_tokenizer(
+    folder: Path, *, template: str | None = CHATML, vocab_size: int = 400, special: Sequence[str] = ()
+) -> Path:
+    """tokenizer.json and tokenizer_config.json in `folder`; ids 0, 1, 2 are EOS, IM_START, IM_END, then come those of `special`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -28,7 +31,7 @@ def write_tokenizer(folder: Path, *, template: str | None = CHATML, vocab_size: 
         CORPUS,
         trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[EOS, IM_START, IM_END],
+            special_tokens=[EOS, IM_START, IM_END, *special],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),

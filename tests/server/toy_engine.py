@@ -1,4 +1,4 @@
-"""An engine without a model: every sequence repeats its own prompt, one token per output, when the test lets it.
+"""An engine without a model: every sequence repeats its own prompt, or says `answer`, one token per output, when the test lets it.
 
 Has the face of `engine.client.EngineClient`. Deterministic; `gate` holds all sequences, `cancelled` lists who was cut.
 """
@@ -30,6 +30,7 @@ class ToyEngine:
     alive: bool = True
     failure: str | None = None
     eos_id: int = 0
+    answer: list[int] | None = None
     fail_after: int | None = None  # outputs of a sequence before the engine dies under it
     stats: StepReport | None = None
     submitted: list[Submit] = field(default_factory=list)
@@ -85,7 +86,8 @@ class ToyStream:
             self._leave()
             raise EngineError("the engine process was killed by SIGKILL")
         prompt, params = self._submit.prompt_ids, self._submit.params
-        token_id = prompt[self._num_out % len(prompt)]
+        said = prompt if self._engine.answer is None else self._engine.answer
+        token_id = said[self._num_out % len(said)]
         first = self._num_out == 0
         self._num_out += 1
         finish = None

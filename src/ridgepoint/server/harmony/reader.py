@@ -118,7 +118,7 @@ class HarmonyReader:
         mark = self._mark(token_id)
         if mark in ("end", "call", "return"):
             self._close(cut=False)
-            self._starts.append(self._num_chars)
+            self._starts += [self._num_chars] * (self._stop is None)
         elif mark == "start" or (mark == "channel" and self._header is None):
             self._close(cut=False)
             self._given, self._header, self._first = [], [token_id], self._num_tokens - 1
