@@ -165,6 +165,14 @@ def test_a_message_that_was_cut_is_told_as_far_as_it_came() -> None:
     assert read("Hello the", cut=True) == said("Hello the")
 
 
+def test_marks_and_tokens_without_text_make_no_endless_header() -> None:
+    """Each token of a header looks at all of it, so there is an end to that."""
+    assert join(parts_of(ids_of("<|constrain|>" * 3000))).content == "<|constrain|>" * 3000
+    ids = [*ids_of("<|channel|>final"), *[OTHER_SPECIAL] * 3000, *ids_of("<|message|>a")]
+    assert join(parts_of(ids)).content == "<|channel|>final<|message|>a"
+    assert join(parts_of([*ids[:1000], *ids[-2:]])).content == "a"
+
+
 def test_half_a_character_is_told_as_one_that_is_none() -> None:
     ids = ids_of("<|channel|>final<|message|>🦊", words=False)[:-1]
     assert join(parts_of(ids)) == said("\ufffd")

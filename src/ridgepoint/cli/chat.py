@@ -146,6 +146,9 @@ class _Talk:
                     pieces.append(piece)
                     print(piece, end="", flush=True)
             answered = True
+            ending = self.backend.ending
+            if not pieces and ending is not None and ending.reasoning_tokens:
+                _remark(f"({ending.reasoning_tokens} tokens of reasoning and no answer: --max-tokens is too few)")
         finally:
             if self.backend.chats is not False:
                 if answered:

@@ -28,6 +28,7 @@ class Ending(msgspec.Struct, kw_only=True, frozen=True):
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    reasoning_tokens: int | None = None  # of the completion's
 
 
 class Backend(Protocol):
@@ -91,6 +92,7 @@ class LocalBackend:
                 finish_reason=job.generations[0].finish_reason,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
+                reasoning_tokens=usage.completion_tokens_details.reasoning_tokens,
             )
 
 
@@ -149,6 +151,7 @@ class RemoteBackend:
                 finish_reason=finish,
                 prompt_tokens=usage.get("prompt_tokens"),
                 completion_tokens=usage.get("completion_tokens"),
+                reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
             )
 
     async def _first_model(self) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from ridgepoint.server.harmony.marks import Mark
 
 MAX_HEADER_CHARS = 256
+MAX_HEADER_TOKENS = 1100  # more than those of so many characters, byte by byte
+_MAX_SECTIONS = 16
 _ROLE = "assistant"
 _TO = r"(?:to=(?P<to>\S*))?"
 _SHAPES = {
@@ -32,7 +34,7 @@ class Header:
 def read_header(sections: Sequence[tuple[Mark, str]], *, whole: bool) -> Header | None:
     """The header whose marks are each followed by a text; None where it is none, or, while it is not `whole`, where it cannot
     become one."""
-    if sum(len(text) for _, text in sections) > MAX_HEADER_CHARS:
+    if len(sections) > _MAX_SECTIONS or sum(len(text) for _, text in sections) > MAX_HEADER_CHARS:
         return None
     fields: dict[str, str] = {}
     for place, (mark, text) in enumerate(sections, 1):

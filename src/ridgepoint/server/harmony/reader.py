@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ridgepoint.engine.text import Released, TextStream, TokenBytes
-from ridgepoint.server.harmony.header import Header, read_header
+from ridgepoint.server.harmony.header import MAX_HEADER_TOKENS, Header, read_header
 from ridgepoint.server.harmony.marks import Mark, Marks
 from ridgepoint.server.parts import Arguments, CallBegun, CallLimit, Part, Thought, Told
 
@@ -50,9 +50,8 @@ class HarmonyReader:
         self._stops: tuple[str, ...] = ()  # none in the prompt
         self._include_stop, self._min_tokens = include_stop, min_tokens
         self._skip_special = skip_special
-        self._tokens = replace(
-            tokens, special_ids=tokens.special_ids - self._marks.of_id.keys()
-        )  # marks can be spelled
+        # A mark where none belongs is spelled.
+        self._tokens = replace(tokens, special_ids=tokens.special_ids - self._marks.of_id.keys())
         self._limit = CallLimit(single=harmony.single)
         self._header: list[int] | None = []  # ids since the last message ended; None within one
         self._given: list[int] = []  # what of it stands in the prompt
@@ -130,7 +129,7 @@ class HarmonyReader:
         else:
             self._first = self._first if self._header else self._num_tokens - 1
             self._header.append(token_id)
-            if read_header(self._sections(), whole=False) is None:
+            if len(self._header) > MAX_HEADER_TOKENS or read_header(self._sections(), whole=False) is None:
                 self._open_words()
 
     def _sections(self) -> list[tuple[Mark, str]]:

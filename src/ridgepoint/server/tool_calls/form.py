@@ -42,11 +42,10 @@ class ToolFormat(ABC):
 
     def ended(self, text: Incoming) -> tuple[str, str] | None:
         """The held rest of a region and the mark that ends it; no mark where the output ends, None where neither has come."""
-        place = -1 if self.end is None else text.held.find(self.end)
-        while place >= 0 and self.end is not None:
+        while self.end is not None and (place := text.held.find(self.end, text.searched)) >= 0:
             if not self.is_open(text.held[:place]):
                 return text.held[:place], self.end
-            place = text.held.find(self.end, place + len(self.end))
+            text.searched = place + len(self.end)
         return (text.held, "") if text.final else None
 
     def rest(self, text: Incoming) -> Generator[None, None, tuple[str, str]]:

@@ -15,11 +15,12 @@ Search = Generator[Part | None, None, bool]  # whether what was looked for came
 
 
 class Incoming:
-    """`held` has come and was not taken; `final`: nothing follows it."""
+    """`held` has come and was not taken; `final`: nothing follows it. `searched` characters of it need no second look."""
 
     def __init__(self) -> None:
         self.held = ""
         self.final = False
+        self.searched = 0
 
     def add(self, text: str, *, final: bool) -> None:
         self.held += text
@@ -27,14 +28,16 @@ class Incoming:
 
     def take(self, num_chars: int) -> str:
         taken, self.held = self.held[:num_chars], self.held[num_chars:]
+        self.searched = 0
         return taken
 
     def strip(self) -> Generator[None, None, None]:
         """Leave blanks out, however many come."""
-        self.held = self.held.lstrip()
-        while not self.held and not self.final:
+        while True:
+            self.take(len(self.held) - len(self.held.lstrip()))
+            if self.held or self.final:
+                return
             yield None
-            self.held = self.held.lstrip()
 
     def take_word(self, *words: str) -> Generator[None, None, str | None]:
         """That one of the words with which the held text begins; None where it begins with none."""
@@ -50,11 +53,11 @@ class Incoming:
 def until(text: Incoming, mark: str, told_as: Callable[[str], Part] = str) -> Search:
     """What stands before a mark, as it comes; the mark is taken too."""
     while True:
-        before, found, rest = text.held.partition(mark)
+        before, found, _ = text.held.partition(mark)
         sure = len(before) - (0 if found or text.final else overlap(before, mark))
         if sure:
             yield told_as(before[:sure])
-        text.held = rest if found else before[sure:]
+        text.take(sure + len(found))
         if found or text.final:
             return bool(found)
         yield None

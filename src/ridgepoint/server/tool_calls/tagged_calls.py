@@ -82,8 +82,8 @@ class TaggedCalls(ToolFormat):
             if self._key.endswith("\n"):  # which is no part of the value, but may be one of the mark behind it
                 while self._value_mark.startswith(text.held) and not text.final:
                     yield None
-                if not text.held.startswith(self._value_mark):
-                    text.held = text.held.removeprefix("\n")
+                if not text.held.startswith(self._value_mark) and text.held.startswith("\n"):
+                    text.take(1)
             if _is_text(wanted):
                 yield Arguments(opening + '"')
                 if (yield from until(text, self._value_mark, lambda said: Arguments(_escaped(said)))):
@@ -95,7 +95,8 @@ class TaggedCalls(ToolFormat):
         """A value that is told when it is whole; one that was cut is told as it is."""
         while self._value_mark not in text.held and not text.final:
             yield None
-        value, mark, text.held = text.held.partition(self._value_mark)
+        value, mark, _ = text.held.partition(self._value_mark)
+        text.take(len(value) + len(mark))
         if mark:
             value = json.dumps(_value_of(value, wanted), ensure_ascii=False)
         yield Arguments(opening + value)
