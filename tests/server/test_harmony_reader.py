@@ -216,11 +216,21 @@ def test_stop_strings_are_held_back_and_let_go() -> None:
     assert reading.finish(cut=False).parts == ()
 
 
+def test_a_stop_string_in_what_was_no_header() -> None:
+    reading = reader(stops=("t",))  # which may become "to="
+    told = [reading.push(token_id) for token_id in ids_of(" t<|end|>")]
+    assert [(one.parts, one.token_starts, one.stop) for one in told] == [
+        ((), (), None),
+        ((), (), None),
+        ((" ",), (0,), "t"),
+    ]
+
+
 def test_early_stop_strings_are_text() -> None:
     text = "<|channel|>final<|message|>stop, stop"  # 3 + 10 tokens
     assert read(text, stops=("stop",)).content == ""
     ids = ids_of(text)
-    assert join(parts_of(ids, stops=("stop",), min_tokens=8)).content == "stop, "
+    assert join(parts_of(ids, stops=("stop",), min_tokens=12)).content == "stop, "
     assert join(parts_of(ids, stops=("stop",), min_tokens=20)).content == "stop, stop"
 
 

@@ -207,6 +207,7 @@ def test_text_after_a_call_is_told() -> None:
         ("qwen coder", "<tool_call>\n<function=weather>\n<parameter=city>\n</parameter>\n</tool_call>", [("weather", {"city": ""})]),
         ("qwen coder", "<tool_call>\n<function=ping>\nwhat?\n</tool_call>", [("ping", {}), "what?\n"]),
         ("glm", "<tool_call>weather\n<arg_key>ci", [("weather", None)]),
+        ("glm", "<tool_call>weathervane\n<arg_key>city</arg_key>\n<arg_value>a</arg_value>\n</tool_call>", None),
     ],
 )  # fmt: skip
 def test_odd_calls(name: str, text: str, expected: list[Any] | None) -> None:
