@@ -213,7 +213,9 @@ def test_a_tool_that_must_be_called_is_called(client: openai.OpenAI, choice: Any
         check_call(call.function.name, call.function.arguments)
         assert choice == "required" or call.function.name == "weather"
         with client.chat.completions.stream(**asked) as stream:
+            kinds = [event.type for event in stream]
             final = stream.get_final_completion().choices[0]
+        assert kinds.count("tool_calls.function.arguments.delta") >= (5 if call.function.name == "weather" else 1)
         assert final.finish_reason == "tool_calls"
         (streamed,) = final.message.tool_calls or []
         assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)

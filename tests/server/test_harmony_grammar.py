@@ -86,6 +86,14 @@ def test_forms(grammars: Grammars, place: Place, prompt: str, kind: Any, text: s
     assert reasoned
 
 
+@pytest.mark.parametrize(("kind", "text"), [("lark", "start: @form"), ("regex", "a(")])
+def test_a_form_that_cannot_be_is_refused_before_any_reasoning(grammars: Grammars, kind: Any, text: str) -> None:
+    grammar = Grammar(kind=kind, text=text, param="form", within=form_within(MARKS, "header", "form"))
+    with pytest.raises(RequestError, match="cannot be used") as caught:
+        grammars.compile(grammar).result()
+    assert caught.value.param == "form"
+
+
 def test_a_vocabulary_may_lack_marks_that_are_not_needed(grammars: Grammars) -> None:
     marks = Marks({mark: MARKS.ids[mark] for mark in ("start", "channel", "message", "end")}, {}, MARKS.spelled)
     assert marks.stop_ids == ()

@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
+import msgspec
+
 from ridgepoint.engine.constraint import Constraint, MaskTotals
 from ridgepoint.engine.protocol import Grammar
 from ridgepoint.engine.text import TokenBytes
@@ -103,6 +105,10 @@ class Grammars:
             self._table = llguidance.LLTokenizer(
                 _Vocabulary(self._read_tokens(), self._vocab_size, self._eos_ids), eos_token=self._eos_ids
             )
+        if grammar.within is not None:
+            self._compile(
+                msgspec.structs.replace(grammar, within=None)
+            )  # what is wrong with the form is found at its beginning
         limits = llguidance.LLParserLimits(
             max_lexer_states=_MAX_LEXER_STATES, max_items_in_row=_MAX_ITEMS_IN_ROW, verbose_errors=False
         )
