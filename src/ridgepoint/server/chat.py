@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
+from ridgepoint.engine.protocol import Grammar
 from ridgepoint.engine.text import TokenBytes
 from ridgepoint.errors import RequestError
 from ridgepoint.server.generate import Piece, TokenText, Wanted
 from ridgepoint.server.harmony.grammar import form_within
-from ridgepoint.server.harmony.reader import Harmony, HarmonyReader, Place
+from ridgepoint.server.harmony.marks import Marks
+from ridgepoint.server.harmony.reader import Harmony, HarmonyReader
 from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import chat_sampling, check_sequences
 from ridgepoint.server.parts import Arguments, CallBegun, Joined, Part, Thought, join
@@ -73,15 +75,8 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         add_special_tokens=bool(request.add_special_tokens),
         harmony=marks,
     )
-    harmony: Harmony | None = None
-    place: Place = "header"
-    if marks is not None:
-        harmony = Harmony(marks, frozenset(calling.schemas if calling else ()), calling is not None and calling.single)
-        place = HarmonyReader(harmony, service.tokenizer.tokens, prompt.ids).place
-    if calling is not None:
-        grammar = calling.grammar(marks, place)
-    elif grammar is not None and marks is not None:
-        grammar = msgspec.structs.replace(grammar, within=form_within(marks, place, grammar.param))
+    harmony = None if marks is None else _harmony(marks, calling)
+    grammar = _grammar_behind(prompt.ids, service, harmony, calling, grammar)
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
     if marks is not None:
         sampling = sampling.ending_at(marks.stop_ids)
@@ -94,6 +89,24 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         harmony=harmony,
     )
     return ChatJob(service, request, wanted, arrived_s, calling)
+
+
+def _harmony(marks: Marks, calling: Calling | None) -> Harmony:
+    return Harmony(marks) if calling is None else Harmony(marks, frozenset(calling.schemas), calling.single)
+
+
+def _grammar_behind(
+    prompt_ids: Sequence[int], service: Service, harmony: Harmony | None, calling: Calling | None, form: Grammar | None
+) -> Grammar | None:
+    """Of the whole answer: of harmony, a form is a part of it, and a call too."""
+    if harmony is None:
+        return form if calling is None else calling.grammar()
+    place = HarmonyReader(harmony, service.tokenizer.tokens, prompt_ids).place
+    if calling is not None:
+        return calling.grammar(harmony.marks, place)
+    if form is None:
+        return None
+    return msgspec.structs.replace(form, within=form_within(harmony.marks, place, form.param))
 
 
 def template_variables(request: ChatRequest) -> dict[str, Any]:

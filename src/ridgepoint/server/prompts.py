@@ -147,8 +147,11 @@ def _render(
             text = template.render(plain, add_generation_prompt=generation, variables=variables)
             return [_cut_behind(plain[-1]["content"], text) if continue_final else text]
         plain = for_template(plain)
-        sign = sign_for([plain, dict(variables)])
-        plain, named = (with_signs(value, harmony.spelled, sign) for value in (plain, dict(variables)))
+        try:
+            sign = sign_for([plain, dict(variables)])
+            plain, named = (with_signs(value, harmony.spelled, sign) for value in (plain, dict(variables)))
+        except RecursionError as error:
+            raise RequestError("arguments or tools are nested too deeply", param="messages") from error
         text = template.render(plain, add_generation_prompt=generation, variables=named)
         return (_cut_behind(plain[-1]["content"], text) if continue_final else text).split(sign)
 

@@ -53,8 +53,8 @@ class Calling:
         name = "".join(secrets.choice(_ID_CHARS) for _ in range(num_chars))
         return name if num_chars < 10 else "call_" + name
 
-    def grammar(self, marks: Marks | None, place: Place) -> Grammar | None:
-        """Of an answer that must call a tool. `place` is where harmony's prompt ends."""
+    def grammar(self, marks: Marks | None = None, place: Place = "header") -> Grammar | None:
+        """Of an answer that must call a tool. `place` is where the prompt of one in harmony ends."""
         if self.must is None:
             return None
         try:
