@@ -8,6 +8,7 @@ import torch
 
 from ridgepoint.kernels.mla_attention import triton as mla
 from ridgepoint.kernels.mla_attention.tunable import EARLY, ROLES
+from ridgepoint.kernels.moe_experts.unsummed import UnsummedRows
 from ridgepoint.kernels.norm import triton as norm
 from ridgepoint.kernels.paged_attention import triton as paged
 from ridgepoint.kernels.paged_attention.tunable import ROLES as PROMPT_ROLES
@@ -63,6 +64,13 @@ def mla_gluon_launch(tile: AttentionTile) -> None:
 
 def norm_launch(rows: int, width: int) -> None:
     norm.add_rms_norm(meta(rows, width), meta(rows, width), 1.0, meta(width), 1e-6)
+
+
+def norm_of_experts_launch(rows: int, width: int, top_k: int, ordered: bool) -> None:
+    pair_row = None if ordered else meta(rows * top_k, dtype=torch.int32)
+    weights = meta(rows, top_k, dtype=torch.float32)
+    unsummed = UnsummedRows(y_MD=meta(rows * top_k, width), weights_TK=weights, pair_row=pair_row)
+    norm.add_rms_norm(meta(rows, width), unsummed, 1.0, meta(width), 1e-6)
 
 
 def rope_launch(heads: int, kv_heads: int, width: int, interleaved: bool) -> None:
@@ -123,6 +131,10 @@ def attention_launches() -> dict[str, Callable[[], object]]:
     found["paged 16:2x256 bf16"] = lambda: paged_launch(16, 2, 256, "bf16", None, False)
     for width in (2048, 2880, 7168):
         found[f"norm {width}"] = lambda w=width: norm_launch(SEQS, w)
+        for ordered in (True, False):
+            found[f"norm {width} of experts{' in order' * ordered}"] = lambda w=width, o=ordered: (
+                norm_of_experts_launch(SEQS, w, 8, o)
+            )
     found["norm and rope 32:4x128"] = lambda: rope_launch(32, 4, 128, False)
     found["norm, rope and store 32:4x128"] = lambda: store_launch(32, 4, 128)
     found["norm and rope 32:4x128 interleaved"] = lambda: rope_launch(32, 4, 128, True)

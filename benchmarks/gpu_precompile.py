@@ -23,8 +23,8 @@ import torch
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
+import gpu_checks
 import gpu_compile
-import gpu_kernels
 from gpu_compile import TARGET, Launch, recorded, specialised
 from gpu_launches import BLOCK, Model, as_on_a_gpu
 from gpu_suite import TUNED
@@ -60,7 +60,7 @@ def work(smoke: bool) -> Iterator[tuple[str, Callable[[], list[Launch]]]]:
         yield "experts", partial(_launched, gpu_compile.cases(True)["experts bf16 x4"])
         return
     for small in (True, False):
-        for op, name, case, _ in gpu_kernels._cases(small, lambda op: True):
+        for op, name, case, _ in gpu_checks.cases(small, lambda op: True):
             yield f"check of {op} {name}", partial(_launched, partial(_check, case))
     for name, run in gpu_compile.cases(False).items():
         yield name, partial(_launched, run)
@@ -85,7 +85,7 @@ def _launched(run: Callable[[], object]) -> list[Launch]:
     return found
 
 
-def _check(case: gpu_kernels.Case) -> None:
+def _check(case: gpu_checks.Case) -> None:
     with dispatch.forced("triton"):
         case(lambda tensor: tensor.to("meta"))
 

@@ -174,6 +174,12 @@ def tests(run: Run) -> None:
         raise AssertionError(f"pytest ended with {done.returncode}: see tests.log")
 
 
+def checks(run: Run) -> None:
+    import gpu_checks
+
+    gpu_checks.checks(run)
+
+
 def kernel_section(name: str) -> Callable[[Run], None]:
     def work(run: Run) -> None:
         import gpu_kernels
@@ -198,7 +204,7 @@ CHECKED_APART = ("moe_experts", "linear", "paged_attention", "mla_attention", "s
 # the end.
 SECTIONS = (
     Section("rates", 0.06, rates),
-    Section("checks", 0.09, kernel_section("checks"), parts=CHECKED_APART),
+    Section("checks", 0.09, checks, parts=CHECKED_APART),
     Section("tune", 0.13, tune),
     Section("experts", 0.10, kernel_section("experts")),
     Section("model", 0.22, model_section("model"), small=False),

@@ -25,6 +25,7 @@ from ridgepoint.catalog.spec import (
 )  # fmt: skip
 from ridgepoint.errors import CheckpointError
 from ridgepoint.kernels.linear import linear_f32, linear_f32_into
+from ridgepoint.kernels.moe_experts.unsummed import Delta
 from ridgepoint.kernels.scale import scale
 from ridgepoint.nn.attention import GqaAttention, MlaAttention
 from ridgepoint.nn.context import AttentionContext, Tables
@@ -78,7 +79,7 @@ class Decoder(nn.Module):
         """Final hidden states x_TD, after the last norm."""
         tables = [rotary(ctx.positions_T) for rotary in self.rotaries]
         x_TD = self.embed(ids_T)
-        delta_TD = None
+        delta_TD: Delta | None = None
         for block in self.layers:
             x_TD, delta_TD = block(x_TD, delta_TD, tables, ctx)
         if delta_TD is None:
@@ -164,8 +165,8 @@ class Block(nn.Module):
             self.ffn = MoeFfn(ffn, d, dtype=dtype, device=device)
 
     def forward(
-        self, x_TD: torch.Tensor, delta_TD: torch.Tensor | None, tables: list[Tables], ctx: AttentionContext
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x_TD: torch.Tensor, delta_TD: Delta | None, tables: list[Tables], ctx: AttentionContext
+    ) -> tuple[torch.Tensor, Delta]:
         if delta_TD is None:
             n_TD = self.mixer_norm(x_TD)
         else:

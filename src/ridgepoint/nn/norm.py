@@ -7,6 +7,7 @@ from torch import nn
 
 from ridgepoint.catalog.spec import NormSpec
 from ridgepoint.kernels import norm as op
+from ridgepoint.kernels.moe_experts.unsummed import Delta
 
 
 class Norm(nn.Module):
@@ -23,7 +24,7 @@ class Norm(nn.Module):
             return op.rms_norm(x, self.weight, self._eps)
         return op.layer_norm(x, self.weight, self.bias, self._eps)
 
-    def add(self, x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(self, x_TD: torch.Tensor, delta_TD: Delta, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`(x + scale * delta, its norm)`."""
         if self.bias is None:
             return op.add_rms_norm(x_TD, delta_TD, scale, self.weight, self._eps)

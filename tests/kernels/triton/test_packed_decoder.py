@@ -13,6 +13,8 @@ from ridgepoint.catalog.families import read_checkpoint_config
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels import dispatch
 from ridgepoint.kernels.device_weight import DeviceWeight
+from ridgepoint.kernels.moe_experts.combine import summed
+from ridgepoint.kernels.moe_experts.unsummed import UnsummedRows
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.pack import pack_by_role
 from ridgepoint.nn.ffn import Experts
@@ -67,7 +69,11 @@ def test_layers_compute_with_what_was_packed(decoder: Decoder, fmt: str) -> None
     x = torch.randn(5, decoder.spec.d_model, generator=torch.Generator().manual_seed(0)).bfloat16().to(DEVICE)
     with torch.inference_mode():
         for one, other in zip(packed.layers, plain.layers, strict=True):
-            assert error(one.ffn(x), other.ffn(x)) <= 2e-2
+            got, want = one.ffn(x), other.ffn(x)
+            assert isinstance(got, UnsummedRows), "the next norm sums experts on its way"
+            assert error(summed(got), summed(want)) <= 2e-2
+            for a, b in zip(packed.norm.add(x, got, 1.0), packed.norm.add(x, summed(got), 1.0), strict=True):
+                assert torch.equal(a, b)
         assert error(packed.logits(x), plain.logits(x)) <= 1e-2
 
 

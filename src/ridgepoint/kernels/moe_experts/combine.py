@@ -7,19 +7,21 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
 from ridgepoint.kernels.triton_call import after_previous, overlapped
 
 WIDTH = 1024  # columns a program sums: a bf16 row piece of 2 KB, four of which are in flight per thread
 
 
-def combine(y_MD: torch.Tensor, weights_TK: torch.Tensor, pair_row: torch.Tensor | None) -> torch.Tensor:
-    """`pair_row` is the row of each pair; None: they are in order."""
-    (num_tokens, top_k), width = weights_TK.shape, y_MD.shape[1]
-    out_TD = y_MD.new_empty(num_tokens, width)
+def summed(delta: Delta) -> torch.Tensor:
+    """A launch that sums and does nothing else, unless there is nothing to sum."""
+    if not isinstance(delta, UnsummedRows):
+        return delta
+    (num_tokens, top_k), width = delta.weights_TK.shape, delta.y_MD.shape[1]
+    out_TD = delta.y_MD.new_empty(num_tokens, width)
     block = min(WIDTH, triton.next_power_of_2(width))
-    weights_TK = weights_TK.contiguous()
     _combine[(num_tokens, triton.cdiv(width, block))](
-        y_MD, weights_TK, pair_row, out_TD, width, top_k, block, **overlapped()
+        delta.y_MD, delta.weights_TK, delta.pair_row, out_TD, width, top_k, block, **overlapped()
     )
     return out_TD
 
@@ -30,6 +32,13 @@ def _combine(y, weights, pair_row, out, width, TOP_K: tl.constexpr, BLOCK: tl.co
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
+    acc = sum_of_token(y, weights, pair_row, token, width, columns, inside, TOP_K, BLOCK)
+    tl.store(out + token * width + columns, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_of_token(y, weights, pair_row, token, width, columns, inside, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+    """One token's sum over `columns`, in float32; rows are `width` apart."""
     acc = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(TOP_K):
         row = token * TOP_K + k
@@ -37,4 +46,4 @@ def _combine(y, weights, pair_row, out, width, TOP_K: tl.constexpr, BLOCK: tl.co
             row = tl.load(pair_row + row).to(tl.int64)
         weight = tl.load(weights + token * TOP_K + k).to(tl.float32)
         acc += weight * tl.load(y + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * width + columns, acc.to(out.dtype.element_ty), mask=inside)
+    return acc

@@ -18,8 +18,9 @@ from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.few_pairs import ROOM, FewPairs
 from ridgepoint.kernels.gemm.launch import Product, Weight
 from ridgepoint.kernels.moe_experts import cpu
-from ridgepoint.kernels.moe_experts.combine import combine
+from ridgepoint.kernels.moe_experts.combine import summed
 from ridgepoint.kernels.moe_experts.groups import Groups, group_rows
+from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
 from ridgepoint.kernels.triton_call import on_device, takes, wants_gradient
 
 OTHER_TYPES = cpu  # where activations or weights that are not bf16 go
@@ -35,6 +36,23 @@ def moe_experts(
     bias_gate_up_E2F: torch.Tensor | None = None,
     bias_down_ED: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    return summed(
+        expert_rows(
+            x_TD, weights_TK, expert_ids_TK, w_gate_up_E2FD, w_down_EDF, activation, bias_gate_up_E2F, bias_down_ED
+        )
+    )
+
+
+def expert_rows(
+    x_TD: torch.Tensor,
+    weights_TK: torch.Tensor,
+    expert_ids_TK: torch.Tensor,
+    w_gate_up_E2FD: Weight,
+    w_down_EDF: Weight,
+    activation: Activation,
+    bias_gate_up_E2F: torch.Tensor | None = None,
+    bias_down_ED: torch.Tensor | None = None,
+) -> Delta:
     plain = [w for w in (w_gate_up_E2FD, w_down_EDF) if isinstance(w, torch.Tensor)]
     if not takes(x_TD, *plain) or wants_gradient(weights_TK, bias_gate_up_E2F, bias_down_ED):
         if isinstance(w_gate_up_E2FD, DeviceWeight) or isinstance(w_down_EDF, DeviceWeight):
@@ -61,7 +79,8 @@ def moe_experts(
         x=h_MF, w=w_down_EDF, bias=bias_down_ED, tile=choice.second, block_m=choice.block_m, out_dtype=x_TD.dtype,
         groups=groups,
     ).run()  # fmt: skip
-    return combine(y_MD, weights_TK, groups.pair_row if isinstance(groups, Groups) else None)
+    pair_row = groups.pair_row if isinstance(groups, Groups) else None
+    return UnsummedRows(y_MD=y_MD, weights_TK=weights_TK.contiguous(), pair_row=pair_row)
 
 
 def _finds_rows_itself(choice: tuning.ExpertTiles, gate_up: Weight) -> bool:

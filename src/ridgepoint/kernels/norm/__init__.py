@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from ridgepoint.kernels.dispatch import implementation
+from ridgepoint.kernels.moe_experts.unsummed import Delta
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -24,9 +25,9 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 
 def add_rms_norm(
-    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, eps: float
+    x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`r = x + scale * delta`; returns `(r, rms_norm(r))`."""
+    """`r = x + scale * delta`; returns `(r, rms_norm(r))`. Rows come unsummed only from experts of the same path."""
     out: tuple[torch.Tensor, torch.Tensor] = implementation("norm", x_TD).add_rms_norm(
         x_TD, delta_TD, scale, weight_D, eps
     )
@@ -34,7 +35,7 @@ def add_rms_norm(
 
 
 def add_layer_norm(
-    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
+    x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`r = x + scale * delta`; returns `(r, layer_norm(r))`."""
     out: tuple[torch.Tensor, torch.Tensor] = implementation("norm", x_TD).add_layer_norm(

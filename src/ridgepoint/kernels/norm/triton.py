@@ -1,5 +1,6 @@
 # mypy: disallow-untyped-defs=False
-"""The norms on GPUs, each one launch with the addition before it: a row is read once and kept in registers."""
+"""The norms on GPUs, each one launch with the addition before it, and with the sum of a token's experts before that: a row is read
+once and kept in registers."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.moe_experts.combine import sum_of_token, summed
+from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
 from ridgepoint.kernels.norm import cpu
 from ridgepoint.kernels.triton_call import after_previous, on_device, overlapped, wants_gradient
 
@@ -28,18 +31,18 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 
 def add_rms_norm(
-    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, eps: float
+    x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _serves(x_TD, delta_TD, weight_D):
-        return cpu.add_rms_norm(x_TD, delta_TD, scale, weight_D, eps)
+    if not _serves(x_TD, _rows_of(delta_TD), weight_D):
+        return cpu.add_rms_norm(x_TD, summed(delta_TD), scale, weight_D, eps)
     return _norm(x_TD, delta_TD, scale, weight_D, None, eps)
 
 
 def add_layer_norm(
-    x_TD: torch.Tensor, delta_TD: torch.Tensor, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
+    x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _serves(x_TD, delta_TD, weight_D, bias_D):
-        return cpu.add_layer_norm(x_TD, delta_TD, scale, weight_D, bias_D, eps)
+    if not _serves(x_TD, _rows_of(delta_TD), weight_D, bias_D):
+        return cpu.add_layer_norm(x_TD, summed(delta_TD), scale, weight_D, bias_D, eps)
     return _norm(x_TD, delta_TD, scale, weight_D, bias_D, eps)
 
 
@@ -52,9 +55,13 @@ def _serves(*tensors: torch.Tensor) -> bool:
     )
 
 
+def _rows_of(delta: Delta) -> torch.Tensor:
+    return delta.y_MD if isinstance(delta, UnsummedRows) else delta
+
+
 def _norm(
     x: torch.Tensor,
-    delta: torch.Tensor | None,
+    delta: Delta | None,
     scale: float,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -67,15 +74,18 @@ def _norm(
         return r, y
     width = x.shape[-1]
     x_RIW = _two_axes_of_rows(x)
-    delta_RIW = x_RIW if delta is None else _two_axes_of_rows(delta)
+    delta_RIW = x_RIW if delta is None else _two_axes_of_rows(_rows_of(delta))
+    unsummed = delta if isinstance(delta, UnsummedRows) else None
     inner = x_RIW.shape[1]
     num_rows = x_RIW.shape[0] * inner
     block = triton.next_power_of_2(width)
-    rows = max(1, TILE // block)
+    rows = max(1, TILE // block) if unsummed is None else 1
     norm_rows[(triton.cdiv(num_rows, rows),)](
         x_RIW, delta_RIW, weight, weight if bias is None else bias, r, y, x_RIW.stride(0), x_RIW.stride(1),
-        delta_RIW.stride(0), delta_RIW.stride(1), num_rows, inner, scale, eps, WIDTH=width, BLOCK=block, ROWS=rows,
-        ADD=delta is not None, CENTRE=bias is not None, num_warps=max(4, min(16, block // 512)), **overlapped(),
+        delta_RIW.stride(0), delta_RIW.stride(1), unsummed and unsummed.weights_TK, unsummed and unsummed.pair_row,
+        num_rows, inner, scale, eps, WIDTH=width, BLOCK=block, ROWS=rows, ADD=delta is not None,
+        TOP_K=unsummed.weights_TK.shape[1] if unsummed else 0, CENTRE=bias is not None,
+        num_warps=max(4, min(16, block // 512)), **overlapped(),
     )  # fmt: skip
     return r, y
 
@@ -90,9 +100,10 @@ def _two_axes_of_rows(x: torch.Tensor) -> torch.Tensor:
 @triton.jit(do_not_specialize=["num_rows"])
 def norm_rows(
     x_ptr, delta_ptr, weight_ptr, bias_ptr, r_ptr, y_ptr, x_stride, x_inner_stride, delta_stride, delta_inner_stride,
-    num_rows, inner, scale, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
-    CENTRE: tl.constexpr,
+    sum_weights_ptr, pair_row_ptr, num_rows, inner, scale, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    ADD: tl.constexpr, TOP_K: tl.constexpr, CENTRE: tl.constexpr,
 ):  # fmt: skip
+    """With a TOP_K what is added is a token's sum over `delta_ptr`, as `combine` would have stored it, and ROWS is 1."""
     after_previous()
     row_R = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     w_W = tl.arange(0, BLOCK)
@@ -101,8 +112,15 @@ def norm_rows(
     x_RW = tl.load(x_ptr + at_R[:, None] + w_W[None, :], mask=live_RW, other=0).to(tl.float32)
     out_RW = row_R[:, None] * WIDTH + w_W[None, :]
     if ADD:
-        at_R = row_R // inner * delta_stride + row_R % inner * delta_inner_stride
-        delta_RW = tl.load(delta_ptr + at_R[:, None] + w_W[None, :], mask=live_RW, other=0).to(tl.float32)
+        if TOP_K > 0:
+            token = tl.program_id(0).to(tl.int64)
+            sum_W = sum_of_token(
+                delta_ptr, sum_weights_ptr, pair_row_ptr, token, delta_stride, w_W, w_W < WIDTH, TOP_K, BLOCK
+            )
+            delta_RW = sum_W.to(delta_ptr.dtype.element_ty)[None, :].to(tl.float32)
+        else:
+            at_R = row_R // inner * delta_stride + row_R % inner * delta_inner_stride
+            delta_RW = tl.load(delta_ptr + at_R[:, None] + w_W[None, :], mask=live_RW, other=0).to(tl.float32)
         r_RW = (x_RW + scale * delta_RW).to(r_ptr.dtype.element_ty)
         tl.store(r_ptr + out_RW, r_RW, mask=live_RW)
         x_RW = r_RW.to(tl.float32)  # the norm is of the stream as it is stored
