@@ -7,6 +7,7 @@ import importlib.util
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from ridgepoint.kernels.glu import glu
 from ridgepoint.kernels.linear import linear
 from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.rope import rope, rope_tables
 from ridgepoint.kernels.route import route
 from ridgepoint.kernels.sample import DeviceShaping
@@ -232,9 +234,8 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
                 like = to(k)
                 kv = paged_attention.allocate(step.num_blocks, BLOCK, kv_heads, width, like.dtype, like.device)
                 paged_attention.write(kv, to(k), to(v), to(step.all_slots))
-                plan = paged_attention.prepare(to(step.starts), to(step.contexts), to(step.tables), BLOCK)
                 return paged_attention.attend(
-                    to(q), kv, plan, width**-0.5, window, sinks if sinks is None else to(sinks)
+                    to(q), kv, step.plan(to), width**-0.5, window, sinks if sinks is None else to(sinks)
                 )
 
             kind = f"{name} {'window sinks' if with_sinks else 'full'}"
@@ -286,9 +287,8 @@ def _mla_case(step: PagedStep, queries: list[int], contexts: list[int], heads: i
         like = to(c)
         kv = mla_attention.allocate(step.num_blocks, BLOCK, latent, rotary, like.dtype, like.device)
         mla_attention.write(kv, to(c), to(r), to(step.all_slots))
-        plan = paged_attention.prepare(to(step.starts), to(step.contexts), to(step.tables), BLOCK)
         scale = (nope + rotary) ** -0.5
-        return mla_attention.attend(to(q_nope), to(q_rope), kv, to(w_uk), to(w_uv), plan, scale, None)
+        return mla_attention.attend(to(q_nope), to(q_rope), kv, to(w_uk), to(w_uv), step.plan(to), scale, None)
 
     return attend
 
@@ -316,6 +316,11 @@ class PagedStep:
         position = torch.cat([torch.arange(count) for count in contexts])
         sequence = torch.repeat_interleave(torch.arange(len(contexts)), self.contexts)
         self.all_slots = self.tables[sequence, position // BLOCK] * BLOCK + position % BLOCK
+        self.known = Known(min(queries), max(c - q for c, q in zip(contexts, queries, strict=True)))
+
+    def plan(self, to: To) -> Any:
+        """As a step that is not replayed has it."""
+        return paged_attention.prepare(to(self.starts), to(self.contexts), to(self.tables), BLOCK, known=self.known)
 
 
 def choices(tokens: int, experts: int, top_k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from ridgepoint.catalog.spec import SwiGlu
 from ridgepoint.kernels import mla_attention, norm, paged_attention, sample
 from ridgepoint.kernels.linear import linear
 from ridgepoint.kernels.moe_experts import moe_experts
+from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
 from ridgepoint.kernels.sample import DeviceRules, DeviceShaping
 from ridgepoint.kernels.triton_call import in_turn
 
@@ -165,8 +166,7 @@ def _time_paged(run: Run, step: PagedStep, tokens: int, heads: int, kv_heads: in
         for _ in range(copies)
     ]
     q = torch.randn(tokens, heads, width, device=run.device).bfloat16()
-    plan_of = (step.starts.to(run.device), step.contexts.to(run.device), step.tables.to(run.device), BLOCK)
-    plan = paged_attention.prepare(*plan_of)
+    plan = step.plan(lambda tensor: tensor.to(run.device))
     with torch.inference_mode():
         return median_of(
             [partial(paged_attention.attend, q, kv, plan, width**-0.5, None, None) for kv in caches],
@@ -212,7 +212,7 @@ class LatentShape:
             (torch.randn(self.heads, w, self.latent, device=device) * self.latent**-0.5).bfloat16()
             for w in (self.nope, self.value)
         )
-        plan = paged_attention.prepare(*(t.to(device) for t in (step.starts, step.contexts, step.tables)), BLOCK)
+        plan = step.plan(lambda tensor: tensor.to(device))
         scale = (self.nope + self.rotary) ** -0.5
         return [partial(mla_attention.attend, q_nope, q_rope, kv, w_uk, w_uv, plan, scale, None) for kv in caches]
 
@@ -245,21 +245,34 @@ def _latent_prompt(run: Run, shape: LatentShape) -> None:
 
 
 def norms(run: Run) -> None:
-    """The residual addition with its norm, as a share of bandwidth over what it reads and writes."""
+    """The residual addition with its norm, alone and after the sum of eight experts' rows, as a share of bandwidth over what it reads
+    and writes."""
     d = 64 if run.smoke else 2048
     for t in (4,) if run.smoke else (64, 8192):
-        num_bytes = 4.0 * t * d * 2
-        sets = [
-            [torch.randn(t, d, device=run.device).bfloat16() for _ in range(2)]
-            for _ in range(num_sets(num_bytes, run.device, 16))
-        ]
-        weight = torch.randn(d, device=run.device).bfloat16()
-        with torch.inference_mode():
-            timed = median_of(
-                [partial(norm.add_rms_norm, *s, 1.0, weight, 1e-6) for s in sets], run.device, run.budget_s / 4
-            )  # fmt: skip
-        share = num_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
-        run.figure(f"add_rms_{t}_us", timed.seconds * 1e6, "us", bandwidth_frac=share, **timed.facts())
+        _time_norm(run, f"add_rms_{t}_us", t, d, t, lambda rows: rows)
+    for t in (4,) if run.smoke else (1, 64, 2048):
+        weights = torch.rand(t, 8, device=run.device)
+        _time_norm(run, f"add_rms_of_8_{t}_us", t, d, 8 * t, lambda rows, w=weights: _unsummed(rows, w))
+
+
+def _unsummed(y_MD: torch.Tensor, weights_TK: torch.Tensor) -> UnsummedRows:
+    """Rows in an order that has nothing to do with that of their tokens."""
+    order = torch.randperm(len(y_MD), device=y_MD.device, dtype=torch.int32)
+    return UnsummedRows(y_MD=y_MD, weights_TK=weights_TK, pair_row=order)
+
+
+def _time_norm(run: Run, name: str, t: int, d: int, rows: int, delta_of: Callable[[torch.Tensor], Delta]) -> None:
+    num_bytes = (3.0 * t + rows) * d * 2
+    weight = torch.randn(d, device=run.device).bfloat16()
+
+    def call() -> Callable[[], object]:
+        x, delta = (torch.randn(count, d, device=run.device).bfloat16() for count in (t, rows))
+        return partial(norm.add_rms_norm, x, delta_of(delta), 1.0, weight, 1e-6)
+
+    with torch.inference_mode():
+        timed = median_of([call() for _ in range(num_sets(num_bytes, run.device, 16))], run.device, run.budget_s / 6)
+    share = num_bytes / timed.seconds / run.rates["memory_bytes_per_s"]
+    run.figure(name, timed.seconds * 1e6, "us", bandwidth_frac=share, **timed.facts())
 
 
 def samples(run: Run) -> None:

@@ -30,6 +30,7 @@ from ridgepoint.catalog.models import catalog_model
 from ridgepoint.catalog.spec import ModelSpec
 from ridgepoint.engine.device_sampler import NUM_COLUMNS, DeviceSampler
 from ridgepoint.kernels import dispatch
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.spread import spread
 from ridgepoint.models.captured import decode_body, ladder
 from ridgepoint.models.decoder import Decoder
@@ -105,7 +106,8 @@ class Model:
         return self._run(body)
 
     def prompt(self, num_tokens: int) -> tuple[Counter[str], list[Any]]:
-        inputs = self.inputs(num_tokens, 1, -(-num_tokens // BLOCK))
+        known = Known(least_queries=num_tokens, most_cached=0)
+        inputs = dataclasses.replace(self.inputs(num_tokens, 1, -(-num_tokens // BLOCK)), known=known)
         return self._run(lambda: self.decoder.hidden(inputs.token_ids_T, PagedContext(self.cache, inputs)))
 
     def _run(self, body: Any) -> tuple[Counter[str], list[Any]]:

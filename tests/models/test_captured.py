@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_moe import VOCAB, small_decoder
 
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.models.captured import Body, CapturedStep, ladder
 from ridgepoint.models.host_inputs import HostInputs
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
@@ -93,6 +94,15 @@ def test_staged_arrays_arrive_at_places_known_beforehand() -> None:
             assert given.storage_offset() % ALIGN == 0
     with pytest.raises(ValueError, match="58 tokens"):
         staging_for(max_tokens=16, max_seqs=3).stage(PREFILL, np.zeros((2, 3), dtype=np.int64))
+
+
+def test_a_staged_step_says_what_the_host_knows_of_it_unless_it_is_replayed() -> None:
+    staging = Staging(max_tokens=64, max_seqs=4, max_blocks_per_seq=4, num_columns=1, device=CPU)
+    columns = np.zeros((1, 4), dtype=np.int64)
+    prompts, among = step_of([40, 30], [40, 7], seed=0), step_of([40, 30], [40, 1], seed=0)
+    assert staging.stage(prompts, columns).known == Known(least_queries=7, most_cached=23)
+    assert staging.stage(among, columns).known == Known(least_queries=1, most_cached=29)
+    assert staging.stage(step_of([40, 30], [1, 1], seed=0), columns).known is None
 
 
 def test_padding_rows_live_in_the_scratch_block() -> None:

@@ -8,11 +8,12 @@ shapes, not what the numbers mean.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.models.paged import StepInputs
 
 
@@ -76,7 +77,16 @@ class HostInputs:
     def tensors(self) -> StepInputs:
         """The same memory as tensors on the CPU."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return StepInputs(**{name: torch.from_numpy(array) for name, array in arrays.items() if array is not None})
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+        return StepInputs(**tensors)
+
+    @property
+    def known(self) -> Known | None:
+        """What paths may rely on; None of no sequence."""
+        if len(self.context_lens_B) == 0:
+            return None
+        queries_B = np.diff(self.query_starts_B1)
+        return Known(int(queries_B.min()), int((self.context_lens_B - queries_B).max()))
 
     @property
     def is_decode(self) -> bool:

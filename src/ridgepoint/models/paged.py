@@ -12,6 +12,7 @@ import torch
 
 from ridgepoint.catalog.spec import GqaSpec, MlaSpec, ModelSpec
 from ridgepoint.kernels import mla_attention, paged_attention
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.nn.context import GqaInputs, MlaInputs
 
 
@@ -21,7 +22,8 @@ class StepInputs:
 
     `slots_T` is where each token's key and value go. `context_lens_B` counts a sequence's tokens once this step is
     done. `logit_rows_R` are the rows whose logits are wanted. `prompt_lens_B` counts the tokens a request came with, which some
-    paths compute in another form than those generated after them (None: nobody says, and nothing is).
+    paths compute in another form than those generated after them (None: nobody says, and nothing is). `known` is what the host knows
+    of the sequences, of a step that is not replayed with others.
     """
 
     token_ids_T: torch.Tensor
@@ -32,6 +34,7 @@ class StepInputs:
     block_tables_BN: torch.Tensor
     logit_rows_R: torch.Tensor
     prompt_lens_B: torch.Tensor | None = None
+    known: Known | None = None
 
 
 class KVCache:
@@ -112,6 +115,7 @@ class PagedContext:
             inputs.block_tables_BN,
             cache.block_tokens,
             inputs.prompt_lens_B,
+            inputs.known,
         )
 
     def gqa(self, x: GqaInputs) -> torch.Tensor:

@@ -8,7 +8,8 @@ one step's pointers fits them all. Knows shapes, not what the numbers mean.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class Staging:
         layout.device.copy_(layout.hosts[self._turn], non_blocking=True)
         if copied is not None:
             copied.record()
-        return layout.inputs
+        return layout.inputs if inputs.is_decode else replace(layout.inputs, known=inputs.known)
 
     def views(self, num_tokens: int, num_seqs: int, num_logit_rows: int, num_table_columns: int) -> StepInputs:
         """Where `stage` puts the inputs of a step of these sizes."""
@@ -141,12 +142,15 @@ class Staging:
             end += _aligned(math.prod(shape))
         if end > len(self._device):
             raise ValueError(f"a step of {shapes[0][0]} tokens is beyond this staging's {self.max_tokens}")
-        views = [self._device[start:stop].view(shape) for (start, stop), shape in zip(spans, shapes, strict=True)]
+        views: dict[str, Any] = {
+            name: self._device[start:stop].view(shape)
+            for name, (start, stop), shape in zip(ORDER, spans, shapes, strict=True)
+        }
         return _Layout(
             spans=spans,
             device=self._device[:end],
             hosts=[host[:end] for host in self._hosts],
-            inputs=StepInputs(**dict(zip(ORDER, views, strict=True))),
+            inputs=StepInputs(**views),
         )
 
 

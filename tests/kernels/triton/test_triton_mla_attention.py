@@ -11,6 +11,7 @@ from ridgepoint.kernels.mla_attention import triton as path
 from ridgepoint.kernels.mla_attention.triton_lifted import lift_of
 from ridgepoint.kernels.paged_attention import reference as paged_reference
 from ridgepoint.kernels.paged_attention import triton as paged_path
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.paged_attention.triton_plan import Cut
 
 F32_ORDER = 5e-6  # absorbed against lifted: the same sums in another order, twice
@@ -133,6 +134,21 @@ def test_lifted_prompts_agree_with_the_definition(
     assert [is_lifted(case, q, c, window) for q, c in ((20, 20), (2, 130), (35, 140))] == [True, False, True]
     by_hand = None if kept is None else decoded(case)
     assert error(case.got(window), case.want(window, by_hand)) < F32_ORDER
+
+
+@pytest.mark.parametrize(("contexts", "queries", "window"), [([140, 75], [70, 75], None), ([40, 90], [40, 90], 30)])
+def test_prompts_known_to_be_lifted_are_not_absorbed_too(
+    contexts: list[int], queries: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(contexts, queries, 2, (32, 16, 48, 64))
+    assert all(is_lifted(case, q, c, window) for q, c in zip(queries, contexts, strict=True))
+    least, cached = min(queries), max(c - q for q, c in zip(queries, contexts, strict=True))
+    apart = case.got(window)
+    for known in (None, Known(least, 4096), Known(1, 0), Known(least, cached)):
+        plan = paged_path.prepare(*case.sequences, case.page, known=known)
+        if known == Known(least, cached):
+            monkeypatch.setattr(path, "_attend_latents", None)
+        assert torch.equal(path.attend(*case.q, case.kv, case.w_uk, case.w_uv, plan, 0.3, window), apart), known
 
 
 def test_lifted_prompts_agree_in_bf16() -> None:

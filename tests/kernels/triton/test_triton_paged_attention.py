@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import reference, triton_plan
 from ridgepoint.kernels.paged_attention import triton as path
+from ridgepoint.kernels.paged_attention.known import Known
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 F32_ORDER = 2e-6  # relative error of float32 sums in another order
@@ -145,6 +147,29 @@ def test_rows_that_pad_a_recorded_step_become_zero() -> None:
     tables = torch.cat((tables, torch.zeros(4, tables.shape[1], dtype=torch.int64)))
     got = path.attend(q, case.kv, path.prepare(starts, contexts, tables, case.page), case.width**-0.5, None, None)
     assert torch.equal(got[:2], case.got([1, 3])) and not got[2:].any()
+
+
+@pytest.mark.parametrize("fewest", [8, 9])
+def test_prompts_alone_launch_nothing_for_short_sequences(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads share keys and a split has 16 rows: up to 8 queries are short."""
+    case = Case([70, 50, 300], [40, fewest, 11])
+    q, *sequences = case.inputs()
+    launched: list[str] = []
+    for name in ("attend_splits", "combine_splits", "attend_tiles"):
+        monkeypatch.setattr(path.kernels, name, _noting(launched, name, getattr(path.kernels, name)))
+    plan = path.prepare(*sequences, case.page, known=Known(least_queries=fewest, most_cached=289))
+    got = path.attend(q, case.kv, plan, case.width**-0.5, None, None)
+    assert launched == ["attend_tiles"] + (["attend_splits", "combine_splits"] if fewest == 8 else [])
+    assert torch.equal(got, case.got())
+
+
+def _noting(launched: list[str], name: str, kernel: Any) -> Any:
+    class Noting:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            launched.append(name)
+            return kernel[grid]
+
+    return Noting()
 
 
 def test_a_plan_is_listed_once_for_layers_that_cut_alike() -> None:

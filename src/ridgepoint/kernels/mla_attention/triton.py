@@ -90,10 +90,13 @@ def attend(
 ) -> torch.Tensor:
     dtype, latent_dim = q_nope_THN.dtype, w_uk_HNC.shape[2]
     lift = lift_of(latent_dim, w_uk_HNC.shape[1], w_uv_HVC.shape[1])
-    q_HTC = torch.bmm(q_nope_THN.transpose(0, 1), w_uk_HNC.to(dtype))
     q_rope_THR = q_rope_THR if q_rope_THR.stride(2) == 1 else q_rope_THR.contiguous()
-    o_THC = _attend_latents(q_HTC, q_rope_THR, kv, plan, lift, scale, window)
-    out_THV = torch.bmm(o_THC.transpose(0, 1), w_uv_HVC.to(dtype).transpose(1, 2)).transpose(0, 1)
+    if lift is not None and plan.has_only_lifted(lift, window):
+        out_THV = q_nope_THN.new_empty(*q_nope_THN.shape[:2], w_uv_HVC.shape[1])
+    else:
+        q_HTC = torch.bmm(q_nope_THN.transpose(0, 1), w_uk_HNC.to(dtype))
+        o_THC = _attend_latents(q_HTC, q_rope_THR, kv, plan, lift, scale, window)
+        out_THV = torch.bmm(o_THC.transpose(0, 1), w_uv_HVC.to(dtype).transpose(1, 2)).transpose(0, 1)
     if lift is not None and plan.num_seqs < len(q_nope_THN):  # else nothing is long
         q_nope_THN = q_nope_THN if q_nope_THN.stride(2) == 1 else q_nope_THN.contiguous()
         scaled, page = _layout(kv, latent_dim + q_rope_THR.shape[2])
@@ -155,6 +158,8 @@ def _attend_latents(
             *read, out_THC, *sequences, work.long_items, work.counts, *numbers, **facts, **_tiling(long),
             TILE=cut.tile_queries,
         )  # fmt: skip
+    if plan.has_only_long(cut):
+        return out_THC
     partial_rows = len(work.short_items) * num_heads
     acc = torch.empty(partial_rows, latent_dim, dtype=partial_dtype(q_HTC.dtype), device=q_HTC.device)
     max_, sum_ = torch.empty(2, partial_rows, dtype=torch.float32, device=q_HTC.device)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ridgepoint.kernels.dispatch import implementation
+from ridgepoint.kernels.paged_attention.known import Known
 
 
 def allocate(
@@ -32,12 +33,14 @@ def prepare(
     block_tables_BN: torch.Tensor,
     block_tokens: int,
     prompt_lens_B: torch.Tensor | None = None,
+    known: Known | None = None,
 ) -> Any:
     """A step's plan. Sequence b owns query rows `[starts[b], starts[b+1])`, the last of its `context_lens[b]` tokens;
     its tokens live in `block_tables[b]`, of which only the first `ceil(context / block_tokens)` entries are read.
-    Its first `prompt_lens[b]` tokens are its prompt (none where nobody says): a path may compute those in another form."""
+    Its first `prompt_lens[b]` tokens are its prompt (none where nobody says): a path may compute those in another form.
+    By what is `known` on the host a path may leave out what would find nothing to do."""
     return implementation("paged_attention", query_starts_B1).prepare(
-        query_starts_B1, context_lens_B, block_tables_BN, block_tokens, prompt_lens_B
+        query_starts_B1, context_lens_B, block_tables_BN, block_tokens, prompt_lens_B, known
     )
 
 

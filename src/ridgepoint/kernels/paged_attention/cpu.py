@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.native import load_error
 from ridgepoint.kernels.paged_attention import native
+from ridgepoint.kernels.paged_attention.known import Known
 
 PADDING_FRAC = 0.25  # a batch is padded by at most this share of its longest member: beyond, another call is cheaper
 NEVER = float("-inf")
@@ -95,7 +96,7 @@ def refuse_codes(dtype: torch.dtype, block_tokens: int, device: torch.device | s
 
 def prepare(
     query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
-    prompt_lens_B: torch.Tensor | None = None,
+    prompt_lens_B: torch.Tensor | None = None, known: Known | None = None,
 ) -> Plan:  # fmt: skip
     num_seqs = torch.tensor([context_lens_B.shape[0]]) if context_lens_B.device.type == "cpu" else None
     return Plan(query_starts_B1, context_lens_B, block_tables_BN.long(), block_tokens, num_seqs, prompt_lens_B)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ridgepoint.kernels.paged_attention.known import Known
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,7 +25,7 @@ def allocate(
 
 def prepare(
     query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
-    prompt_lens_B: torch.Tensor | None = None,
+    prompt_lens_B: torch.Tensor | None = None, known: Known | None = None,
 ) -> Plan:  # fmt: skip
     return Plan(query_starts_B1.tolist(), context_lens_B.tolist(), block_tables_BN.tolist(), block_tokens)
 

@@ -16,6 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ridgepoint.errors import ConfigError
 from ridgepoint.kernels.paged_attention import gluon_tiles
 from ridgepoint.kernels.paged_attention import triton_kernels as kernels
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.paged_attention.triton_plan import MAX_SPLITS, Cut, Plan, Work
 from ridgepoint.kernels.rope.triton import norm_rope_store
 from ridgepoint.kernels.triton_call import INTERPRETED, describable, num_multiprocessors, overlapped
@@ -88,10 +89,10 @@ def allocate(
 
 def prepare(
     query_starts_B1: torch.Tensor, context_lens_B: torch.Tensor, block_tables_BN: torch.Tensor, block_tokens: int,
-    prompt_lens_B: torch.Tensor | None = None,
+    prompt_lens_B: torch.Tensor | None = None, known: Known | None = None,
 ) -> Plan:  # fmt: skip
     """A step of as many query rows as sequences only decodes: no sequence in it may have two."""
-    return Plan(query_starts_B1, context_lens_B, block_tables_BN, block_tokens)
+    return Plan(query_starts_B1, context_lens_B, block_tables_BN, block_tokens, known)
 
 
 def write(kv: torch.Tensor, k_TGP: torch.Tensor, v_TGP: torch.Tensor, slots_T: torch.Tensor) -> None:
@@ -153,6 +154,8 @@ def attend(
             q_THP, kv, scales, sinks, out_THP, *sequences, work.long_items, work.counts, *numbers,
             **shape, **tile_facts, BLOCK_M=long.rows, BLOCK_N=long.keys, STAGES=long.stages, num_warps=long.warps,
         )  # fmt: skip
+    if plan.has_only_long(cut):
+        return out_THP
     rows = short.rows // group * group
     partial_rows = len(work.short_items) * num_kv_heads * rows
     acc = torch.empty(partial_rows, head_dim, dtype=partial_dtype(q_THP.dtype), device=q_THP.device)

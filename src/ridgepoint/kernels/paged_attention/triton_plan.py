@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.triton_call import after_previous, overlapped
 
 SPLIT_TOKENS = 256  # keys in a split: long enough that its partial result adds 3 % to the bytes of a group of 8 heads
@@ -72,11 +73,25 @@ class Plan:
     context_lens_B: torch.Tensor
     block_tables_BN: torch.Tensor
     block_tokens: int
+    known: Known | None = None
     _work: dict[Cut, Work] = field(default_factory=dict)
 
     @property
     def num_seqs(self) -> int:
         return self.context_lens_B.shape[0]
+
+    def has_only_long(self, cut: Cut) -> bool:
+        """Whether the host knows that no sequence is short and no row padding: splits would find nothing, nor would who joins them."""
+        return self.known is not None and self.known.least_queries > cut.short_queries
+
+    def has_only_lifted(self, lift: Lift, window: int | None) -> bool:
+        """Whether the host knows that every sequence is long and lifted: the one with the fewest queries behind the most tokens gains
+        least (`_is_lifted`)."""
+        if self.known is None or self.known.least_queries <= 1:
+            return False
+        least, cached = self.known
+        keys = least + cached
+        return cached * lift.key_cost < min(keys, window or keys) * least * lift.pair_gain
 
     def work(self, cut: Cut, num_tokens: int) -> Work:
         """The step's work cut this way, listed when the first layer asks."""
