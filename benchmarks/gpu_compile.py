@@ -43,7 +43,7 @@ from ridgepoint.kernels.add_shared.triton import add_shared
 from ridgepoint.kernels.device_weight import FORMATS, DeviceWeight, unfilled_for_device
 from ridgepoint.kernels.embed.triton import embed
 from ridgepoint.kernels.glu.triton import glu
-from ridgepoint.kernels.linear.triton import linear, linear_f32
+from ridgepoint.kernels.linear.triton import linear
 from ridgepoint.kernels.moe_experts.triton import moe_experts
 from ridgepoint.kernels.moe_experts.tunable import BY_ROLES as EXPERTS_BY_ROLES
 from ridgepoint.kernels.route.triton import route
@@ -305,8 +305,6 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
             )
     for tokens in (4, 2000):
         found[f"experts gpt-oss x{tokens}"] = lambda t=tokens: _experts("mxfp4", t, 2880, 2880, 128, 4, clamped=True)
-    for rows in (1, 4096):
-        found[f"head bf16 x{rows}"] = lambda r=rows: linear_f32(_meta(r, 2048), _meta(151936, 2048))
     found["route softmax"] = lambda: _route("softmax", 128, 1, 8)
     found["route sigmoid, 8 groups"] = lambda: _route("sigmoid", 256, 8, 8)
     found["route softmax of the chosen"] = lambda: _route("softmax_topk", 128, 1, 4)

@@ -384,8 +384,11 @@ def decode_inputs(executor: DeviceExecutor, num_seqs: int, context: int) -> Host
 
 def measured_chip(run: Run) -> Accelerator:
     """The device as this run measured it."""
-    source = "measure_: this run"
-    table = {name: [value, source] for name, value in chip_facts(run.rates).items()}
+    return chip_of(run.rates, source="measure_: this run")
+
+
+def chip_of(rates: dict[str, float], source: str = "as foreseen") -> Accelerator:
+    table = {name: [value, source] for name, value in chip_facts(rates).items()}
     return accelerator_from_table(
         "measured", {"name": "measured", "kind": "gpu", "vendor": "NVIDIA", "launch_year": 2024, **table}
     )

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 os.environ.pop("TRITON_INTERPRET", None)
 

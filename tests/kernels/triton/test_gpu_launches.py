@@ -28,7 +28,7 @@ def test_launches_are_few_and_sizes_are_not_compiled_for(tmp_path: Path) -> None
                 "spread_rows", "scan_chunks", "weigh_chunks", "draw", "edit_chunks", "count_tokens", "list_tops", "join_tops"}  # fmt: skip
     assert one_each <= set(needed) and all(needed[name] == 1 for name in one_each), needed
     # Products and groups have one for each bucket of the table that the sizes fall into, gate-up and down, tall and short, and for
-    # few pairs; a prompt's router is one more.
+    # few pairs.
     assert max(needed.values()) <= 6, needed
     for step in found["steps"]:
         layers = (step["kernels"] - step["kernels_around"]) // step["kernels_of_a_layer"]

@@ -12,7 +12,7 @@ from ridgepoint.kernels import tuning
 from ridgepoint.kernels.device_weight import DeviceWeight
 from ridgepoint.kernels.gemm.launch import Product, Weight
 from ridgepoint.kernels.linear import cpu
-from ridgepoint.kernels.triton_call import on_device, takes, wants_gradient
+from ridgepoint.kernels.triton_call import INTERPRETED, on_device, takes, wants_gradient
 
 
 def linear(x_TI: torch.Tensor, w_OI: Weight, bias_O: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,7 +34,7 @@ def linear_f32_into(out_TO: torch.Tensor, x_TI: torch.Tensor, w_OI: Weight, bias
         _product(x_TI, w_OI, bias_O, torch.float32, out_TO)
     elif not takes(x_TI, w_OI) or wants_gradient(bias_O):
         out_TO.copy_(cpu.linear_f32(x_TI, w_OI, bias_O))
-    elif x_TI.is_cuda:
+    elif not INTERPRETED:
         torch.mm(x_TI, w_OI.T, out_dtype=torch.float32, out=out_TO)
         if bias_O is not None:
             out_TO.add_(bias_O)
