@@ -17,14 +17,13 @@ import argparse
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 import provenance
+from gpu_processes import beside, run_in_time, write_whole
 from gpu_report import Run, expected_figures, judged, line_of, table
 
 GRACE = 1.5  # a section is ended after this many times its budget, plus STARTING_S
@@ -234,7 +234,7 @@ def run_section(
 
     def save(run: Run) -> None:
         if result is not None:
-            result.write_text(json.dumps(run.result(time.perf_counter() - started_s)))
+            write_whole(result, json.dumps(run.result(time.perf_counter() - started_s)))
 
     run = Run(
         section=section.name, device=torch.device("cpu" if smoke else "cuda"), smoke=smoke, budget_s=budget_s, out=out,
@@ -276,11 +276,7 @@ def _in_process(section: Section, part: str | None, budget_s: float, ends_s: flo
     command = [sys.executable, __file__, "--one", section.name, "--seconds", f"{budget_s:.1f}", "--out", str(out)]
     command += [] if part is None else ["--part", part]
     with (out / f"{name}.log").open("w") as log:
-        try:
-            left_s = max(1.0, ends_s - time.perf_counter())
-            code: int | str = subprocess.run(command, stderr=log, stdout=log, timeout=left_s).returncode
-        except subprocess.TimeoutExpired:
-            code = "ended: it took longer than its time"
+        code = run_in_time(command, log, max(1.0, ends_s - time.perf_counter()))
     found = json.loads(result.read_text()) if result.exists() else {"section": section.name, "figures": [], "notes": []}
     found.setdefault("error", None)
     if code != 0 and found["error"] is None:
@@ -305,28 +301,17 @@ def ceilings(results: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-@contextmanager
-def precompiling(out: Path) -> Iterator[None]:
-    """Inside, processes of their own fill Triton's cache with what the sections will launch, and leave the GPU alone."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_precompile.py")]
-    with (out / "precompile.log").open("w") as log:
-        ahead = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield
-    finally:
-        if ahead.poll() is None:
-            os.killpg(ahead.pid, signal.SIGTERM)
-        ahead.wait()
-
-
 def describe_machine() -> dict[str, Any]:
-    """The device and the versions, from a process of their own: nothing here may hold on to the GPU."""
+    """The device, the versions and what Triton links its launches with, from a process of their own: nothing here may hold on to the
+    GPU."""
     code = (
-        "import json, torch\n"
+        "import importlib, json, os, shutil, torch\n"
         "gpu = torch.cuda.is_available()\n"
         "facts = {'torch': torch.__version__, 'gpu': torch.cuda.get_device_name() if gpu else None}\n"
-        "try:\n import triton; facts['triton'] = triton.__version__\n"
-        "except ImportError:\n facts['triton'] = None\n"
+        "for name in ('triton', 'numpy', 'pytest'):\n"
+        "    try:\n        facts[name] = importlib.import_module(name).__version__\n"
+        "    except ImportError:\n        facts[name] = None\n"
+        "facts['compiler'] = os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')\n"
         "print(json.dumps(facts))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -375,7 +360,9 @@ def main(argv: list[str] | None = None) -> int:
         return _child(args)
     if args.smoke:
         prepare_interpreter()
-    with nullcontext() if args.smoke else precompiling(args.out):
+    # What the sections will launch goes to Triton's cache, and the GPU is left alone.
+    ahead = ROOT / "benchmarks" / "gpu_precompile.py"
+    with nullcontext() if args.smoke else beside(ahead, args.out / "precompile.log"):
         return _run_all(args, _chosen(args.sections))
 
 
@@ -386,6 +373,7 @@ def _run_all(args: argparse.Namespace, chosen: list[Section]) -> int:
     results: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     machine = describe_machine()
+    print("machine: " + ", ".join(f"{name} {fact}" for name, fact in machine.items()), flush=True)
     for place, section in enumerate(chosen):
         left_s = ends_s - time.perf_counter()
         budget_s = left_s * section.share / whole_share  # what one leaves, the others share
@@ -447,7 +435,7 @@ def _child(args: argparse.Namespace) -> int:
     found = run_section(
         section, smoke=False, budget_s=args.seconds, out=args.out, known=known, result=file, part=args.part
     )
-    file.write_text(json.dumps(found))
+    write_whole(file, json.dumps(found))
     return 0 if found["error"] is None else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import gpu_processes
 import gpu_report
 import gpu_suite
 
@@ -191,16 +193,37 @@ def test_what_a_section_found_before_it_died_is_kept(tmp_path: Path) -> None:
 def test_a_section_has_no_more_time_than_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = []
 
-    def ended(command: list[str], **options: Any) -> None:
-        limits.append(options["timeout"])
-        raise subprocess.TimeoutExpired(command, options["timeout"])
+    def ended(command: list[str], log: object, limit_s: float) -> str:
+        limits.append(limit_s)
+        return gpu_processes.LATE
 
-    monkeypatch.setattr(gpu_suite.subprocess, "run", ended)
+    monkeypatch.setattr(gpu_suite, "run_in_time", ended)
     section = gpu_suite.SECTIONS[0]
     for budget_s, left_s in ((10.0, 400.0), (100.0, 20.0)):
         found = gpu_suite.in_own_process(section, budget_s=budget_s, left_s=left_s, out=tmp_path)
         assert found["figures"] == [] and "took longer than its time" in found["error"]
     assert limits == pytest.approx([gpu_suite.GRACE * 10 + gpu_suite.STARTING_S, 20 + gpu_suite.STARTING_S], abs=5.0)
+
+
+@pytest.mark.parametrize(("then", "code"), [("time.sleep(600)", gpu_processes.LATE), ("sys.exit(3)", 3)])
+def test_whatever_a_process_started_ends_with_it(then: str, code: int | str, tmp_path: Path) -> None:
+    """As the tuner is by its section: what is started holds a pipe until it ends."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        f"held = subprocess.Popen(['sh', '-c', 'exec 3> {pipe}; echo held; exec sleep 600'], stdout=subprocess.PIPE)\n"
+        "held.stdout.readline()\n" + then
+    )
+    with (tmp_path / "log").open("w") as log:
+        assert (
+            gpu_processes.run_in_time([sys.executable, str(script)], log, 1.5 if code == gpu_processes.LATE else 60.0)
+            == code
+        )
+    assert select.select([reading], [], [], 10.0)[0] and os.read(reading, 1) == b"", "it still holds the pipe"
+    os.close(reading)
 
 
 def test_the_tuner_keeps_what_it_found_when_a_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
