@@ -66,11 +66,15 @@ def norm_launch(rows: int, width: int) -> None:
     norm.add_rms_norm(meta(rows, width), meta(rows, width), 1.0, meta(width), 1e-6)
 
 
-def norm_of_experts_launch(rows: int, width: int, top_k: int, ordered: bool) -> None:
+def unsummed(rows: int, width: int, top_k: int, ordered: bool) -> UnsummedRows:
+    """What experts leave to the next addition."""
     pair_row = None if ordered else meta(rows * top_k, dtype=torch.int32)
     weights = meta(rows, top_k, dtype=torch.float32)
-    unsummed = UnsummedRows(y_MD=meta(rows * top_k, width), weights_TK=weights, pair_row=pair_row)
-    norm.add_rms_norm(meta(rows, width), unsummed, 1.0, meta(width), 1e-6)
+    return UnsummedRows(y_MD=meta(rows * top_k, width), weights_TK=weights, pair_row=pair_row)
+
+
+def norm_of_experts_launch(rows: int, width: int, ordered: bool) -> None:
+    norm.add_rms_norm(meta(rows, width), unsummed(rows, width, 8, ordered), 1.0, meta(width), 1e-6)
 
 
 def rope_launch(heads: int, kv_heads: int, width: int, interleaved: bool) -> None:
@@ -131,10 +135,8 @@ def attention_launches() -> dict[str, Callable[[], object]]:
     found["paged 16:2x256 bf16"] = lambda: paged_launch(16, 2, 256, "bf16", None, False)
     for width in (2048, 2880, 7168):
         found[f"norm {width}"] = lambda w=width: norm_launch(SEQS, w)
-        for ordered in (True, False):
-            found[f"norm {width} of experts{' in order' * ordered}"] = lambda w=width, o=ordered: (
-                norm_of_experts_launch(SEQS, w, 8, o)
-            )
+        for ordered, name in ((True, "experts in order"), (False, "experts")):
+            found[f"norm {width} of {name}"] = lambda w=width, o=ordered: norm_of_experts_launch(SEQS, w, o)
     found["norm and rope 32:4x128"] = lambda: rope_launch(32, 4, 128, False)
     found["norm, rope and store 32:4x128"] = lambda: store_launch(32, 4, 128)
     found["norm and rope 32:4x128 interleaved"] = lambda: rope_launch(32, 4, 128, True)

@@ -49,7 +49,7 @@ def packs_weights() -> bool:
 
 
 def reads_packed_weights(device: torch.device) -> bool:
-    """Whether the experts' path on this device is Triton's, which alone reads them."""
+    """Whether the experts' path on this device is Triton's, which alone reads them, and leaves rows unsummed."""
     return dispatch.implementation("moe_experts", torch.empty(0, device=device)).__name__.endswith(".triton")
 
 
@@ -135,7 +135,7 @@ def cases(small: bool, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str
 
 def _left_unsummed(y_MD: torch.Tensor, weights_TK: torch.Tensor, pair_row: torch.Tensor) -> Delta:
     """Experts' results as the path under test leaves them to the next norm; the definition leaves sums."""
-    if dispatch.implementation("norm", y_MD).__name__.endswith("triton"):
+    if reads_packed_weights(y_MD.device):
         return UnsummedRows(y_MD=y_MD, weights_TK=weights_TK, pair_row=pair_row.int())
     rows_TKD = y_MD[pair_row].view(*weights_TK.shape, -1)
     return (rows_TKD * weights_TK[..., None]).sum(1)
@@ -157,6 +157,9 @@ def _row_cases(tokens: Sequence[int], d: int, f: int, e: int, k: int) -> Iterato
         yield "glu", f"{t}", lambda to, h=h: glu(to(h), SwiGlu()), BF16_TOLERANCE
         gate = normal(t, 1, seed=5)
         yield "add_shared", f"{t}", lambda to, x=x, y=delta, g=gate: add_shared(to(x), to(y), to(g)), BF16_TOLERANCE
+        yield "add_shared", f"of experts {t}", lambda to, x=x, y=rows, s=weights, p=order: add_shared(
+            _left_unsummed(to(y), to(s), to(p)), to(x), None
+        ), BF16_TOLERANCE  # fmt: skip
         ids, weight = torch.randint(0, 50, (t,), generator=torch.Generator().manual_seed(t)), normal(50, d, seed=6)
         yield "embed", f"{t}", lambda to, i=ids, w=weight: embed(to(i), to(w), 2.0, torch.bfloat16), BF16_TOLERANCE
         q = normal(t, 4, 64, seed=7)

@@ -35,7 +35,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attention_launches import attention_launches
+from attention_launches import attention_launches, unsummed
 from provenance import provenance, save
 from ridgepoint.catalog.spec import ClampedSwiGlu, RouterSpec, SwiGlu
 from ridgepoint.kernels import triton_call
@@ -310,6 +310,7 @@ def cases(smoke: bool) -> dict[str, Callable[[], object]]:
     found["route softmax of the chosen"] = lambda: _route("softmax_topk", 128, 1, 4)
     found["glu"] = lambda: glu(_meta(64, 2 * 6144), SwiGlu())
     found["add_shared"] = lambda: add_shared(_meta(64, 2048), _meta(64, 2048), _meta(64, 1))
+    found["add_shared to experts"] = lambda: add_shared(unsummed(64, 2048, 8, ordered=False), _meta(64, 2048), None)
     found["embed"] = lambda: embed(_meta(64, dtype=torch.int64), _meta(1000, 2048), 1.0, torch.bfloat16)
     return small if smoke else found | attention_launches()
 

@@ -9,7 +9,7 @@ from ridgepoint.catalog.spec import DenseSpec, MoeSpec, RouterSpec, SharedExpert
 from ridgepoint.kernels.add_shared import add_shared
 from ridgepoint.kernels.glu import glu
 from ridgepoint.kernels.linear import linear_f32
-from ridgepoint.kernels.moe_experts import expert_rows, moe_experts
+from ridgepoint.kernels.moe_experts import expert_rows
 from ridgepoint.kernels.moe_experts.unsummed import Delta
 from ridgepoint.kernels.route import route
 from ridgepoint.nn.linear import Linear, parameter
@@ -77,12 +77,9 @@ class Experts(nn.Module):
         self.bias_gate_up_E2F = parameter(e, 2 * f, dtype=dtype, device=device) if spec.bias else None
         self.bias_down_ED = parameter(e, d_model, dtype=dtype, device=device) if spec.bias else None
 
-    def forward(
-        self, x_TD: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor, *, summed: bool = True
-    ) -> Delta:
-        """A token's rows may be left to be summed by the addition that follows, unless they must be `summed`."""
-        compute = moe_experts if summed else expert_rows
-        return compute(
+    def forward(self, x_TD: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> Delta:
+        """A token's rows may be left to be summed by the addition that follows."""
+        return expert_rows(
             x_TD,
             weights_TK,
             expert_ids_TK,
@@ -105,7 +102,7 @@ class SharedExpert(nn.Module):
         self.ffn = DenseFfn(dense, d_model, dtype=dtype, device=device)
         self.gate = Linear(d_model, 1, bias=False, dtype=dtype, device=device) if shared.gated else None
 
-    def forward(self, x_TD: torch.Tensor, routed_TD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, routed_TD: Delta) -> torch.Tensor:
         return add_shared(routed_TD, self.ffn(x_TD), None if self.gate is None else self.gate(x_TD))
 
 
@@ -121,5 +118,5 @@ class MoeFfn(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> Delta:
         weights_TK, expert_ids_TK = self.router(x_TD)
-        y_TD = self.experts(x_TD, weights_TK, expert_ids_TK, summed=self.shared is not None)
+        y_TD = self.experts(x_TD, weights_TK, expert_ids_TK)
         return y_TD if self.shared is None else self.shared(x_TD, y_TD)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ridgepoint.kernels.moe_experts.unsummed import UnsummedRows
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16 = 5e-3  # relative error of one rounding to bf16 (2e-3), twice in a row, with room for the sum behind it
 # What a product adds to that when its weights are rounded to bf16 after scaling.
@@ -39,6 +41,18 @@ def routing(tokens: int, experts: int, top_k: int, kind: str, seed: int = 0) -> 
         allowed = torch.arange(0, experts, 2 if kind == "even" else 1)
         ids = allowed[torch.rand(tokens, len(allowed), generator=g).argsort(-1)[:, :top_k]].contiguous()
     return torch.rand(tokens, top_k, generator=g).to(DEVICE), ids.to(DEVICE)
+
+
+def unsummed(rows: int, width: int, top_k: int, ordered: bool) -> tuple[UnsummedRows, torch.Tensor]:
+    """What experts leave, among rows of NaN that belong to no pair unless they are ordered, and its sums in float64."""
+    g = torch.Generator().manual_seed(rows)
+    pairs = rows * top_k
+    y = torch.full((pairs if ordered else 2 * pairs + 3, width), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    place = (torch.arange(pairs) if ordered else torch.randperm(len(y), generator=g)[:pairs]).to(DEVICE)
+    y[place] = randn(pairs, width, seed=1)
+    weights = torch.rand(rows, top_k, generator=g).to(DEVICE)
+    want = (y[place].double().view(rows, top_k, width) * weights.double()[..., None]).sum(1)
+    return UnsummedRows(y_MD=y, weights_TK=weights, pair_row=None if ordered else place.int()), want
 
 
 def poisoned_empty(monkeypatch_setattr: Callable[..., None]) -> None:

@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from products import unsummed
 
 from ridgepoint.kernels.moe_experts.combine import summed
-from ridgepoint.kernels.moe_experts.unsummed import UnsummedRows
 from ridgepoint.kernels.norm import cpu as norm_cpu
 from ridgepoint.kernels.norm import reference as norm_reference
 from ridgepoint.kernels.norm import triton as norm_path
@@ -49,21 +49,14 @@ def test_norms(rows: int, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize(("rows", "width", "top_k"), [(0, 40, 2), (1, 40, 8), (7, 700, 3), (2, 4100, 1)])
 def test_norms_sum_what_experts_left(rows: int, width: int, top_k: int, ordered: bool) -> None:
-    """To the bit as a launch that sums, then one that adds; rows that belong to no pair are NaN."""
-    g = torch.Generator().manual_seed(rows)
-    pairs = rows * top_k
-    y = torch.full((pairs if ordered else 2 * pairs + 3, width), float("nan"), dtype=torch.bfloat16)
-    place = torch.arange(pairs) if ordered else torch.randperm(len(y), generator=g)[:pairs]
-    y[place] = randn(pairs, width, seed=1, dtype=torch.bfloat16)
-    weights = torch.rand(rows, top_k, generator=g)
-    unsummed = UnsummedRows(y_MD=y, weights_TK=weights, pair_row=None if ordered else place.int())
-    want = (y[place].double().view(rows, top_k, width) * weights.double()[..., None]).sum(1).bfloat16()
+    """To the bit as a launch that sums, then one that adds."""
+    left, want = unsummed(rows, width, top_k, ordered)
     x, w, b = (randn(*shape, seed=2, dtype=torch.bfloat16) for shape in ((rows, width), (width,), (width,)))
     for name, *parameters in (("add_rms_norm", w), ("add_layer_norm", w, b)):
-        fused = getattr(norm_path, name)(x, unsummed, 0.3, *parameters, 1e-6)
-        apart = getattr(norm_path, name)(x, summed(unsummed), 0.3, *parameters, 1e-6)
+        fused = getattr(norm_path, name)(x, left, 0.3, *parameters, 1e-6)
+        apart = getattr(norm_path, name)(x, summed(left), 0.3, *parameters, 1e-6)
         assert all(torch.equal(a, b) for a, b in zip(fused, apart, strict=True))
-        for a, b in zip(fused, getattr(norm_cpu, name)(x, want, 0.3, *parameters, 1e-6), strict=True):
+        for a, b in zip(fused, getattr(norm_cpu, name)(x, want.bfloat16(), 0.3, *parameters, 1e-6), strict=True):
             assert a.shape == b.shape and float((a - b).float().norm()) <= 4e-3 * float(b.float().norm())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from products import BF16, BF16_WEIGHTS, DEVICE, error, randn, surrounded
+from products import BF16, BF16_WEIGHTS, DEVICE, error, randn, surrounded, unsummed
 
 from ridgepoint.catalog.spec import ClampedSwiGlu, RouterSpec, SwiGlu
 from ridgepoint.errors import ConfigError
@@ -20,6 +20,7 @@ from ridgepoint.kernels.gemm.quantise import quantise_rows, rounded_rows
 from ridgepoint.kernels.glu import reference as glu_reference
 from ridgepoint.kernels.glu import triton as glu
 from ridgepoint.kernels.linear import triton as linear
+from ridgepoint.kernels.moe_experts.combine import summed
 from ridgepoint.kernels.packed import GROUPS, choose_scales, pack
 from ridgepoint.kernels.route import reference as route_reference
 from ridgepoint.kernels.route import triton as route
@@ -213,6 +214,12 @@ def test_row_operators(rows: int) -> None:
         want = add_shared_reference.add_shared(x.double(), other.double(), None if logit is None else logit.double())
         assert error(add_shared.add_shared(x.contiguous(), other, logit), want) <= BF16
         assert error(add_shared.add_shared(x, other, logit), want) <= BF16
+        for ordered in (True, False):
+            left, sums = unsummed(rows, 40, 3, ordered)
+            got = add_shared.add_shared(left, other, logit)
+            assert torch.equal(got, add_shared.add_shared(summed(left), other, logit))
+            want = add_shared_reference.add_shared(sums, other.double(), None if logit is None else logit.double())
+            assert error(got, want) <= BF16
     ids = torch.arange(rows, device=DEVICE) % 9
     table = randn(9, 40, seed=3)
     got = embed.embed(ids, table, 12.0, torch.bfloat16)

@@ -26,6 +26,17 @@ def summed(delta: Delta) -> torch.Tensor:
     return out_TD
 
 
+def rows_of(delta: Delta) -> torch.Tensor:
+    return delta.y_MD if isinstance(delta, UnsummedRows) else delta
+
+
+def sum_of(delta: Delta | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+    """(weights, rows, K) of what a kernel has to sum on its way; no K: nothing."""
+    if not isinstance(delta, UnsummedRows):
+        return None, None, 0
+    return delta.weights_TK, delta.pair_row, delta.weights_TK.shape[1]
+
+
 @triton.jit
 def _combine(y, weights, pair_row, out, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     after_previous()

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ridgepoint.kernels.moe_experts.combine import sum_of_token, summed
-from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
+from ridgepoint.kernels.moe_experts.combine import rows_of, sum_of, sum_of_token, summed
+from ridgepoint.kernels.moe_experts.unsummed import Delta
 from ridgepoint.kernels.norm import cpu
 from ridgepoint.kernels.triton_call import after_previous, on_device, overlapped, wants_gradient
 
@@ -33,7 +33,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 def add_rms_norm(
     x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _serves(x_TD, _rows_of(delta_TD), weight_D):
+    if not _serves(x_TD, rows_of(delta_TD), weight_D):
         return cpu.add_rms_norm(x_TD, summed(delta_TD), scale, weight_D, eps)
     return _norm(x_TD, delta_TD, scale, weight_D, None, eps)
 
@@ -41,7 +41,7 @@ def add_rms_norm(
 def add_layer_norm(
     x_TD: torch.Tensor, delta_TD: Delta, scale: float, weight_D: torch.Tensor, bias_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _serves(x_TD, _rows_of(delta_TD), weight_D, bias_D):
+    if not _serves(x_TD, rows_of(delta_TD), weight_D, bias_D):
         return cpu.add_layer_norm(x_TD, summed(delta_TD), scale, weight_D, bias_D, eps)
     return _norm(x_TD, delta_TD, scale, weight_D, bias_D, eps)
 
@@ -53,10 +53,6 @@ def _serves(*tensors: torch.Tensor) -> bool:
         and on_device(*tensors)
         and not wants_gradient(*tensors)
     )
-
-
-def _rows_of(delta: Delta) -> torch.Tensor:
-    return delta.y_MD if isinstance(delta, UnsummedRows) else delta
 
 
 def _norm(
@@ -74,18 +70,17 @@ def _norm(
         return r, y
     width = x.shape[-1]
     x_RIW = _two_axes_of_rows(x)
-    delta_RIW = x_RIW if delta is None else _two_axes_of_rows(_rows_of(delta))
-    unsummed = delta if isinstance(delta, UnsummedRows) else None
+    delta_RIW = x_RIW if delta is None else _two_axes_of_rows(rows_of(delta))
     inner = x_RIW.shape[1]
     num_rows = x_RIW.shape[0] * inner
     block = triton.next_power_of_2(width)
-    rows = max(1, TILE // block) if unsummed is None else 1
+    weights_TK, pair_row, top_k = sum_of(delta)
+    rows = 1 if top_k else max(1, TILE // block)
     norm_rows[(triton.cdiv(num_rows, rows),)](
         x_RIW, delta_RIW, weight, weight if bias is None else bias, r, y, x_RIW.stride(0), x_RIW.stride(1),
-        delta_RIW.stride(0), delta_RIW.stride(1), unsummed and unsummed.weights_TK, unsummed and unsummed.pair_row,
-        num_rows, inner, scale, eps, WIDTH=width, BLOCK=block, ROWS=rows, ADD=delta is not None,
-        TOP_K=unsummed.weights_TK.shape[1] if unsummed else 0, CENTRE=bias is not None,
-        num_warps=max(4, min(16, block // 512)), **overlapped(),
+        delta_RIW.stride(0), delta_RIW.stride(1), weights_TK, pair_row, num_rows, inner, scale, eps, WIDTH=width, BLOCK=block,
+        ROWS=rows, ADD=delta is not None, TOP_K=top_k, CENTRE=bias is not None, num_warps=max(4, min(16, block // 512)),
+        **overlapped(),
     )  # fmt: skip
     return r, y
 
