@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import gpu_roles
 from gpu_report import Run
 from gpu_timing import poisoned, relative_error
 from ridgepoint.catalog.spec import RouterSpec, SwiGlu
@@ -33,6 +34,7 @@ FORMATS = ("fp8", "fp8-a8", "int8", "int4-32", "mxfp4")
 BLOCK = 16
 To = Callable[[torch.Tensor], torch.Tensor]
 Case = Callable[[To], torch.Tensor]
+CheckedCase = tuple[str, str, Case, float]  # operator, name, what it computes, tolerance
 
 ROUTER = RouterSpec(
     scores="softmax", normalise=True, scale=1.0, bias=False, correction_bias=False, num_groups=1, topk_groups=1,
@@ -64,42 +66,67 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
 def checks(run: Run) -> None:
     """Every Triton kernel, its outputs full of NaN beforehand: small shapes against the definition, a model's shapes against
     torch's path (which tests hold against the definition) in float32. Inputs are drawn afresh in every run. What disagrees is
-    tried again with every launch waiting for the one before: that tells a wrong kernel from one that starts too early."""
+    tried again with every launch waiting for the one before: that tells a wrong kernel from one that starts too early. Kernels whose
+    warps have roles come last: what has been found by then is kept if they hang."""
     global _fresh
     _fresh = 0 if run.smoke else secrets.randbits(24)
     run.note(f"inputs drawn from seed {_fresh}")
-    worst: dict[str, float] = {}
-    failed: list[str] = []
+    gpu_roles.on_trial(run.out, run.part)
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
         moved = tensor.to(run.device)
         return moved.float() if moved.dtype == torch.bfloat16 else moved
 
-    for small, path, to_slow in ((True, "reference", lambda tensor: tensor), (False, "cpu", wide)):
-        if run.smoke and not small:
+    apart: dict[bool, list[tuple[str, To, CheckedCase]]] = {False: [], True: []}  # whether by roles
+    for small, path, to_slow in ((True, "reference", _as_it_is), (False, "cpu", wide)):
+        if small or not run.smoke:
+            for case in cases(small, partial(_belongs, run.part)):
+                apart[case[1].endswith(gpu_roles.BY_ROLES)].append((path, to_slow, case))
+    failed = _check(run, apart[False], "")
+    wrong = _check(run, apart[True], "_by_roles")
+    if wrong:
+        gpu_roles.found_wrong(run.out, run.part, "; ".join(wrong))
+    else:
+        gpu_roles.cleared(run.out, run.part)
+    if failed or wrong:
+        raise AssertionError(
+            f"{len(failed + wrong)} kernels disagree with their definition: " + "; ".join(failed + wrong)
+        )
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _check(run: Run, checked: Sequence[tuple[str, To, CheckedCase]], kind: str) -> list[str]:
+    """What is wrong, in lines; and a figure for each operator, its largest error."""
+    worst: dict[str, float] = {}
+    failed: list[str] = []
+    for path, to_slow, (op, name, case, tolerance) in checked:
+        if run.smoke and name.endswith(" 1"):
+            continue  # its longer sibling is enough
+        if not has_triton(op):
+            if op not in worst:
+                run.note(f"{op} has no Triton kernel")
+            worst.setdefault(op, float("nan"))
             continue
-        for op, name, case, tolerance in cases(small, partial(_belongs, run.part)):
-            if run.smoke and name.endswith(" 1"):
-                continue  # its longer sibling is enough
-            if not has_triton(op):
-                if op not in worst:
-                    run.note(f"{op} has no Triton kernel")
-                worst.setdefault(op, float("nan"))
-                continue
-            error = 0.0  # unless it runs
-            with run.apart(f"{op} {name} beside {path}"):
-                error = _disagreement(run, case, path, to_slow)
-                worst[op] = max(worst.get(op, 0.0), error)
-            if not error <= tolerance:
-                with run.apart(f"{op} {name} in turn"), in_turn():
-                    again = _disagreement(run, case, path, to_slow)
-                    failed.append(f"{op} {name} beside {path}: {error:.3g} > {tolerance:.3g} ({again:.3g} in turn)")
-                    run.note(f"WRONG {failed[-1]}")
+        error = None
+        with run.apart(f"{op} {name} beside {path}"):
+            error = _disagreement(run, case, path, to_slow)
+        if error is None:
+            failed.append(f"{op} {name} beside {path} does not run")
+            continue
+        worst[op] = max(worst.get(op, 0.0), error)
+        if not error <= tolerance:
+            again = float("inf")
+            with run.apart(f"{op} {name} in turn"), in_turn():
+                again = _disagreement(run, case, path, to_slow)
+            failed.append(f"{op} {name} beside {path}: {error:.3g} > {tolerance:.3g} ({again:.3g} in turn)")
+            run.note(f"WRONG {failed[-1]}")
     for op in worst:
         if has_triton(op):
-            run.figure(f"{op}_error", worst[op], "")
-    if failed:
-        raise AssertionError(f"{len(failed)} kernels disagree with their definition: " + "; ".join(failed))
+            run.figure(f"{op}{kind}_error", worst[op], "")
+    return failed
 
 
 def _belongs(part: str | None, op: str) -> bool:
@@ -117,7 +144,7 @@ def _disagreement(run: Run, case: Case, path: str, to_slow: To) -> float:
     return relative_error(out, reference)
 
 
-def cases(small: bool, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str, Case, float]]:
+def cases(small: bool, wanted: Callable[[str], bool]) -> Iterator[CheckedCase]:
     """(op, name, case, tolerance) of the operators that are wanted. A case computes with the tensors that `to` makes of its own."""
     d, f, e, k = (64, 32, 8, 2) if small else (2048, 768, 32, 8)
     tokens = (1, 5) if small else (1, 4, 37, 300)
@@ -141,7 +168,7 @@ def _left_unsummed(y_MD: torch.Tensor, weights_TK: torch.Tensor, pair_row: torch
     return (rows_TKD * weights_TK[..., None]).sum(1)
 
 
-def _row_cases(tokens: Sequence[int], d: int, f: int, e: int, k: int) -> Iterator[tuple[str, str, Case, float]]:
+def _row_cases(tokens: Sequence[int], d: int, f: int, e: int, k: int) -> Iterator[CheckedCase]:
     for t in tokens:
         x, delta, w = normal(t, d, seed=1), normal(t, d, seed=2), normal(d, seed=3)
         yield "norm", f"rms {t}", lambda to, x=x, w=w: norm.rms_norm(to(x), to(w), 1e-6), BF16_TOLERANCE
@@ -173,7 +200,7 @@ def _row_cases(tokens: Sequence[int], d: int, f: int, e: int, k: int) -> Iterato
         yield "route", f"weights {t}", lambda to, x=logits: route(to(x), None, ROUTER, k)[0], 1e-5
 
 
-def _linear_cases(t: int, d: int, f: int) -> Iterator[tuple[str, str, Case, float]]:
+def _linear_cases(t: int, d: int, f: int) -> Iterator[CheckedCase]:
     x, w = normal(t, d, seed=8), normal(3 * f, d, scale=d**-0.5, seed=9)
     yield "linear", f"bf16 {t}", lambda to: linear(to(x), to(w)), BF16_TOLERANCE
     if not packs_weights():
@@ -192,7 +219,7 @@ def _linear_cases(t: int, d: int, f: int) -> Iterator[tuple[str, str, Case, floa
         yield "linear", f"{fmt} {t}", packed_linear, BF16_TOLERANCE
 
 
-def _expert_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[tuple[str, str, Case, float]]:
+def _expert_cases(t: int, d: int, f: int, e: int, k: int) -> Iterator[CheckedCase]:
     x = normal(t, d, seed=8)
     gate_up, down = normal(e, 2 * f, d, scale=d**-0.5, seed=10), normal(e, d, f, scale=f**-0.5, seed=11)
     ids, weights = choices(t, e, k, seed=t)
@@ -223,7 +250,7 @@ def _is_triton(x: torch.Tensor, to: To) -> bool:
     return dispatch.implementation("linear", to(x)).__name__.endswith(".triton")
 
 
-def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
+def _attention_cases(smoke: bool) -> Iterator[CheckedCase]:
     contexts = [5, 40, 17] if smoke else [5, 300, 1100]
     heads, kv_heads, width = (4, 2, 16) if smoke else (32, 4, 128)
     for name, queries in (("decode", [1, 1, 1]), ("mixed", [1, 33 if smoke else 260, 1]), ("prompt", contexts)):
@@ -263,20 +290,14 @@ def _attention_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
             )
 
 
-TUNED = {
-    "mla_decode": "mla_attention",
-    "paged_prompt": "paged_attention",
-    "experts": "moe_experts",
-}  # what has the tiles
-
-
 def _with_tile(op: str, name: str, case: Case, to: To) -> torch.Tensor:
     """With the kernel in Gluon that has this tile."""
     if importlib.util.find_spec("triton") is None:
         return case(to)
     from ridgepoint.kernels.tuning import pinned
 
-    with pinned(op, getattr(importlib.import_module(f"ridgepoint.kernels.{TUNED[op]}.tunable"), name)):
+    (folder,) = (part for part, tuned in gpu_roles.TUNED.items() if tuned == op)
+    with pinned(op, getattr(importlib.import_module(f"ridgepoint.kernels.{folder}.tunable"), name)):
         return case(to)
 
 
@@ -296,7 +317,7 @@ def _mla_case(step: PagedStep, queries: list[int], contexts: list[int], heads: i
     return attend
 
 
-def _sample_cases(smoke: bool) -> Iterator[tuple[str, str, Case, float]]:
+def _sample_cases(smoke: bool) -> Iterator[CheckedCase]:
     rows, vocab = (6, 300) if smoke else (15, 151_936)
     generator = torch.Generator().manual_seed(22)
     logits = torch.randn(rows, vocab, generator=generator) * 3

@@ -32,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
+import gpu_roles
 import provenance
 from gpu_processes import beside, run_in_time, write_whole
 from gpu_report import Run, expected_figures, judged, line_of, table
@@ -419,7 +420,7 @@ def _chosen(names: str | None) -> list[Section]:
 
 def _child(args: argparse.Namespace) -> int:
     """One section, for the parent: its result goes to a file."""
-    os.environ["RIDGEPOINT_TRY_ROLES"] = "1"  # here and in what this starts: it may hang
+    os.environ["RIDGEPOINT_TRY_ROLES"] = gpu_roles.to_try(args.out)  # here and in what this starts
     tuned = args.out / "tuned.toml"
     if tuned.exists():
         os.environ["RIDGEPOINT_TUNED"] = str(tuned)

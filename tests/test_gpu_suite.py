@@ -17,6 +17,7 @@ import torch
 
 import gpu_processes
 import gpu_report
+import gpu_roles
 import gpu_suite
 
 SCRIPT = Path(gpu_suite.__file__)
@@ -203,6 +204,17 @@ def test_a_section_has_no_more_time_than_is_left(tmp_path: Path, monkeypatch: py
         found = gpu_suite.in_own_process(section, budget_s=budget_s, left_s=left_s, out=tmp_path)
         assert found["figures"] == [] and "took longer than its time" in found["error"]
     assert limits == pytest.approx([gpu_suite.GRACE * 10 + gpu_suite.STARTING_S, 20 + gpu_suite.STARTING_S], abs=5.0)
+
+
+def test_warps_with_roles_are_tried_once_their_checks_have_ended_well(tmp_path: Path) -> None:
+    assert gpu_roles.to_try(tmp_path) == "experts,paged_prompt,mla_decode", "nobody has checked"
+    for part in ("moe_experts", "paged_attention", "mla_attention", "linear"):
+        gpu_roles.on_trial(tmp_path, part)
+    gpu_roles.cleared(tmp_path, "paged_attention")
+    gpu_roles.found_wrong(tmp_path, "mla_attention", "0.3 > 0.01")
+    assert gpu_roles.to_try(tmp_path) == "paged_prompt"
+    assert (tmp_path / "no-roles-mla_attention.txt").read_text() == "0.3 > 0.01"
+    assert "did not end" in (tmp_path / "no-roles-moe_experts.txt").read_text()
 
 
 @pytest.mark.parametrize(("then", "code"), [("time.sleep(600)", gpu_processes.LATE), ("sys.exit(3)", 3)])

@@ -227,7 +227,15 @@ def test_a_later_round_starts_from_the_best_and_tries_nothing_twice() -> None:
     assert seen == [MANY] and watch.asked == 3
 
 
-@pytest.mark.parametrize("said, kept", [("", MANY), ("1", replace(MANY, roles=True))])
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        ("", MANY),
+        ("1", replace(MANY, roles=True)),
+        ("experts", MANY),
+        ("experts,paged_decode", replace(MANY, roles=True)),
+    ],
+)
 def test_warps_with_roles_are_tried_where_the_environment_says_so(
     said: str, kept: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

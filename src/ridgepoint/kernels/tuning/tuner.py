@@ -6,8 +6,8 @@ refuses, or that computes something else than the first, is left out by name. Ti
 `clock`, which is how this runs without a GPU; a budget that is spent leaves the rest for the next start.
 
 Kernels whose warps have roles have not run on a GPU yet, and what goes wrong with their barriers there would stop the device for
-good and not just differ: they are tried where the environment says RIDGEPOINT_TRY_ROLES=1, as benchmarks/gpu_suite.py does in
-processes that may hang.
+good and not just differ: they are tried where the environment says RIDGEPOINT_TRY_ROLES=1, or names their operators (`paged_prompt,
+experts`), as benchmarks/gpu_suite.py does in processes that may hang.
 """
 
 from __future__ import annotations
@@ -108,6 +108,11 @@ def best_of(problem: Problem, measure: Measure, announce: Announce) -> Choice | 
     )
 
 
+def may_try_roles(op: str) -> bool:
+    said = os.environ.get("RIDGEPOINT_TRY_ROLES", "")
+    return said == "1" or op in said.split(",")
+
+
 class _Trial:
     """The candidates of one problem, each tried once."""
 
@@ -123,7 +128,7 @@ class _Trial:
         return None if config is None else (self.seconds[config], config)
 
     def round(self, candidates: Sequence[Config]) -> None:
-        tries_roles = os.environ.get("RIDGEPOINT_TRY_ROLES") == "1"
+        tries_roles = may_try_roles(self._problem.op)
         fresh = [c for c in dict.fromkeys(candidates) if c not in self.seconds and (tries_roles or not has_roles(c))]
         compile_together([lambda c=c: self._run(c) for c in fresh])  # type: ignore[misc]
         for config in fresh:
