@@ -1,4 +1,4 @@
-"""The GPU suite's first section on single operators: each of them against its definition, and the shapes and numbers that the others share."""
+"""The GPU suite's first section on single operators: each of them against its definition."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import importlib.util
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
+import gpu_inputs
 import gpu_roles
+from gpu_inputs import BLOCK, FORMATS, PagedStep, To, choices, normal, packs_weights, reads_packed_weights, shaping_for
 from gpu_report import Run
 from gpu_timing import poisoned, relative_error
 from ridgepoint.catalog.spec import RouterSpec, SwiGlu
@@ -23,16 +24,12 @@ from ridgepoint.kernels.glu import glu
 from ridgepoint.kernels.linear import linear
 from ridgepoint.kernels.moe_experts import moe_experts
 from ridgepoint.kernels.moe_experts.unsummed import Delta, UnsummedRows
-from ridgepoint.kernels.paged_attention.known import Known
 from ridgepoint.kernels.rope import rope, rope_tables
 from ridgepoint.kernels.route import route
 from ridgepoint.kernels.sample import DeviceShaping
 from ridgepoint.kernels.triton_call import in_turn
 
 BF16_TOLERANCE = 1e-2  # operands and results of 8 bits of mantissa
-FORMATS = ("fp8", "fp8-a8", "int8", "int4-32", "mxfp4")
-BLOCK = 16
-To = Callable[[torch.Tensor], torch.Tensor]
 Case = Callable[[To], torch.Tensor]
 CheckedCase = tuple[str, str, Case, float]  # operator, name, what it computes, tolerance
 
@@ -46,31 +43,14 @@ def has_triton(op: str) -> bool:
     return importlib.util.find_spec(f"ridgepoint.kernels.{op}.triton") is not None
 
 
-def packs_weights() -> bool:
-    return importlib.util.find_spec("ridgepoint.kernels.device_weight") is not None
-
-
-def reads_packed_weights(device: torch.device) -> bool:
-    """Whether the experts' path on this device is Triton's, which alone reads them, and leaves rows unsummed."""
-    return dispatch.implementation("moe_experts", torch.empty(0, device=device)).__name__.endswith(".triton")
-
-
-_fresh = 0  # joins every seed
-
-
-def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(_fresh * 104_729 + seed * 7919 + sum(shape))
-    return (torch.randn(shape, generator=generator) * scale).bfloat16()
-
-
 def checks(run: Run) -> None:
     """Every Triton kernel, its outputs full of NaN beforehand: small shapes against the definition, a model's shapes against
     torch's path (which tests hold against the definition) in float32. Inputs are drawn afresh in every run. What disagrees is
     tried again with every launch waiting for the one before: that tells a wrong kernel from one that starts too early. Kernels whose
     warps have roles come last: what has been found by then is kept if they hang."""
-    global _fresh
-    _fresh = 0 if run.smoke else secrets.randbits(24)
-    run.note(f"inputs drawn from seed {_fresh}")
+    seed = 0 if run.smoke else secrets.randbits(24)
+    gpu_inputs.draw_afresh(seed)
+    run.note(f"inputs drawn from seed {seed}")
     gpu_roles.on_trial(run.out, run.part)
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -326,41 +306,3 @@ def _sample_cases(smoke: bool) -> Iterator[CheckedCase]:
     yield "sample", "drawn", lambda to: sample.choose_on_device(
         to(logits), DeviceShaping(**{name: to(column) for name, column in vars(shaping).items()})
     ).double(), 0.0  # fmt: skip
-
-
-class PagedStep:
-    """Sequences scattered over shuffled blocks: `contexts[b]` tokens each, the last `queries[b]` of them asking."""
-
-    def __init__(self, contexts: Sequence[int], queries: Sequence[int]) -> None:
-        widest = -(-max(contexts) // BLOCK)
-        self.num_blocks = len(contexts) * widest + 1
-        order = torch.randperm(self.num_blocks, generator=torch.Generator().manual_seed(len(contexts)))
-        self.tables = order[: len(contexts) * widest].view(len(contexts), widest)
-        self.contexts, self.starts = torch.tensor(contexts), torch.tensor([0, *queries]).cumsum(0)
-        position = torch.cat([torch.arange(count) for count in contexts])
-        sequence = torch.repeat_interleave(torch.arange(len(contexts)), self.contexts)
-        self.all_slots = self.tables[sequence, position // BLOCK] * BLOCK + position % BLOCK
-        self.known = Known(min(queries), max(c - q for c, q in zip(contexts, queries, strict=True)))
-
-    def plan(self, to: To) -> Any:
-        """As a step that is not replayed has it."""
-        return paged_attention.prepare(to(self.starts), to(self.contexts), to(self.tables), BLOCK, known=self.known)
-
-
-def choices(tokens: int, experts: int, top_k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of `top_k` distinct experts for each token, uniformly, and weights that sum to one."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(tokens, experts, generator=generator)
-    return scores.topk(top_k).indices, torch.rand(tokens, top_k, generator=generator).softmax(-1)
-
-
-def shaping_for(rows: int, generator: torch.Generator) -> DeviceShaping:
-    """A little of everything: greedy rows, temperatures, top-k, top-p, min-p."""
-
-    def pick(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)[torch.arange(rows) % len(values)]
-
-    return DeviceShaping(
-        temperature_R=pick([0.0, 0.7, 1.0]), top_k_R=pick([0, 20]).long(), top_p_R=pick([1.0, 0.9, 0.95, 1.0, 0.5]),
-        min_p_R=pick([0.0, 0.0, 0.0, 0.05]), uniform_R=torch.rand(rows, dtype=torch.float64, generator=generator),
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from gpu_checks import BLOCK, FORMATS, PagedStep, choices, normal, packs_weights, shaping_for
+from gpu_inputs import BLOCK, FORMATS, PagedStep, choices, normal, packs_weights, shaping_for
 from gpu_report import Run
 from gpu_timing import Timed, median_of, num_sets, relative_error
 from ridgepoint.catalog.spec import SwiGlu

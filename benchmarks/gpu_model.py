@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gpu_checks import packs_weights, reads_packed_weights
+from gpu_inputs import packs_weights, reads_packed_weights
 from gpu_report import Run
 from gpu_timing import host_us, relative_error
 from ridgepoint.catalog.hardware import Accelerator, accelerator_from_table
