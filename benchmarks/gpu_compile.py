@@ -132,6 +132,11 @@ def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tu
     return signature, constants, attributes
 
 
+def compiled_as(launch: Launch) -> str:
+    """What launches agree in that share one compiled kernel."""
+    return launch.kernel.__name__ + str((specialised(launch), launch.options))
+
+
 def variants(runs: list[Callable[[], object]]) -> dict[str, int]:
     """How many compiled kernels of each name these runs need together."""
     needed: dict[str, set[str]] = {}
@@ -139,7 +144,7 @@ def variants(runs: list[Callable[[], object]]) -> dict[str, int]:
         with recorded() as launches, torch.no_grad():
             run()
         for launch in launches:
-            needed.setdefault(launch.kernel.__name__, set()).add(str((specialised(launch), launch.options)))
+            needed.setdefault(launch.kernel.__name__, set()).add(compiled_as(launch))
     return {name: len(keys) for name, keys in needed.items()}
 
 
@@ -333,6 +338,25 @@ def crowding(result: dict[str, Any], per_processor: int) -> list[str]:
     return found
 
 
+def compile_cases(only: str, smoke: bool) -> list[dict[str, Any]]:
+    """A row for every kernel of every case, under the first that launches it."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, run in cases(smoke).items():
+        if only not in name:
+            continue
+        with recorded() as launches, torch.no_grad():
+            run()
+        for launch in launches:
+            per_processor = -(-launch.grid[0] // PROCESSORS) if launch.kernel.__name__ in PERSISTENT else 1
+            key = compiled_as(launch), per_processor
+            if key in rows:
+                continue
+            result = rows[key] = compiled(launch) | {"case": name}
+            result["faults"] = faults(result) + crowding(result, per_processor)
+            _show(name, result)
+    return list(rows.values())
+
+
 def compile_candidates(only: str, smoke: bool) -> list[dict[str, Any]]:
     """A row for every kernel of every candidate; equal launches are compiled once."""
     rows: list[dict[str, Any]] = []
@@ -343,7 +367,7 @@ def compile_candidates(only: str, smoke: bool) -> list[dict[str, Any]]:
         with recorded() as launches, torch.no_grad():
             candidate.run()
         for launch, per_processor in candidate.tried(launches):
-            key = launch.kernel.__name__ + str((specialised(launch), launch.options))
+            key = compiled_as(launch)
             if key not in known:
                 known[key] = compiled(launch)
             result = known[key] | {
@@ -384,28 +408,8 @@ def main() -> None:
         print(f"{len(rows)} kernels of candidates, {wrong} with faults")
         save(args.out, provenance(__doc__) | {"triton": triton.__version__, "target": "sm_90", "candidates": rows})
         sys.exit(1 if wrong else 0)
-    rows, wrong, known = [], 0, {}
-    for name, run in cases(args.smoke).items():
-        if args.only not in name:
-            continue
-        with recorded() as launches, torch.no_grad():
-            run()
-        for launch in launches:
-            key = (
-                launch.kernel.__name__,
-                str(
-                    sorted((n, str(v.dtype if isinstance(v, torch.Tensor) else v)) for n, v in launch.arguments.items())
-                ),
-                str(launch.options),
-            )
-            if key in known:
-                continue
-            result = known[key] = compiled(launch) | {"case": name}
-            persistent = launch.kernel.__name__ in PERSISTENT
-            result["faults"] = faults(result) + crowding(result, -(-launch.grid[0] // PROCESSORS) if persistent else 1)
-            wrong += bool(result["faults"])
-            rows.append(result)
-            _show(name, result)
+    rows = compile_cases(args.only, args.smoke)
+    wrong = sum(bool(row["faults"]) for row in rows)
     print(f"{len(rows)} kernels, {wrong} with faults")
     needed = variants([lambda t=t: _experts("bf16", t, 2048, 768, 128, 8) for t in PROMPTS])
     print(f"compiled kernels for {len(PROMPTS)} lengths of prompts: {needed}")

@@ -24,7 +24,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpu_compile import recorded, specialised
+from gpu_compile import compiled_as, recorded
 from provenance import provenance, save
 from ridgepoint.catalog.models import catalog_model
 from ridgepoint.catalog.spec import ModelSpec
@@ -145,7 +145,7 @@ def compilations(name: str, max_seqs: int, prompts: list[int]) -> dict[str, int]
         *(model.prompt(length)[1] for length in prompts),
     ):
         for launch in launches:
-            needed.setdefault(launch.kernel.__name__, set()).add(str((specialised(launch), launch.options)))
+            needed.setdefault(launch.kernel.__name__, set()).add(compiled_as(launch))
     return {kernel: len(keys) for kernel, keys in sorted(needed.items())}
 
 

@@ -27,7 +27,7 @@ from triton.runtime import driver
 
 import gpu_checks
 import gpu_compile
-from gpu_compile import TARGET, Launch, recorded, specialised
+from gpu_compile import TARGET, Launch, compiled_as, recorded
 from gpu_launches import BLOCK, Model, as_on_a_gpu
 from gpu_suite import TUNED
 from ridgepoint.catalog.models import catalog_model
@@ -101,7 +101,7 @@ def launches(smoke: bool) -> list[Launch]:
         for name, run in work(smoke):
             try:
                 for launch in run():
-                    found.setdefault(launch.kernel.__name__ + str((specialised(launch), launch.options)), launch)
+                    found.setdefault(compiled_as(launch), launch)
             except (RuntimeError, NotImplementedError) as error:  # asks for numbers: it will be compiled when it runs
                 print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
     finally:
