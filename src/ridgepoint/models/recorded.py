@@ -69,7 +69,7 @@ class RecordedStep:
         sizes = StepSizes(len(inputs.token_ids_T), len(inputs.context_lens_B), len(inputs.logit_rows_R),
                           inputs.block_tables_BN.shape[1])  # fmt: skip
         place = self._room.first(sizes)
-        for field in fields(StepInputs):
+        for field in fields(HostInputs):
             given = getattr(inputs, field.name)
             getattr(place, field.name)[...] = 0 if given is None else given.numpy()
         return sizes
