@@ -5,8 +5,8 @@
 // from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch an equal part each of
 // the next panel: the first of them alone would wait for memory, and memory for the others.
 //
-// All are fetched into the first level, though those of a next panel leave it again: a processor whose queues are full drops what
-// it was only asked to prefetch, and on Zen 5 more of what was to go no further than the second level (half of it, of the other a third).
+// All are fetched into the first level, though those of a next panel leave it again: a processor whose queues are full drops
+// prefetches (in a loop of nothing else on Zen 5, half of those to the second level and a third of these).
 
 constexpr int64_t kAheadBytes = 8192;  // 400 ns at a thread's 20 GB/s: a few times what memory takes to answer
 
