@@ -37,15 +37,17 @@ def reasoning_of(message: Any) -> str:
     return (message.model_extra or {}).get("reasoning_content") or ""
 
 
-def answer_of(client: openai.OpenAI, **asked: Any) -> tuple[Any, tuple[str, str, list[tuple[str, str]]]]:
+def answer_of(
+    client: openai.OpenAI, *, model: str = "tiny-gpt-oss", **asked: Any
+) -> tuple[Any, tuple[str, str, list[tuple[str, str]]]]:
     """The choice of a whole answer, and what it tells; a stream of the same has been seen to tell the same."""
-    choice = client.chat.completions.create(model="tiny-gpt-oss", messages=HI, **asked).choices[0]
+    choice = client.chat.completions.create(model=model, messages=HI, **asked).choices[0]
     calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
     told = (choice.message.content or "", reasoning_of(choice.message), calls)
     content = reasoning = ""
     streamed: list[list[str]] = []
     finish = None
-    for chunk in client.chat.completions.create(model="tiny-gpt-oss", messages=HI, stream=True, **asked):
+    for chunk in client.chat.completions.create(model=model, messages=HI, stream=True, **asked):
         (one,) = chunk.choices
         content, reasoning = content + (one.delta.content or ""), reasoning + reasoning_of(one.delta)
         finish = one.finish_reason or finish

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_tokenizer import write_tokenizer
 
 
-def write_tiny_moe(folder: Path, *, template: str | None = None) -> Path:
+def write_tiny_moe(folder: Path, *, template: str | None = None, special: Sequence[str] = ()) -> Path:
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -20,5 +21,5 @@ def write_tiny_moe(folder: Path, *, template: str | None = None) -> Path:
     )  # fmt: skip
     Qwen3MoeForCausalLM(config).to(torch.float32).save_pretrained(folder)
     options = {} if template is None else {"template": template}
-    write_tokenizer(folder, **options)
+    write_tokenizer(folder, special=special, **options)
     return folder

@@ -54,6 +54,10 @@ def serve(
     served_name: Annotated[str | None, typer.Option(help="Name that clients use for the model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Jinja file that replaces the model's template.")] = None,
+    reasoning: Annotated[
+        Literal["auto", "off"],
+        typer.Option(help="Tell reasoning apart where the chat template names its tags, or leave it in the text."),
+    ] = "auto",
     cors_origin: Annotated[list[str] | None, typer.Option(help="Browser origin to allow; repeat, or '*'.")] = None,
     drain_s: Annotated[float, typer.Option(help="Longest wait for running requests at shutdown, seconds.")] = 60.0,
     log_level: Annotated[
@@ -138,7 +142,7 @@ def serve(
     server_config = ServerConfig(
         model_name=served_name or source.name, host=host, port=port, port_file=port_file,
         api_keys=tuple(read_keys(api_key or [], api_key_file)), cors_origins=tuple(cors_origin or ()),
-        drain_s=drain_s, log_level=log_level,
+        drain_s=drain_s, log_level=log_level, reasoning=reasoning,
         limits=Limits(
             max_body_bytes=max_body_bytes, max_prompts=max_prompts, max_sequences=max_sequences,
             max_logprobs=max_logprobs, max_stops=max_stops, head_timeout_s=head_timeout_s,

@@ -73,11 +73,14 @@ class TextStream:
         self._num_tokens = 0
 
     def push(self, token_id: int) -> Released:
+        hidden = self._skip_special and token_id in self._tokens.special_ids
+        return self.push_bytes(b"" if hidden else self._tokens.of(token_id))
+
+    def push_bytes(self, piece: bytes) -> Released:
+        """A token of which this much is text."""
         self._num_tokens += 1
         self._starts.append(self._released_chars + len(self._held))
-        if self._skip_special and token_id in self._tokens.special_ids:
-            return self._take("", final=False)
-        return self._take(self._utf8.decode(self._tokens.of(token_id)), final=False)
+        return self._take(self._utf8.decode(piece), final=False)
 
     def finish(self) -> Released:
         """What was held back: nothing more will come, so half a character is certainly malformed."""

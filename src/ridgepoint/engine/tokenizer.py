@@ -61,6 +61,11 @@ class Tokenizer:
         piece: str | None = self._backend.id_to_token(token_id)
         return piece
 
+    def special_ids_of(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those of the texts that are special tokens, and their ids."""
+        of_bytes = {self.tokens.of(token_id): token_id for token_id in self.tokens.special_ids}
+        return {text: of_bytes[text.encode()] for text in texts if text.encode() in of_bytes}
+
     def with_chat_template(self, source: str) -> Tokenizer:
         """The same tokenizer with another chat template."""
         return Tokenizer(self._backend, tokens=self.tokens, special_tokens=self.special_tokens, template=source)

@@ -9,6 +9,7 @@ from typing import Protocol
 from ridgepoint.engine.text import Released, TextStream, TokenBytes
 from ridgepoint.server.harmony.reader import Harmony, HarmonyReader
 from ridgepoint.server.parts import Told
+from ridgepoint.server.reasoning.reader import Reasoning, ReasoningReader
 
 
 class AnswerReader(Protocol):
@@ -45,6 +46,7 @@ def reader(
     prompt_ids: Sequence[int],
     *,
     harmony: Harmony | None,
+    reasoning: Reasoning | None,
     shown_ids: frozenset[int],
     stops: Sequence[str],
     include_stop: bool,
@@ -59,6 +61,11 @@ def reader(
         )  # fmt: skip
     if shown_ids:
         tokens = replace(tokens, special_ids=tokens.special_ids - shown_ids)
+    if reasoning is not None:
+        return ReasoningReader(
+            reasoning, tokens, stops=stops, include_stop=include_stop, min_tokens=min_tokens,
+            skip_special=skip_special,
+        )  # fmt: skip
     return PlainReader(
         TextStream(tokens, stops=stops, include_stop=include_stop, min_tokens=min_tokens, skip_special=skip_special)
     )

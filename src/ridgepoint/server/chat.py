@@ -18,7 +18,10 @@ from ridgepoint.server.harmony.reader import Harmony, HarmonyReader
 from ridgepoint.server.job import Job, token_name, top_pairs
 from ridgepoint.server.params import chat_sampling, check_sequences
 from ridgepoint.server.parts import Arguments, CallBegun, Joined, Part, Thought, join
-from ridgepoint.server.prompts import encode_chat
+from ridgepoint.server.prompts import Prompt, encode_chat, text_of
+from ridgepoint.server.reasoning.grammar import form_behind
+from ridgepoint.server.reasoning.reader import Reasoning
+from ridgepoint.server.reasoning.tags import place_behind, place_within
 from ridgepoint.server.replies import (
     AnswerMessage,
     AnswerToolCall,
@@ -76,7 +79,8 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         harmony=marks,
     )
     harmony = None if marks is None else _harmony(marks, calling)
-    grammar = _grammar_behind(prompt.ids, service, harmony, calling, grammar)
+    reasoning = _reasoning(service, request, prompt, has_form=grammar is not None)
+    grammar = _grammar_behind(prompt.ids, service, harmony, reasoning, calling, grammar)
     sampling = chat_sampling(request, len(prompt.ids), capacity, limits)
     if marks is not None:
         sampling = sampling.ending_at(marks.stop_ids)
@@ -87,6 +91,7 @@ async def start_chat(service: Service, request: ChatRequest, key: str | None) ->
         grammar,
         shown_ids=frozenset() if calling is None else calling.shown_ids,
         harmony=harmony,
+        reasoning=reasoning,
     )
     return ChatJob(service, request, wanted, arrived_s, calling)
 
@@ -95,12 +100,34 @@ def _harmony(marks: Marks, calling: Calling | None) -> Harmony:
     return Harmony(marks) if calling is None else Harmony(marks, frozenset(calling.schemas), calling.single)
 
 
+def _reasoning(service: Service, request: ChatRequest, prompt: Prompt, *, has_form: bool) -> Reasoning | None:
+    tags = service.tags
+    if tags is None:
+        return None
+    if request.continue_final_message:
+        place = place_within(tags, text_of(request.messages[-1]))
+    else:
+        assert prompt.text is not None, "it was rendered"
+        place = place_behind(tags, prompt.text)
+    if has_form and place == "closed":
+        place = "words"  # line breaks at the beginning are the form's
+    return Reasoning(tags, place)
+
+
 def _grammar_behind(
-    prompt_ids: Sequence[int], service: Service, harmony: Harmony | None, calling: Calling | None, form: Grammar | None
+    prompt_ids: Sequence[int],
+    service: Service,
+    harmony: Harmony | None,
+    reasoning: Reasoning | None,
+    calling: Calling | None,
+    form: Grammar | None,
 ) -> Grammar | None:
-    """Of the whole answer: of harmony, a form is a part of it, and a call too."""
+    """Of the whole answer: of one that may reason, a form is a part of it, and a call too."""
     if harmony is None:
-        return form if calling is None else calling.grammar()
+        found = form if calling is None else calling.grammar()
+        if found is None or reasoning is None:
+            return found
+        return msgspec.structs.replace(found, within=form_behind(reasoning))
     place = HarmonyReader(harmony, service.tokenizer.tokens, prompt_ids).place
     if calling is not None:
         return calling.grammar(harmony.marks, place)
@@ -167,7 +194,10 @@ class ChatJob(Job):
     def _parts(self, index: int, piece: Piece) -> Sequence[Part]:
         """What a piece lets be told."""
         stream = self._streams[index]
-        return piece.parts if stream is None else stream.push(piece.text, final=piece.finish_reason is not None)
+        if stream is None:
+            return piece.parts
+        thoughts = [part for part in piece.parts if isinstance(part, Thought)]  # which come before all that is said
+        return [*thoughts, *stream.push(piece.text, final=piece.finish_reason is not None)]
 
     def _message(self, answer: Joined) -> AnswerMessage:
         calls = [

@@ -57,6 +57,7 @@ class ServerConfig:
 
     Without `api_keys` everybody who reaches the port may call. `drain_s` bounds the wait for running requests after
     the first SIGTERM. `cors_origins` empty leaves browsers of other origins out.
+    `reasoning` says whether what a model writes between tags of reasoning is told apart where its template names them.
     """
 
     model_name: str
@@ -67,6 +68,7 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = ()
     drain_s: float = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    reasoning: Literal["auto", "off"] = "auto"
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.answer import reader
 from ridgepoint.server.harmony.reader import Harmony
 from ridgepoint.server.parts import Part, Told
+from ridgepoint.server.reasoning.reader import Reasoning
 
 
 class Engine(Protocol):
@@ -58,6 +59,7 @@ class Wanted:
     grammar: Grammar | None = None
     shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same
     harmony: Harmony | None = None  # how to read an answer that is written in it
+    reasoning: Reasoning | None = None  # or one that reasons between tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,7 @@ class Generation:
             tokens,
             wanted.prompt_ids,
             harmony=wanted.harmony,
+            reasoning=wanted.reasoning,
             shown_ids=wanted.shown_ids,
             stops=wanted.stops,
             include_stop=wanted.include_stop,

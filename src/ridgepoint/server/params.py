@@ -15,6 +15,7 @@ from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.config import Limits
 from ridgepoint.server.generate import Wanted
 from ridgepoint.server.harmony.reader import Harmony
+from ridgepoint.server.reasoning.reader import Reasoning
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, GenerationFields
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
@@ -46,6 +47,7 @@ class Sampling:
         grammar: Grammar | None = None,
         shown_ids: frozenset[int] = frozenset(),
         harmony: Harmony | None = None,
+        reasoning: Reasoning | None = None,
     ) -> list[Wanted]:
         """That many sequences for one prompt, each of the form that `grammar` says."""
         return [
@@ -59,6 +61,7 @@ class Sampling:
                 grammar=grammar,
                 shown_ids=shown_ids,
                 harmony=harmony,
+                reasoning=reasoning,
             )
             for index in range(count)
         ]

@@ -199,16 +199,18 @@ def _called(call: ToolCall, as_text: bool) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": given}}
 
 
+def text_of(message: Message) -> str:
+    """All of its content, however it was sent."""
+    content = "" if message.content is None else message.content
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
 def _plain(message: Message, template_source: str, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """A message as templates expect it. A template that has never heard of `developer` knows it as `system`."""
-    content = "" if message.content is None else message.content
     role: str = message.role
     if role == "developer" and "developer" not in template_source:
         role = "system"
-    plain: dict[str, Any] = {
-        "role": role,
-        "content": content if isinstance(content, str) else "".join(part.text for part in content),
-    }
+    plain: dict[str, Any] = {"role": role, "content": text_of(message)}
     if message.name is not None:
         plain["name"] = message.name
     if message.reasoning_content is not None:

@@ -122,6 +122,7 @@ class _Server(uvicorn.Server):
         self._leaving.set()
 
     async def _load_and_wait(self, url: str) -> None:
+        self._announce(self._service.reasoning_note)
         self._announce(f"loading {self._settings.model_name}; listening on {url}")
         loading = asyncio.create_task(self._engine.start())
         leaving = asyncio.create_task(self._leaving.wait())

@@ -21,6 +21,7 @@ from ridgepoint.server.generate import Engine, Generation, Wanted
 from ridgepoint.server.harmony.marks import Marks, marks_of
 from ridgepoint.server.metrics import Metrics
 from ridgepoint.server.params import Capacity
+from ridgepoint.server.reasoning.tags import Tags, tags_of
 from ridgepoint.server.schema import GenerationFields
 
 State = Literal["ok", "loading", "draining", "failed"]
@@ -50,6 +51,23 @@ class Service:
     def harmony(self) -> Marks | None:
         """Where the model writes harmony, its marks."""
         return marks_of(self.tokenizer)
+
+    @cached_property
+    def tags(self) -> Tags | None:
+        """Where the model reasons between tags, and that is to be told apart, these."""
+        return None if self.harmony is not None or self.config.reasoning == "off" else tags_of(self.tokenizer)
+
+    @property
+    def reasoning_note(self) -> str:
+        """Whether reasoning is told apart from what is said, and why."""
+        if self.harmony is not None:
+            return "reasoning on: the chat template writes harmony's channels"
+        if self.tags is not None:
+            return f"reasoning on: the chat template has it between {self.tags.opening} and {self.tags.closing}"
+        if self.config.reasoning == "off":
+            return "reasoning off: it stays in the text, as asked for"
+        has_template = self.tokenizer.chat_template is not None
+        return "reasoning off: " + ("the chat template shows none" if has_template else "no chat template")
 
     @property
     def state(self) -> State:

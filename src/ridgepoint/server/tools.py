@@ -91,7 +91,7 @@ def calling_of(request: ChatRequest, tokenizer: Tokenizer, marks: Marks | None) 
     format_ = _format_of(tokenizer, marks)
     return Calling(
         format=format_, schemas=schemas, must=must, shown=shown(tools, marks),
-        special={} if format_ is None else _special_marks(tokenizer, format_),
+        special={} if format_ is None else tokenizer.special_ids_of(format_.marks),
         single=request.parallel_tool_calls is False or wanted is not None,
     )  # fmt: skip
 
@@ -135,12 +135,6 @@ def _format_of(tokenizer: Tokenizer, marks: Marks | None) -> ToolFormat | None:
     if format_ is None and marks is None:
         raise _refused("the form in which this model writes calls is not known: its chat template shows none", "tools")
     return format_
-
-
-def _special_marks(tokenizer: Tokenizer, format_: ToolFormat) -> dict[str, int]:
-    """The marks that are special tokens, and their ids."""
-    of_bytes = {tokenizer.tokens.of(token_id): token_id for token_id in tokenizer.tokens.special_ids}
-    return {mark: of_bytes[mark.encode()] for mark in format_.marks if mark.encode() in of_bytes}
 
 
 def _literal(special: Mapping[str, int]) -> Literal:

@@ -7,6 +7,7 @@ that more text could take back, so what a reader tells depends on the text alone
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import AnyStr
 
 from ridgepoint.server.parts import Arguments, Part
 
@@ -98,6 +99,6 @@ def _begins(text: Incoming, mark: str, place: int) -> bool:
     return not text.final and mark.startswith(text.held[place:])
 
 
-def overlap(text: str, mark: str) -> int:
-    """Characters at the end of `text` that may begin `mark`."""
+def overlap(text: AnyStr, mark: AnyStr) -> int:
+    """Characters, or bytes, at the end of `text` that may begin `mark`."""
     return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

@@ -1,0 +1,1 @@
+"""Reasoning that models write between tags, before what they say."""

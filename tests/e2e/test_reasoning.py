@@ -1,0 +1,90 @@
+"""A served model that reasons between tags, by the official openai client: its template opens reasoning, or leaves it out.
+
+The model is random, so a bias on the closing tag makes it end what it reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from serving import ServerProcess
+from test_harmony import answer_of
+from test_structured_output import FORMAT, HI, NAMED, TEMPLATE, TOOLS, check, check_call
+from tiny_moe import write_tiny_moe
+
+MODEL = "tiny-thinker"
+TAGS = ["<think>", "</think>"]
+OPENED = (
+    TEMPLATE.replace("{{ m.content }}", "<think>{{ m.reasoning_content }}</think>{{ m.content }}")
+    + "{{ '<think>\n\n</think>\n\n' if enable_thinking is false else '<think>\n' }}"
+)
+CLOSING = {"4": 5.0}  # the closing tag's id, behind three other special tokens and the opening one
+OFF: Any = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    pytest.importorskip("transformers")
+    folder = write_tiny_moe(tmp_path_factory.mktemp("reasoning") / MODEL, template=OPENED, special=TAGS)
+    arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
+    with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: ServerProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_start_says_what_is_told_apart(served: ServerProcess) -> None:
+    served.wait_for("^reasoning on: .* between <think> and </think>$")
+
+
+def test_answers_are_told_the_same_whole_and_streamed(client: openai.OpenAI) -> None:
+    kinds = [0, 0]
+    for seed in range(8):
+        _, told = answer_of(client, model=MODEL, seed=seed, max_tokens=60, logit_bias=CLOSING)
+        kinds = [count + bool(text) for count, text in zip(kinds, told, strict=False)]
+    assert min(kinds) > 2
+    choice, (content, reasoning, _) = answer_of(client, model=MODEL, seed=0, max_tokens=9, logit_bias={"4": -100})
+    assert (content, choice.message.content, choice.finish_reason) == ("", None, "length") and reasoning
+    _, (content, reasoning, _) = answer_of(client, model=MODEL, seed=0, max_tokens=9, **OFF)
+    assert content and not reasoning
+
+
+def test_tokens_of_reasoning_are_counted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, seed=0, max_tokens=9, logit_bias={"4": -100})
+    assert answer.usage is not None and answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == answer.usage.completion_tokens == 9
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=["reasoning", "none"])
+def test_forms_come_behind_reasoning(client: openai.OpenAI, options: Any) -> None:
+    thoughts = 0
+    for seed in range(4):
+        asked: Any = {"response_format": FORMAT, "seed": seed, "max_tokens": 450, "logit_bias": CLOSING, **options}
+        choice, (content, reasoning, _) = answer_of(client, model=MODEL, **asked)
+        check(content)
+        assert choice.finish_reason == "stop"
+        thoughts += bool(reasoning)
+    assert bool(thoughts) == (options == {})
+
+
+def test_a_tool_that_must_be_called_is_called_and_the_answer_goes_back(client: openai.OpenAI) -> None:
+    asked: Any = {"tools": TOOLS, "tool_choice": NAMED, "max_tokens": 400, "logit_bias": CLOSING}
+    thoughts = 0
+    for seed in range(3):
+        choice, (content, reasoning, calls) = answer_of(client, model=MODEL, seed=seed, **asked)
+        assert content == "" and choice.finish_reason == "tool_calls"
+        ((name, arguments),) = calls
+        assert name == "weather"
+        check_call(name, arguments)
+        thoughts += bool(reasoning)
+    assert thoughts
+    (call,) = choice.message.tool_calls
+    history = [*HI, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    again = client.chat.completions.create(model=MODEL, messages=history, seed=4, **(asked | {"max_tokens": 200}))
+    assert again.choices[0].finish_reason == "tool_calls"
