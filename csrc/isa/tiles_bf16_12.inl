@@ -107,7 +107,7 @@ template <int R, int Half, class Ahead> inline void bf16_12_half_tile(const Tile
         for (int v = 0; v < 2; v++) _mm512_storeu_ps(t.out + r * kPanel + 32 * Half + 16 * v, acc[r][v]);
 }
 
-// Up to `Whole` rows meet all outputs at once.
+// Up to `Whole` rows meet all outputs at once. More are long enough at a panel to fetch the whole next one, even alone.
 template <int R, int Whole> void bf16_12_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_12_rows<R - 1, Whole>(t); return; }
     if constexpr (R <= Whole) {
