@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "server"), str(Path(__file__).parent)]
@@ -29,3 +30,9 @@ def slow_echo(tiny_folder: Path) -> Iterator[ServerProcess]:
     """Its answers take a minute and more, so whoever interrupts one is never too late, however busy the machine."""
     with echo_server(tiny_folder, echo={"step_s": 0.05}) as server:
         yield server
+
+
+@pytest.fixture
+def client(served: ServerProcess) -> openai.OpenAI:
+    """Of the server that a module calls `served`."""
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)

@@ -104,3 +104,9 @@ class ServerProcess:
 def echo_server(folder: Path, **options: Any) -> ServerProcess:
     """Sections: echo, engine, server, limits."""
     return ServerProcess([str(Path(__file__).parent / "echo_server.py"), str(folder), json.dumps(options)])
+
+
+def checkpoint_server(folder: Path) -> ServerProcess:
+    """`ridgepoint serve` of a tiny checkpoint, in float32, by one thread."""
+    options = ["--port", "0", "--dtype", "float32", "--threads", "1"]
+    return ServerProcess(["-m", "ridgepoint.cli.main", "serve", str(folder), *options])

@@ -11,10 +11,12 @@ from typing import Any
 
 import openai
 import pytest
-from serving import ServerProcess
+from serving import ServerProcess, checkpoint_server
 from test_structured_output import FORMAT, HI, NAMED, TOOLS, check, check_call
 from tiny_gpt_oss import IDS, write_tiny_gpt_oss
+from told_twice import answer_of
 
+MODEL = "tiny-gpt-oss"
 ENDING = {str(IDS["end"]): 6.0}  # messages end, so that another begins
 CHAOS = {str(token_id): 4.0 for name, token_id in IDS.items() if name not in ("call", "return")}
 
@@ -22,49 +24,17 @@ CHAOS = {str(token_id): 4.0 for name, token_id in IDS.items() if name not in ("c
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     pytest.importorskip("transformers")
-    folder = write_tiny_gpt_oss(tmp_path_factory.mktemp("harmony") / "tiny-gpt-oss")
-    arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
-    with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
+    folder = write_tiny_gpt_oss(tmp_path_factory.mktemp("harmony") / MODEL)
+    with checkpoint_server(folder) as server:
         yield server
-
-
-@pytest.fixture
-def client(served: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
-def reasoning_of(message: Any) -> str:
-    return (message.model_extra or {}).get("reasoning_content") or ""
-
-
-def answer_of(
-    client: openai.OpenAI, *, model: str = "tiny-gpt-oss", **asked: Any
-) -> tuple[Any, tuple[str, str, list[tuple[str, str]]]]:
-    """The choice of a whole answer, and what it tells; a stream of the same has been seen to tell the same."""
-    choice = client.chat.completions.create(model=model, messages=HI, **asked).choices[0]
-    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
-    told = (choice.message.content or "", reasoning_of(choice.message), calls)
-    content = reasoning = ""
-    streamed: list[list[str]] = []
-    finish = None
-    for chunk in client.chat.completions.create(model=model, messages=HI, stream=True, **asked):
-        (one,) = chunk.choices
-        content, reasoning = content + (one.delta.content or ""), reasoning + reasoning_of(one.delta)
-        finish = one.finish_reason or finish
-        for call in one.delta.tool_calls or []:
-            if call.id is not None:
-                assert call.index == len(streamed) and call.type == "function" and call.function.arguments == ""
-                streamed.append([call.function.name, ""])
-            streamed[call.index][1] += call.function.arguments
-    assert (content, reasoning, [tuple(call) for call in streamed]) == told
-    assert finish == choice.finish_reason
-    return choice, told
 
 
 def test_random_answers_are_told_the_same_whole_and_streamed(client: openai.OpenAI) -> None:
     kinds = [0, 0]
     for seed in range(12):
-        _, told = answer_of(client, seed=seed, tools=TOOLS, temperature=1.2, max_tokens=60, logit_bias=CHAOS)
+        _, told = answer_of(
+            client, model=MODEL, seed=seed, tools=TOOLS, temperature=1.2, max_tokens=60, logit_bias=CHAOS
+        )
         kinds = [count + bool(text) for count, text in zip(kinds, told, strict=False)]
     assert kinds[0] > 3, "a random model's messages have no headers: they are words"
 
@@ -74,7 +44,7 @@ def test_a_tool_that_must_be_called_is_called(client: openai.OpenAI, choice: Any
     thoughts = 0
     for seed in range(6):
         asked: Any = {"tools": TOOLS, "tool_choice": choice, "seed": seed, "max_tokens": 600, "logit_bias": ENDING}
-        whole, (_, reasoning, calls) = answer_of(client, **asked)
+        whole, (_, reasoning, calls) = answer_of(client, model=MODEL, **asked)
         assert whole.finish_reason == "tool_calls"
         ((name, arguments),) = calls
         check_call(name, arguments)
@@ -87,19 +57,19 @@ def test_forms_are_those_of_the_final_message(client: openai.OpenAI) -> None:
     thoughts = 0
     for seed in range(6):
         asked: Any = {"response_format": FORMAT, "seed": seed, "max_tokens": 600, "logit_bias": ENDING}
-        whole, (content, reasoning, _) = answer_of(client, **asked)
+        whole, (content, reasoning, _) = answer_of(client, model=MODEL, **asked)
         check(content)
         assert whole.finish_reason == "stop"
         thoughts += bool(reasoning)
     assert thoughts
     extra = {"structured_outputs": {"choice": ["yes", "no"]}}
-    _, (content, _, _) = answer_of(client, seed=1, logit_bias=ENDING, extra_body=extra)
+    _, (content, _, _) = answer_of(client, model=MODEL, seed=1, logit_bias=ENDING, extra_body=extra)
     assert content in ("yes", "no")
 
 
 def test_an_answer_goes_back(client: openai.OpenAI) -> None:
     """With its reasoning, and what the tool gave."""
-    asked: Any = {"model": "tiny-gpt-oss", "tools": TOOLS, "tool_choice": NAMED, "logit_bias": ENDING}
+    asked: Any = {"model": MODEL, "tools": TOOLS, "tool_choice": NAMED, "logit_bias": ENDING}
     first = client.chat.completions.create(messages=HI, seed=1, max_tokens=600, **asked).choices[0].message
     (call,) = first.tool_calls or []
     history = [*HI, first, {"role": "tool", "tool_call_id": call.id, "content": json.dumps({"sun": True})}]
@@ -109,7 +79,7 @@ def test_an_answer_goes_back(client: openai.OpenAI) -> None:
 
 
 def test_the_clients_stream_helper(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "tiny-gpt-oss", "messages": HI, "tools": TOOLS, "tool_choice": NAMED, "seed": 3}
+    asked: Any = {"model": MODEL, "messages": HI, "tools": TOOLS, "tool_choice": NAMED, "seed": 3}
     with client.chat.completions.stream(**asked, max_tokens=600, logit_bias=ENDING) as stream:
         pieces = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
         (call,) = stream.get_final_completion().choices[0].message.tool_calls or []

@@ -10,10 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from serving import ServerProcess
-from test_harmony import answer_of
+from serving import ServerProcess, checkpoint_server
 from test_structured_output import FORMAT, HI, NAMED, TEMPLATE, TOOLS, check, check_call
 from tiny_moe import write_tiny_moe
+from told_twice import answer_of
 
 MODEL = "tiny-thinker"
 TAGS = ["<think>", "</think>"]
@@ -29,14 +29,8 @@ OFF: Any = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     pytest.importorskip("transformers")
     folder = write_tiny_moe(tmp_path_factory.mktemp("reasoning") / MODEL, template=OPENED, special=TAGS)
-    arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
-    with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
+    with checkpoint_server(folder) as server:
         yield server
-
-
-@pytest.fixture
-def client(served: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
 def test_the_start_says_what_is_told_apart(served: ServerProcess) -> None:

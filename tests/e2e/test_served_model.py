@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from serving import ROOT, ServerProcess
+from serving import ROOT, ServerProcess, checkpoint_server
 from tiny_moe import write_tiny_moe
 
 PROMPT = "def read_json(path):"
@@ -30,8 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[ServerProcess]:
-    arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
-    with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
+    with checkpoint_server(folder) as server:
         yield server
 
 

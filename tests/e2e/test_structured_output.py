@@ -12,7 +12,7 @@ import httpx
 import openai
 import pydantic
 import pytest
-from serving import ServerProcess
+from serving import ServerProcess, checkpoint_server
 from tiny_moe import write_tiny_moe
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -37,14 +37,8 @@ TEMPLATE = (
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     pytest.importorskip("transformers")
     folder = write_tiny_moe(tmp_path_factory.mktemp("forms") / "tiny-moe", template=TEMPLATE)
-    arguments = ["serve", str(folder), "--port", "0", "--dtype", "float32", "--threads", "1"]
-    with ServerProcess(["-m", "ridgepoint.cli.main", *arguments]) as server:
+    with checkpoint_server(folder) as server:
         yield server
-
-
-@pytest.fixture
-def client(served: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
 def check(text: str | None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import pytest
+from babbling import babble
 from harmony_tokens import MARKS, SPECIAL, TOKENS, ids_of
 from test_harmony_reader import PROMPT
 from test_tools import SCHEMAS, fits
@@ -29,19 +29,8 @@ def grammars() -> Grammars:
     return Grammars(lambda: TOKENS, len(TOKENS.pieces), STOPS)
 
 
-def babble(grammars: Grammars, grammar: Grammar, seed: int) -> list[int]:
-    """Any answer of the grammar: at each step any token that is allowed, but messages are kept short."""
-    rng = random.Random(seed)
-    constraint = grammars.compile(grammar).result()
-    ids: list[int] = []
-    while True:
-        banned = set(constraint.banned(ids, 0).tolist())
-        assert constraint.failure is None and len(ids) < 3000
-        allowed = [one for one in range(len(TOKENS.pieces)) if one not in banned]
-        token = END if END in allowed and rng.random() < 0.2 else rng.choice(allowed)
-        if token in STOPS:
-            return ids
-        ids.append(token)
+def any_answer(grammars: Grammars, grammar: Grammar, seed: int) -> list[int]:
+    return babble(grammars, grammar, seed, num_ids=len(TOKENS.pieces), stops=STOPS, often=END)
 
 
 def parts_in(ids: list[int], prompt: str) -> list[Part]:
@@ -57,7 +46,7 @@ def test_calls(grammars: Grammars, place: Place, prompt: str) -> None:
     grammar = Grammar(kind="lark", text=call_lark(MARKS, place, SCHEMAS), param="tools")
     reasoned = said = 0
     for seed in range(80):
-        answer = join(parts_in(babble(grammars, grammar, seed), prompt))
+        answer = join(parts_in(any_answer(grammars, grammar, seed), prompt))
         (call,) = answer.calls
         assert fits(call)
         reasoned += bool(answer.reasoning)
@@ -78,7 +67,7 @@ def test_forms(grammars: Grammars, place: Place, prompt: str, kind: Any, text: s
     grammar = Grammar(kind=kind, text=text, param="form", within=form_within(MARKS, place, "form"))
     reasoned = 0
     for seed in range(30):
-        answer = join(parts_in(babble(grammars, grammar, seed), prompt))
+        answer = join(parts_in(any_answer(grammars, grammar, seed), prompt))
         assert answer.calls == [] and (
             json.loads(answer.content)["a"] in "xä" if language is None else answer.content in language
         )
@@ -99,8 +88,8 @@ def test_a_vocabulary_may_lack_marks_that_are_not_needed(grammars: Grammars) -> 
     assert marks.stop_ids == ()
     texts = [call_lark(marks, "header", SCHEMAS), form_within(marks, "header", "form") or ""]
     grammar = Grammar(kind="regex", text="a", param="form", within=texts[1])
-    assert join(parts_in(babble(grammars, grammar, 0), PROMPT)).content == "a"
-    ids = babble(grammars, Grammar(kind="lark", text=texts[0], param="tools"), 1)
+    assert join(parts_in(any_answer(grammars, grammar, 0), PROMPT)).content == "a"
+    ids = any_answer(grammars, Grammar(kind="lark", text=texts[0], param="tools"), 1)
     assert fits(join(parts_in(ids, PROMPT)).calls[0])
 
 

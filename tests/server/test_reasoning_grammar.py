@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import pytest
+from babbling import babble
 from reasoning_tokens import CLOSING, EOS, IDS, SPECIAL_TAGS, SPECIAL_TOKENS, TEXT_TAGS, TEXT_TOKENS
 from test_reasoning_reader import parts_of, reader
 from test_tools import SCHEMAS, fits, form
@@ -33,20 +33,8 @@ def within(place: Place, *, special: bool) -> str | None:
     return form_behind(Reasoning(SPECIAL_TAGS if special else TEXT_TAGS, place))
 
 
-def babble(grammars: Grammars, grammar: Grammar, seed: int) -> list[int]:
-    """Any answer of the grammar: at each step any token that is allowed, but reasoning is kept short."""
-    rng = random.Random(seed)
-    constraint = grammars.compile(grammar).result()
-    ids: list[int] = []
-    while True:
-        banned = set(constraint.banned(ids, 0).tolist())
-        assert constraint.failure is None and len(ids) < 3000
-        allowed = [one for one in range(len(TEXT_TOKENS.pieces)) if one not in banned]
-        closes = IDS[CLOSING] in allowed and rng.random() < 0.2
-        token = IDS[CLOSING] if closes else rng.choice(allowed)
-        if token == EOS:
-            return ids
-        ids.append(token)
+def any_answer(grammars: Grammars, grammar: Grammar, seed: int) -> list[int]:
+    return babble(grammars, grammar, seed, num_ids=len(TEXT_TOKENS.pieces), stops=[EOS], often=IDS[CLOSING])
 
 
 FORMS: list[tuple[str, str, set[str] | None]] = [
@@ -63,7 +51,7 @@ def test_forms(tags: tuple[bool, Grammars], place: Place, kind: Any, text: str, 
     grammar = Grammar(kind=kind, text=text, param="form", within=within(place, special=special))
     reasoned = 0
     for seed in range(30):
-        answer = join(parts_of(babble(grammars, grammar, seed), reader(place, special=special)))
+        answer = join(parts_of(any_answer(grammars, grammar, seed), reader(place, special=special)))
         if language is None:
             assert json.loads(answer.content)["a"] in ("x", "ä")
         else:
@@ -80,7 +68,7 @@ def test_calls(tags: tuple[bool, Grammars], place: Place, name: str) -> None:
     grammar = Grammar(kind="lark", text=lark, param="tools", within=within(place, special=special))
     reasoned = 0
     for seed in range(8):
-        answer = join(parts_of(babble(grammars, grammar, seed), reader(place, special=special)))
+        answer = join(parts_of(any_answer(grammars, grammar, seed), reader(place, special=special)))
         called = join(ToolStream(form(name), SCHEMAS, single=False).push(answer.content, final=True))
         assert called.content == "" and [type(call) for call in called.calls] == [Call] and fits(called.calls[0])
         reasoned += bool(answer.reasoning)
