@@ -12,16 +12,22 @@ namespace rp {
 constexpr int kPanel = 64;   // outputs side by side in a packed panel
 constexpr int kMaxRows = 32;  // rows of the tallest tile of any ISA
 
+// Memory that a tile fetches, evenly over its steps: one range in the first half of its work, the other in the second.
+struct Share {
+    const uint8_t* at[2];
+    int64_t bytes[2];
+};
+
 // out[r * 64 + c] = sum over k of x[r][k] * panel[k][c].
 struct Tile {
     const uint8_t* panel;
     const uint8_t* const* x;   // prepared rows, at one stride if the format wants so many `even`
     float* out;
-    const uint8_t* panel_next; // the panel that this thread reads next, or null
+    const uint8_t* panel_next; // a panel that this thread reads soon, or this one
     int64_t steps;             // k-steps of 256 (or fewer) bytes
     int64_t panel_bytes;       // that the tile reads
-    int64_t next_bytes;        // of the next panel, as it lies in memory
-    int32_t turn, turns;       // this tile is one of how many that read the panel in turn
+    Share share;               // of panels to come
+    bool follows;              // the panel is not fetched yet: the tile does so just ahead of itself, and the next one's beginning
     int32_t first_column, columns;  // of the panel's outputs; all 64 unless the format `splits`
     int32_t rows;              // 1 .. max_rows
     int32_t group_steps;       // steps per scale of the activations (and of the weights, when scaled by group)

@@ -1,9 +1,8 @@
 // Fetching ahead of a tile, evenly over its steps: asked for all at once, lines would stop it until memory answers.
 //
-// A tile that reads its panel alone (few rows: memory binds) fetches what it reads itself some steps later and, near the
+// A tile whose panel nobody has fetched (few rows: memory binds) fetches what it reads itself some steps later and, near the
 // panel's end, the beginning of the next one. It asks for its own columns only, so that a panel read in two passes comes
-// from memory in two even halves. Tiles that take turns at a panel (many rows: products bind) fetch an equal part each of
-// the next panel: the first of them alone would wait for memory, and memory for the others.
+// from memory in two even halves. Others (many rows: products bind) fetch their share of panels to come (ops/ahead.h).
 //
 // All are fetched into the first level, though those of a next panel leave it again: a processor whose queues are full drops
 // prefetches (in a loop of nothing else on Zen 5, half of those to the second level and a third of these).
@@ -19,10 +18,9 @@ public:
         const int64_t unit = t.grouped ? t.panel_bytes * t.group_steps / t.steps : 64 * V * kPasses;
         const int64_t rounded = (kAheadBytes + unit - 1) / unit * unit;
         const int64_t distance = rounded < t.panel_bytes ? rounded : t.panel_bytes;
-        const uint8_t* next = t.panel_next ? t.panel_next : t.panel;
         offset_ = distance + column * 4;
         last_ = t.panel + t.panel_bytes - distance;
-        to_next_ = next - (t.panel + t.panel_bytes);
+        to_next_ = t.panel_next - (t.panel + t.panel_bytes);
     }
     void step(const uint8_t* w) {
         cross(w);
@@ -46,30 +44,41 @@ private:
     bool reads_scales_;
 };
 
-template <int V> class Turn {
+// A pass over all outputs fetches one range of the share after the other; of two or more passes, each is within one.
+template <int V> class Lead {
+    static constexpr int kPasses = kPanel / (16 * V), kParts = kPasses == 1 ? 1 : kPasses / 2;
+
 public:
-    Turn(const Tile& t, int column) {
-        constexpr int kPasses = kPanel / (16 * V);
-        const int64_t parts = t.turns * kPasses, part = t.turn * kPasses + column / (16 * V);
-        at_ = (t.panel_next ? t.panel_next : t.panel) + t.next_bytes * part / parts;
-        pitch_ = (t.next_bytes + parts * t.steps - 1) / (parts * t.steps);
+    Lead(const Tile& t, int column) {
+        const int pass = column / (16 * V), half = pass / kParts;
+        at_ = t.share.at[half] + t.share.bytes[half] * (pass % kParts) / kParts;
+        pitch_ = ((kPasses == 1 ? t.share.bytes[0] + t.share.bytes[1] : t.share.bytes[half]) + kParts * t.steps - 1) / (kParts * t.steps);
+        end_ = t.share.at[0] + t.share.bytes[0];
+        then_ = t.share.at[1];
     }
-    // Two lines a step at most, since there are two turns at least. Some are asked for twice, which costs less than a branch that
-    // goes either way.
+    // Some lines are asked for twice, which costs less than a branch that goes either way.
     void step(const uint8_t*) {
         __builtin_prefetch(at_, 0, 3);
         if (pitch_ > 64) __builtin_prefetch(at_ + 64, 0, 3);
         at_ += pitch_;
+        if (kPasses > 1) return;
+        if (pitch_ > 128) {
+            __builtin_prefetch(at_ - 64, 0, 3);
+            __builtin_prefetch(at_ - 128, 0, 3);
+        }
+        if (at_ < end_) return;
+        at_ = then_;
+        end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
     }
     void scales(const uint8_t*, int64_t) {}
 
 private:
-    const uint8_t* at_;
+    const uint8_t *at_, *end_, *then_;
     int64_t pitch_;
 };
 
 // use(ahead), for the pass over V vectors of outputs from `column` on.
 template <int V, class Use> inline void fetching(const Tile& t, int column, Use&& use) {
-    if (t.turns == 1) use(Follow<V>(t, column));
-    else use(Turn<V>(t, column));
+    if (t.follows) use(Follow<V>(t, column));
+    else use(Lead<V>(t, column));
 }

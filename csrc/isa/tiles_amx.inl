@@ -203,7 +203,7 @@ template <class T, int F, int Planes, int VectorRows> void amx_codes(const Tile&
         return;
     }
     Tile part = t;
-    for (int done = 0; done < t.rows; done += part.rows, part.turns = 2, part.panel_next = nullptr) {  // the first part fetches ahead
+    for (int done = 0; done < t.rows; done += part.rows, part.follows = false, part.share = Share{{part.panel, part.panel}, {0, 0}}) {  // the first part fetches ahead
         part.x = t.x + done;
         part.out = t.out + done * kPanel;
         part.rows = t.rows - done < VectorRows ? t.rows - done : VectorRows;

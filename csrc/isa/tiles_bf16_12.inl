@@ -20,7 +20,7 @@ template <bool Mend> inline void take_half(const Halves& halves, Exceptions& exc
 template <int R, class Ahead> inline void bf16_12_tile(const Tile& t, Ahead ahead) {
     const Halves halves(t.panel);
     Exceptions exceptions(t.panel, t.steps);
-    if (t.panel_next) __builtin_prefetch(bf16_12_exceptions(t.panel_next, t.steps));  // what it reads first lies at its end
+    __builtin_prefetch(bf16_12_exceptions(t.panel_next, t.steps));  // what is read first of it lies at its end
     __m512 acc[R][4];
     const uint8_t* x[R];
 #pragma GCC unroll 8
@@ -107,13 +107,14 @@ template <int R, int Half, class Ahead> inline void bf16_12_half_tile(const Tile
         for (int v = 0; v < 2; v++) _mm512_storeu_ps(t.out + r * kPanel + 32 * Half + 16 * v, acc[r][v]);
 }
 
-// Up to `Whole` rows meet all outputs at once. More are long enough at a panel to fetch the whole next one, even alone.
+// Up to `Whole` rows meet all outputs at once; the first of two passes over halves fetches for both.
 template <int R, int Whole> void bf16_12_rows(const Tile& t) {
     if (t.rows != R) { if constexpr (R > 1) bf16_12_rows<R - 1, Whole>(t); return; }
     if constexpr (R <= Whole) {
         fetching<3>(t, 0, [&](auto ahead) { bf16_12_tile<R>(t, ahead); });
     } else {
-        bf16_12_half_tile<R, 0>(t, Turn<2>(t, 0));
-        bf16_12_half_tile<R, 1>(t, Turn<2>(t, 32));
+        if (t.follows) bf16_12_half_tile<R, 0>(t, Follow<3>(t, 0));
+        else bf16_12_half_tile<R, 0>(t, Lead<2>(t, 0));
+        bf16_12_half_tile<R, 1>(t, Lead<2>(t, 32));
     }
 }

@@ -52,12 +52,13 @@ void body(const void* raw, int64_t rows, Region& region) {
                      region.shared + m * rows * bytes);
     if (bytes) region.team.barrier();
 
+    Ahead ahead;
     region.team.walk(region.thread, c.items(), [&](int64_t item, int64_t after) {
         const int64_t panel = c.panel_of(item), m = panel / c.panels, p = panel % c.panels;
         const int64_t first = item % c.chunks * c.per_item, count = rows - first < c.per_item ? rows - first : c.per_item;
-        const uint8_t* next = after >= c.items()           ? region.after
-                              : c.panel_of(after) == panel ? nullptr
-                                                           : panel_of(w, c, c.panel_of(after));
+        const uint8_t* next = after < c.items() ? panel_of(w, c, c.panel_of(after)) : region.after;
+        ahead.clear();
+        ahead.add(next ? next : panel_at(w, m, p));
         const int64_t half = item / c.chunks % c.per_panel;
         const Columns columns{static_cast<int32_t>(half * kPanel / c.per_panel), static_cast<int32_t>(kPanel / c.per_panel)};
         const int64_t column = p * kPanel + columns.first;
@@ -65,7 +66,7 @@ void body(const void* raw, int64_t rows, Region& region) {
         if (width <= 0) return;
         Rows x{bytes ? region.shared + m * rows * bytes : offset(op.x, m * op.x_head_stride, op.x_dtype),
                bytes ? bytes : op.x_stride * (op.x_dtype == RP_DTYPE_F32 ? 4 : 2)};
-        multiply(region, w, panel_at(w, m, p), next, count, [&](int64_t i) { return x.at(first + i); },
+        multiply(region, w, panel_at(w, m, p), ahead, count, [&](int64_t i) { return x.at(first + i); },
                  [&](int64_t done, int64_t n, float* values) {
             for (int64_t r = 0; r < n; r++) {
                 float* v = values + r * kPanel + columns.first;

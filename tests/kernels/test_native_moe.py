@@ -132,6 +132,41 @@ def test_bits_of_long_and_short_batches() -> None:
         )
 
 
+# Experts by how many of 90 tokens they see, in ascending order.
+SKEWED = {
+    "one_of_many_rows_first": [90] + [3] * 30,
+    "one_of_many_rows_last": [2] * 45 + [90],
+    "more_of_few_rows_than_one_unit_takes": [90] + [1] * 90,
+    "many_in_turn": [60, 1, 0, 30, 2, 7, 40, 3, 1, 25, 10],
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("counts", SKEWED.values(), ids=SKEWED)
+def test_few_rows_multiplied_between_the_tiles_of_many_are_added_in_their_turn(isa: str, counts: list[int]) -> None:
+    tokens, k = 90, 2
+    assert sum(counts) <= tokens * k
+    made, free = torch.Generator().manual_seed(3), [list(range(k)) for _ in range(tokens)]
+    case = _case(tokens, 96, 40, len(counts) + 1, k)
+    case.ids = torch.full((tokens, k), len(counts))  # nobody else's expert is the last
+    for expert, count in enumerate(counts):
+        order = sorted(torch.randperm(tokens, generator=made).tolist(), key=lambda t: -len(free[t]))
+        for t in order[:count]:
+            case.ids[t, free[t].pop()] = expert
+    with native.forced_isa(isa):
+        gate_up, down = case.packed()
+
+        def run(first: int, last: int) -> torch.Tensor:
+            rows = slice(first, last)
+            return moe_experts(
+                case.x[rows], case.weights[rows], case.ids[rows], gate_up, down, SwiGlu(), None, case.bias_down
+            )
+
+        whole = same_bits_whoever_computes(lambda: run(0, tokens))
+        for t in range(0, tokens, 7):
+            assert torch.equal(run(t, t + 1), whole[t : t + 1]), f"token {t}"
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_nothing_outside_the_operands_is_read(isa: str) -> None:
     case = _case(6, 75, 50, 5, 2)
