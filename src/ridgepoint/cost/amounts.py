@@ -4,6 +4,9 @@ Independent of the hardware's speed and of every efficiency, so that a calibrati
 again. Amounts are of the busiest chip. Experts: each token of the stage visits K of them; a rank loads the distinct experts
 its tokens hit and, because matrix units work in tiles of rows, computes whole tiles. The kernel counts per layer are what
 serving engines launch after fusion (an estimate; they carry the fixed cost of a launch).
+
+Once the last layer's keys and values are stored, rows whose logits nobody wants have done their part: what follows attention there
+counts the wanted rows, as the head does. In a decode step all rows are wanted.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from ridgepoint.cost.formats import Precision, bytes_per_value
 from ridgepoint.cost.layout import Layout
 from ridgepoint.cost.memory import kv_replication
 from ridgepoint.cost.routing import busiest_rank, distinct_experts
-from ridgepoint.cost.shape import LayerKind, shape_of
+from ridgepoint.cost.shape import LayerKind, ModelShape, shape_of
 
 
 class Kernel(NamedTuple):
@@ -43,6 +46,19 @@ class Collective(NamedTuple):
     repeats: Num
     payload_bytes: Num
     ranks: Num
+
+
+class Rows(NamedTuple):
+    """How much some part of the layers works on: rows of the busiest attention rank, and tokens that the experts of a stage see at a
+    time."""
+
+    rank: Num
+    stage: Num
+
+    @property
+    def share_read(self) -> Num:
+        """Of weights that every row meets: all of them, once there is a row."""
+        return smallest(self.rank, 1.0)
 
 
 class StepAmounts(NamedTuple):
@@ -81,23 +97,22 @@ def step_amounts(
     shape = shape_of(spec)
     tokens = batch.tokens
     ranks = layout.dp_attention * layout.pp
-    # Tokens on the busiest attention rank at a time: sequences spread evenly, but one prompt sits on one rank.
+    # Sequences spread evenly over attention ranks, but one prompt sits on one rank.
     rows = sum((_rows(group.count, ranks) * group.new for group in batch.groups), 0.0)
-    stage_tokens = largest(tokens / layout.pp, smallest(tokens, 1.0))  # tokens the experts of a stage see at a time
     kernels: list[Kernel] = []
     collectives: list[Collective] = []
     d_model = shape.d_model
-    for kind in shape.kinds:
-        _mixer(kernels, kind, batch, rows, layout, precision, d_model)
-        _feed_forward(kernels, kind, rows, stage_tokens, layout, precision, d_model, routing_skew, tiles)
-        _residual(kernels, kind, rows, precision, d_model, shape.residual_streams)
-        _exchange(collectives, kind, rows, layout, precision, d_model)
+    for kind, after in _rows_after_attention(shape, batch, rows, layout):
+        _mixer(kernels, kind, batch, rows, after, layout, precision, d_model)
+        _feed_forward(kernels, kind, after, layout, precision, d_model, routing_skew, tiles)
+        _residual(kernels, kind, rows, after, precision, d_model, shape.residual_streams)
+        _exchange(collectives, kind, rows, after.rank, layout, precision, d_model)
     head_rows = _rows(batch.logit_rows, ranks)
     head_bytes = bytes_per_value(precision.head)
     head_flops = 2.0 * head_rows * shape.head_params / layout.tp
     kernels.append(
         Kernel(
-            "head", "head", 1, 8.0, head_flops, head_flops, shape.head_params * head_bytes / layout.tp, 0.0,
+            "head", "head", 1, 8.0, head_flops, head_flops, smallest(head_rows, 1.0) * shape.head_params * head_bytes / layout.tp, 0.0,
             head_rows * shape.vocab_size * 6.0 / layout.tp + rows * d_model * 2.0 * head_bytes,
         )
     )  # fmt: skip
@@ -114,18 +129,41 @@ def step_amounts(
     return StepAmounts(tuple(kernels), tuple(collectives), layout, precision, tokens, batch.sequences, rows)
 
 
+def _rows_after_attention(
+    shape: ModelShape, batch: StepBatch, rows: Num, layout: Layout
+) -> list[tuple[LayerKind, Rows]]:
+    """Each kind of layer with what runs after its attention."""
+    every = Rows(rows, largest(batch.tokens / layout.pp, smallest(batch.tokens, 1.0)))
+    if all(all_true(group.logits == group.new) for group in batch.groups):
+        return [(kind, every) for kind in shape.kinds]
+    logits, ranks = batch.logit_rows, layout.dp_attention * layout.pp
+    wanted = Rows(
+        sum((_rows(group.count, ranks) * group.logits for group in batch.groups), 0.0),
+        largest(logits / layout.pp, smallest(logits, 1.0)),
+    )
+    return [*((kind, every) for kind in shape.earlier), (shape.last, wanted)]
+
+
 def _mixer(
-    out: list[Kernel], kind: LayerKind, batch: StepBatch, rows: Num, layout: Layout, precision: Precision, d_model: int
+    out: list[Kernel],
+    kind: LayerKind,
+    batch: StepBatch,
+    rows: Num,
+    after: Rows,
+    layout: Layout,
+    precision: Precision,
+    d_model: int,
 ) -> None:
     params = kind.mixer_params + kind.indexer_params
     if not params:
         return
-    flops = 2.0 * rows * params / layout.tp
+    before = params - kind.out_params
+    flops = 2.0 * (rows * before + after.rank * kind.out_params) / layout.tp
+    read = (before + after.share_read * kind.out_params) * bytes_per_value(precision.weights) / layout.tp
     launches = _mixer_launches(kind) + 2.0 * _quantises(precision.weights, precision)
     out.append(
         Kernel(
-            "attention_weights", "weights", kind.count, launches, flops, flops, params * bytes_per_value(precision.weights) / layout.tp,
-            0.0, rows * d_model * 12.0,
+            "attention_weights", "weights", kind.count, launches, flops, flops, read, 0.0, (rows + after.rank) * d_model * 6.0,
         )
     )  # fmt: skip
     flops, read = 0.0, 0.0
@@ -169,8 +207,7 @@ def _quantises(weights: str, precision: Precision) -> float:
 def _feed_forward(
     out: list[Kernel],
     kind: LayerKind,
-    rows: Num,
-    stage_tokens: Num,
+    run: Rows,
     layout: Layout,
     precision: Precision,
     d_model: int,
@@ -178,11 +215,12 @@ def _feed_forward(
     tiles: tuple[float, float],
 ) -> None:
     weights, experts = bytes_per_value(precision.weights), bytes_per_value(precision.experts)
+    rows, stage_tokens, once = run.rank, run.stage, run.share_read
     if kind.dense:
         flops = 2.0 * rows * kind.dense_params / layout.tp
         out.append(
             Kernel(
-                "ffn", "weights", kind.count, 4.0 + 2.0 * _quantises(precision.weights, precision), flops, flops, kind.dense_params * weights / layout.tp, 0.0,
+                "ffn", "weights", kind.count, 4.0 + 2.0 * _quantises(precision.weights, precision), flops, flops, once * kind.dense_params * weights / layout.tp, 0.0,
                 rows * (d_model * 8.0 + kind.dense.width * 6.0 / layout.tp),
             )
         )  # fmt: skip
@@ -212,7 +250,7 @@ def _feed_forward(
             2.0,
             flops,
             flops,
-            kind.router_params * bytes_per_value(precision.head),
+            once * kind.router_params * bytes_per_value(precision.head),
             0.0,
             rows * d_model * 2.0,
         )
@@ -221,7 +259,15 @@ def _feed_forward(
         flops = 2.0 * rows * kind.latent_params / layout.tp
         out.append(
             Kernel(
-                "latent", "weights", kind.count, 2.0, flops, flops, kind.latent_params * weights / layout.tp, 0.0, 0.0
+                "latent",
+                "weights",
+                kind.count,
+                2.0,
+                flops,
+                flops,
+                once * kind.latent_params * weights / layout.tp,
+                0.0,
+                0.0,
             )
         )
     if kind.shared_params:
@@ -234,7 +280,7 @@ def _feed_forward(
                 3.0,
                 flops,
                 flops,
-                kind.shared_params * experts / layout.tp,
+                once * kind.shared_params * experts / layout.tp,
                 0.0,
                 rows * d_model * 4.0,
             )
@@ -253,24 +299,32 @@ def _pair_bytes(kind: LayerKind, layout: Layout, precision: Precision, d_model: 
     return row + hidden
 
 
-def _residual(out: list[Kernel], kind: LayerKind, rows: Num, precision: Precision, d_model: int, streams: int) -> None:
+def _residual(
+    out: list[Kernel], kind: LayerKind, rows: Num, after: Rows, precision: Precision, d_model: int, streams: int
+) -> None:
     """Several residual streams are read and written around the mixer and around the feed-forward."""
     if not kind.residual_params:
         return
-    flops = 2.0 * rows * kind.residual_params
-    moved = rows * d_model * 8.0 * streams
-    weights = kind.residual_params * bytes_per_value(precision.head)
+    of_ffn, of_mixer = kind.ffn_residual_params, kind.residual_params - kind.ffn_residual_params
+    flops = 2.0 * (rows * of_mixer + after.rank * of_ffn)
+    moved = (rows * of_mixer + after.rank * of_ffn) / kind.residual_params * d_model * 8.0 * streams
+    weights = (of_mixer + after.share_read * of_ffn) * bytes_per_value(precision.head)
     out.append(Kernel("residual", "head", kind.count, 4.0, flops, flops, weights, 0.0, moved))
 
 
 def _exchange(
-    out: list[Collective], kind: LayerKind, rows: Num, layout: Layout, precision: Precision, d_model: int
+    out: list[Collective], kind: LayerKind, rows: Num, after: Num, layout: Layout, precision: Precision, d_model: int
 ) -> None:
+    """`rows` of them meet attention, `after` what follows."""
     if not all_true(layout.tp == 1):
         per_layer = (1.0 if kind.mixer_params else 0.0) + (1.0 if kind.dense or kind.moe else 0.0)
         out.append(
             Collective(
-                "tp_all_reduce", "all_reduce", (layout.tp > 1) * kind.count * per_layer, rows * d_model * 2.0, layout.tp
+                "tp_all_reduce",
+                "all_reduce",
+                (layout.tp > 1) * kind.count * per_layer,
+                after * d_model * 2.0,
+                layout.tp,
             )
         )
         if kind.gqa and kind.gqa.qk_norm == "full":  # the mean square of a row whose heads lie on all ranks
@@ -278,7 +332,7 @@ def _exchange(
     if kind.moe and not all_true(layout.dp_attention == 1):
         width = kind.moe.latent_dim or d_model
         per_pair = width * (bytes_per_value(precision.dispatch) + bytes_per_value(precision.combine))
-        sent = rows / layout.tp * kind.moe.top_k * per_pair / 2.0  # half on the way out, half on the way back
+        sent = after / layout.tp * kind.moe.top_k * per_pair / 2.0  # half on the way out, half on the way back
         out.append(
             Collective(
                 "ep_all_to_all", "all_to_all", (layout.dp_attention > 1) * 2.0 * kind.count, sent, layout.stage_chips

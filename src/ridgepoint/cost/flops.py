@@ -29,10 +29,10 @@ def attention_flops(spec: ModelSpec, new: Num, cached: Num = 0.0) -> Num:
 
 
 def forward_flops(spec: ModelSpec, new: Num, cached: Num = 0.0, *, logit_rows: Num = 1.0) -> Num:
-    """One sequence's forward pass over `new` tokens, the head on `logit_rows` of them."""
-    return (
-        linear_flops_per_token(spec) * new + attention_flops(spec, new, cached) + head_flops_per_row(spec) * logit_rows
-    )
+    """One sequence's forward pass over `new` tokens, the head on `logit_rows` of them, and so what follows the last attention."""
+    unwanted = 2.0 * shape_of(spec).last.after_attention_params * (new - logit_rows)
+    layers = linear_flops_per_token(spec) * new - unwanted + attention_flops(spec, new, cached)
+    return layers + head_flops_per_row(spec) * logit_rows
 
 
 def forward_flops_per_token(spec: ModelSpec, sequence: float) -> float:

@@ -6,7 +6,7 @@ Decides nothing and knows no hardware, format or batch. Layers that cost the sam
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 
 from ridgepoint.catalog.spec import (
@@ -39,6 +39,7 @@ class LayerKind:
     moe: MoeSpec | None
     dense: DenseSpec | None
     mixer_params: int
+    out_params: int  # of mixer_params: the output projection, where it is known apart
     kv_up_params: int  # MLA's latent-to-heads projection, part of mixer_params: applied per query (absorbed) or per key
     indexer_params: int
     dense_params: int
@@ -55,21 +56,29 @@ class LayerKind:
     @property
     def matmul_params(self) -> int:
         """Weights each token is multiplied with in this layer (K experts of E)."""
-        router = self.moe.num_experts if self.moe else 0
-        biases = router * ((self.moe.router.bias + self.moe.router.correction_bias) if self.moe else 0)
-        experts = self.moe.top_k * (self.expert_params - self.expert_vector_params) if self.moe else 0
         mixer = self.mixer_params - self.mixer_vector_params + self.indexer_params
-        return (
-            mixer
-            + self.dense_params
-            - self.dense_vector_params
-            + experts
-            + self.latent_params
-            + self.router_params
-            - biases
-            + self.shared_params
-            + self.residual_params
-        )
+        return mixer + self._ffn_matmul_params + self.residual_params
+
+    @property
+    def after_attention_params(self) -> int:
+        """Of `matmul_params`, those behind attention, where each row is by itself."""
+        return self.out_params + self._ffn_matmul_params + self.ffn_residual_params
+
+    @property
+    def _ffn_matmul_params(self) -> int:
+        dense = self.dense_params - self.dense_vector_params + self.latent_params + self.shared_params
+        if not self.moe:
+            return dense
+        biases = self.moe.num_experts * (self.moe.router.bias + self.moe.router.correction_bias)
+        experts = self.moe.top_k * (self.expert_params - self.expert_vector_params)
+        return dense + experts + self.router_params - biases
+
+    @property
+    def ffn_residual_params(self) -> int:
+        """Of `residual_params`, those around the feed-forward."""
+        if not (self.moe or self.dense):
+            return 0
+        return self.residual_params // 2 if self.mixer_params else self.residual_params
 
     @property
     def total_params(self) -> int:
@@ -88,9 +97,12 @@ class LayerKind:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The whole model; `embedding_params` is looked up (one row per token), `head_params` is multiplied (0 rows stored if tied)."""
+    """The whole model; `embedding_params` is looked up (one row per token), `head_params` is multiplied (0 rows stored if tied).
+    `earlier` are the `kinds` without the last layer, which is `last`."""
 
     kinds: tuple[LayerKind, ...]
+    earlier: tuple[LayerKind, ...]
+    last: LayerKind
     d_model: int
     vocab_size: int
     num_layers: int
@@ -148,11 +160,15 @@ def _mla_params(mla: MlaSpec, d: int) -> tuple[int, int, int]:
     return q + down + up + heads * mla.v_dim * d + gate + norms + bias, norms + bias, up
 
 
+def _compressed_out_params(mixer: CompressedSpec, d: int) -> int:
+    return mixer.num_heads * mixer.head_dim * mixer.o_rank + mixer.o_groups * mixer.o_rank * d
+
+
 def _compressed_params(mixer: CompressedSpec, d: int) -> tuple[int, int]:
     """(all, of which norms, sinks and the pool's position weights)."""
     h, p = mixer.num_heads, mixer.head_dim
     q = d * mixer.q_rank + mixer.q_rank * h * p
-    out = h * p * mixer.o_rank + mixer.o_groups * mixer.o_rank * d
+    out = _compressed_out_params(mixer, d)
     vectors = mixer.q_rank + p + (h if mixer.sinks else 0)
     pool = 0
     if mixer.ratio is not None:
@@ -191,13 +207,16 @@ def _layer_kind(spec: ModelSpec, layer: LayerSpec) -> LayerKind:
     moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
     dense = layer.ffn if isinstance(layer.ffn, DenseSpec) else None
     owns_kv = layer.kv_from_layer is None
-    mixer, up, vectors = 0, 0, 0
+    mixer, out, up, vectors = 0, 0, 0, 0
     if gqa:
         mixer, vectors = _gqa_params(gqa, d, owns_kv=owns_kv)
+        out = gqa.num_heads * gqa.v_head_dim * d
     elif mla:
         mixer, vectors, up = _mla_params(mla, d)
+        out = mla.num_heads * mla.v_dim * d
     elif compressed:
         mixer, vectors = _compressed_params(compressed, d)
+        out = _compressed_out_params(compressed, d)
     elif linear:
         mixer = linear.num_params
     blocks = (layer.mixer is not None) + (layer.ffn is not None)
@@ -206,7 +225,7 @@ def _layer_kind(spec: ModelSpec, layer: LayerSpec) -> LayerKind:
     dense_vectors = (dense.activation.matrices - 1) * dense.width + d if dense and dense.bias else 0
     return LayerKind(
         count=1, gqa=gqa, mla=mla, compressed=compressed, linear=linear, window=layer.window, indexer=layer.indexer, owns_kv=owns_kv,
-        moe=moe, dense=dense, mixer_params=mixer, kv_up_params=up,
+        moe=moe, dense=dense, mixer_params=mixer, out_params=out, kv_up_params=up,
         indexer_params=_indexer_params(layer.indexer, layer, d) if layer.indexer else 0,
         dense_params=dense.activation.matrices * d * dense.width + dense_vectors if dense else 0,
         expert_params=moe.activation.matrices * work_dim * moe.width + expert_vectors if moe else 0,
@@ -220,14 +239,17 @@ def _layer_kind(spec: ModelSpec, layer: LayerSpec) -> LayerKind:
     )  # fmt: skip
 
 
+def _counted(layers: list[LayerKind]) -> tuple[LayerKind, ...]:
+    return tuple(replace(kind, count=count) for kind, count in Counter(layers).items())
+
+
 def _build(spec: ModelSpec) -> ModelShape:
     d = spec.d_model
-    counted: OrderedDict[LayerKind, int] = OrderedDict()
-    for layer in spec.layers:
-        kind = _layer_kind(spec, layer)
-        counted[kind] = counted.get(kind, 0) + 1
+    layers = [_layer_kind(spec, layer) for layer in spec.layers]
     return ModelShape(
-        kinds=tuple(replace(kind, count=count) for kind, count in counted.items()),
+        kinds=_counted(layers),
+        earlier=_counted(layers[:-1]),
+        last=layers[-1],
         d_model=d,
         vocab_size=spec.vocab_size,
         num_layers=spec.num_layers,

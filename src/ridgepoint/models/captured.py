@@ -86,7 +86,7 @@ def ladder(max_seqs: int) -> tuple[int, ...]:
 
 
 def decode_body(decoder: Decoder, cache: KVCache, ends: Ends, inputs: StepInputs, logits_RV: torch.Tensor) -> None:
-    """A decode step from ids to tokens; logits are written where they will be found."""
+    """A decode step from ids to tokens; logits are written where they will be found. Every row is wanted, in an order of its own."""
     ids_T = ends.enter(inputs.token_ids_T)
     x_TD = decoder.hidden(ids_T, PagedContext(cache, inputs))
     ends.leave(decoder.logits(x_TD.index_select(0, inputs.logit_rows_R), out=logits_RV))

@@ -6,6 +6,7 @@ are refused by name when it is built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from ridgepoint.nn.linear import Embedding, Linear
 from ridgepoint.nn.norm import Norm
 from ridgepoint.nn.rope import Rotary
 
+Wanted = Callable[[torch.Tensor], torch.Tensor]  # rows [R, ...] of [T, ...]: those that somebody asks for
 ENDS_BRANCH = (".o.weight", ".down.weight", ".w_down_EDF")  # parameters whose products join the residual stream
 
 
@@ -75,17 +77,22 @@ class Decoder(nn.Module):
         )
         self.packed_head: Any = None  # a tied head's weight, once packed
 
-    def hidden(self, ids_T: torch.Tensor, ctx: AttentionContext) -> torch.Tensor:
-        """Final hidden states x_TD, after the last norm."""
+    def hidden(self, ids_T: torch.Tensor, ctx: AttentionContext, wanted: Wanted | None = None) -> torch.Tensor:
+        """Final hidden states x_TD, after the last norm. With `wanted` only those it selects, x_RD: other tokens meet a token's
+        keys and values, so once the last layer's attention is done rows that nobody wants have done their part."""
         tables = [rotary(ctx.positions_T) for rotary in self.rotaries]
         x_TD = self.embed(ids_T)
         delta_TD: Delta | None = None
-        for block in self.layers:
+        *earlier, last = self.layers
+        for block in earlier:
             x_TD, delta_TD = block(x_TD, delta_TD, tables, ctx)
-        if delta_TD is None:
-            out: torch.Tensor = self.norm(x_TD)
-            return out
-        return self.norm.add(x_TD, delta_TD, self.spec.residual_scale)[1]
+        assert isinstance(last, Block)
+        x_TD, o_TI = last.attend(x_TD, delta_TD, tables, ctx)
+        if wanted is not None:
+            x_TD, o_TI = wanted(x_TD), wanted(o_TI)
+            if len(x_TD) == 0:
+                return x_TD  # no kernel is launched on nothing
+        return self.norm.add(*last.feed(x_TD, o_TI), self.spec.residual_scale)[1]
 
     def logits(self, x_RD: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Float32 logits of hidden rows, in `out` where that is given."""
@@ -167,13 +174,22 @@ class Block(nn.Module):
     def forward(
         self, x_TD: torch.Tensor, delta_TD: Delta | None, tables: list[Tables], ctx: AttentionContext
     ) -> tuple[torch.Tensor, Delta]:
+        return self.feed(*self.attend(x_TD, delta_TD, tables, ctx))
+
+    def attend(
+        self, x_TD: torch.Tensor, delta_TD: Delta | None, tables: list[Tables], ctx: AttentionContext
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream as the mixer met it, and what its heads found, side by side. Rows meet here and nowhere else."""
         if delta_TD is None:
             n_TD = self.mixer_norm(x_TD)
         else:
             x_TD, n_TD = self.mixer_norm.add(x_TD, delta_TD, self._scale)
         rope = None if self._rope_index is None else tables[self._rope_index]
-        delta_TD = self.mixer(n_TD, self._index, self._window, rope, ctx)
-        x_TD, n_TD = self.ffn_norm.add(x_TD, delta_TD, self._scale)
+        return x_TD, self.mixer(n_TD, self._index, self._window, rope, ctx).flatten(1)
+
+    def feed(self, x_TD: torch.Tensor, o_TI: torch.Tensor) -> tuple[torch.Tensor, Delta]:
+        """What follows attention, each row by itself."""
+        x_TD, n_TD = self.ffn_norm.add(x_TD, self.mixer.o(o_TI), self._scale)
         return x_TD, self.ffn(n_TD)
 
 

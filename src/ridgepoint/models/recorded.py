@@ -33,13 +33,15 @@ class RecordedStep:
         self._num_seqs = ctx.plan.num_seqs.numpy()
         with torch.no_grad(), recording(room.max_tokens, self._max_rows) as self._recording:
             ids_T = inputs.token_ids_T if ends is None else ends.enter(inputs.token_ids_T)
-            x_TD = decoder.hidden(ids_T, ctx)
-            self._recording.rows_from = LOGIT_ROWS
-            # The wanted rows of x: a lookup, as of tokens in a table.
-            rows_R = inputs.logit_rows_R[: self._max_rows]
-            self._logits_RV = decoder.logits(embed(rows_R, x_TD, 1.0, x_TD.dtype))
+            self._rows_R = inputs.logit_rows_R[: self._max_rows]
+            self._logits_RV = decoder.logits(decoder.hidden(ids_T, ctx, self._wanted))
             if ends is not None:
                 ends.leave(self._logits_RV)
+
+    def _wanted(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Rows by a lookup, as of tokens in a table. Operators recorded from here on run on such rows."""
+        self._recording.rows_from = LOGIT_ROWS
+        return embed(self._rows_R, x_TI, 1.0, x_TI.dtype)
 
     @property
     def recording(self) -> Recording:

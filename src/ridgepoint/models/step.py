@@ -48,10 +48,11 @@ class EagerStep:
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         ids_T = inputs.token_ids_T if self._ends is None else self._ends.enter(inputs.token_ids_T)
-        x_TD = self._decoder.hidden(ids_T, PagedContext(self._cache, inputs))
-        if len(inputs.logit_rows_R) == 0:
-            return x_TD.new_empty(0, self._decoder.spec.vocab_size, dtype=torch.float32)
-        logits_RV = self._decoder.logits(x_TD.index_select(0, inputs.logit_rows_R))
+        rows_R = inputs.logit_rows_R
+        x_RD = self._decoder.hidden(ids_T, PagedContext(self._cache, inputs), lambda x: x.index_select(0, rows_R))
+        if len(rows_R) == 0:
+            return x_RD.new_empty(0, self._decoder.spec.vocab_size, dtype=torch.float32)
+        logits_RV = self._decoder.logits(x_RD)
         if self._ends is not None:
             self._ends.leave(logits_RV)
         return logits_RV

@@ -1,4 +1,7 @@
-"""Token mixers: grouped-query attention and multi-head latent attention. What is cached is the context's business."""
+"""Token mixers: grouped-query attention and multi-head latent attention. What is cached is the context's business.
+
+A mixer stops at what its heads found, o_THV. Its output projection `o` is applied by the block, which may want fewer rows of it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class GqaAttention(nn.Module):
         norms = None
         if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "per_head":
             norms = self.q_norm.weight, self.k_norm.weight
-        o_THV = ctx.gqa(
+        return ctx.gqa(
             GqaInputs(
                 layer=layer,
                 mixer=spec,
@@ -59,7 +62,6 @@ class GqaAttention(nn.Module):
                 sinks_H=self.sinks_H,
             )
         )
-        return self.o(o_THV.flatten(1))
 
 
 class MlaAttention(nn.Module):
@@ -91,7 +93,7 @@ class MlaAttention(nn.Module):
         q_THP = self.q_b(low).unflatten(-1, (spec.num_heads, -1))
         q_nope_THN, q_rope_THR = q_THP.split((spec.nope_dim, spec.rope_dim), dim=-1)
         latent_TC, rope_key_TR = self.kv_a(x_TD).split((spec.kv_rank, spec.rope_dim), dim=-1)
-        o_THV = ctx.mla(
+        return ctx.mla(
             MlaInputs(
                 layer=layer,
                 mixer=spec,
@@ -104,4 +106,3 @@ class MlaAttention(nn.Module):
                 w_uv_HVC=self.w_uv_HVC,
             )
         )
-        return self.o(o_THV.flatten(1))
