@@ -106,9 +106,14 @@ class Model:
         return self._run(body)
 
     def prompt(self, num_tokens: int) -> tuple[Counter[str], list[Any]]:
+        """Of a prompt computed at once, up to the last norm of the row that is wanted."""
         known = Known(least_queries=num_tokens, most_cached=0)
         inputs = dataclasses.replace(self.inputs(num_tokens, 1, -(-num_tokens // BLOCK)), known=known)
-        return self._run(lambda: self.decoder.hidden(inputs.token_ids_T, PagedContext(self.cache, inputs)))
+
+        def wanted(x_TI: torch.Tensor) -> torch.Tensor:
+            return x_TI.index_select(0, inputs.logit_rows_R)
+
+        return self._run(lambda: self.decoder.hidden(inputs.token_ids_T, PagedContext(self.cache, inputs), wanted))
 
     def _run(self, body: Any) -> tuple[Counter[str], list[Any]]:
         with as_on_a_gpu(), recorded() as launches, torch.inference_mode(), _Kernels() as kernels:
@@ -138,7 +143,7 @@ def launches_of(name: str, num_seqs: int, mode: str) -> dict[str, Any]:
 
 def compilations(name: str, max_seqs: int, prompts: list[int]) -> dict[str, int]:
     """Variants of each kernel that all sizes of decode steps and these lengths of prompts need together."""
-    model = Model(catalog_model(name).spec, 1, max_seqs)
+    model = Model(catalog_model(name).spec, 2, max_seqs)  # the last layer of a prompt feeds one row forward
     needed: dict[str, set[str]] = {}
     for launches in (
         *(model.decode(size, mode)[1] for size in ladder(max_seqs) for mode in model.sampler.modes),

@@ -54,6 +54,10 @@ RAMP_US = 2.0  # the same of the experts', whose next launch waits nearby
 ROUTER_US = 6.0  # 128 columns: 16 tiles, or inputs cut up and summed by a second launch
 
 
+# What the last layer does for every token; the rest of it, for the one whose logits are wanted.
+EVERY_TOKEN = ("queries, keys and values", "experts' rows join, norm", "norm, rotation, store", "attention")
+
+
 @dataclass(frozen=True)
 class Part:
     kernel: str
@@ -144,7 +148,23 @@ def parts_of(spec: ModelSpec, tokens: int, fits: int = FITS) -> list[Part]:
 
 def around_us(spec: ModelSpec) -> float:
     """Of a step beside its layers: the head over one row, and a score of small kernels."""
-    return 2 * spec.vocab_size * spec.d_model / (0.85 * MEMORY) * 1e6 + 20 * (CHAIN_US + GAP_US)
+    return one_row_us(spec.vocab_size * spec.d_model, 20)
+
+
+def layers_us(spec: ModelSpec, parts: list[Part]) -> float:
+    """Of all layers, given the parts of one. In the last a single row leaves attention."""
+    mixer, moe = spec.layers[-1].mixer, spec.layers[-1].ffn
+    assert isinstance(mixer, GqaSpec) and isinstance(moe, MoeSpec)
+    weights = spec.d_model * (mixer.num_heads * mixer.head_dim + moe.num_experts + 3 * moe.top_k * moe.width)
+    last = [part.us for part in parts if part.what in EVERY_TOKEN]
+    assert len(last) == len(EVERY_TOKEN)
+    earlier = (len(spec.layers) - 1) * sum(part.us for part in parts)
+    return earlier + sum(last) + one_row_us(weights, len(parts) - len(last))
+
+
+def one_row_us(weights: int, kernels: int) -> float:
+    """Kernels that read so many weights for a single row."""
+    return 2 * weights / (0.85 * MEMORY) * 1e6 + kernels * (CHAIN_US + GAP_US)
 
 
 def floor_us(spec: ModelSpec, tokens: int) -> float:
@@ -164,8 +184,7 @@ def main() -> None:
     found, stale = [], False
     for tokens in args.tokens[: 1 if args.smoke else None]:
         parts, floor = parts_of(spec, tokens), floor_us(spec, tokens)
-        whole = [sum(part.us for part in some) * len(spec.layers) + around_us(spec)
-                 for some in (parts, parts_of(spec, tokens, fits=0))]  # fmt: skip
+        whole = [layers_us(spec, some) + around_us(spec) for some in (parts, parts_of(spec, tokens, fits=0))]
         print(f"{tokens} tokens, us a layer")
         for part in parts:
             print(f"  {part.kernel:18} {part.what:26} {part.us:7.1f}")

@@ -21,6 +21,11 @@ import provenance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from ridgepoint.catalog.families import spec_from_config
+from ridgepoint.cost.amounts import step_amounts
+from ridgepoint.cost.batch import StepBatch
+from ridgepoint.cost.formats import Precision
+from ridgepoint.cost.layout import Layout
 from ridgepoint.kernels import native
 
 
@@ -69,32 +74,25 @@ def measure(threads: int, quick: bool = False, native_only: bool = False) -> dic
     }
 
 
-WEIGHT_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32}  # int4: a 16-bit scale per 32 values
+FORMATS = {"bf16": "bf16", "int8": "int8", "int4": "int4_g32"}  # a 16-bit scale per 32 values
 
 
 def tokens_per_s(config: dict, roof: dict[str, float], kind: str, size: int, context: int, fmt: str = "bf16") -> float:
     """The most tokens/s an engine could reach at a point with weights as `fmt` has them: the larger of bytes over bandwidth and
-    FLOPs over rate. One that keeps bf16 in fewer bits may pass it.
+    FLOPs over rate, as the step law counts them. One that keeps bf16 in fewer bits may pass it.
 
-    Weights of distinct experts touched (uniform routing), attention projections and head in `fmt`, KV in bf16. Integer
+    Weights of distinct experts touched (uniform routing), attention projections, router and head in `fmt`, KV in bf16. Integer
     weights are multiplied at the integer rate, attention at bf16's. `size` is the batch of a decode step or the tokens of
-    one prefill.
+    one prefill, of which the last one's logits are wanted.
     """
-    d, h, g, p = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"))
-    e, k, f, vocab = (
-        config[key] for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "vocab_size")
-    )
-    layers = config["num_hidden_layers"]
-    attention = d * (h + 2 * g) * p + h * p * d
-    expert = 3 * d * f
-    touched = e * (1 - (1 - k / e) ** size)
-    keys = size * context if kind == "decode" else size * size / 2  # query-key pairs
-    head_rows = size if kind == "decode" else 1
-    matmul_flops = layers * 2 * size * (attention + d * e + k * expert) + 2 * head_rows * d * vocab
-    rate = roof["bf16_flops_per_s" if fmt == "bf16" else "int8_flops_per_s"]
-    flops_s = matmul_flops / rate + layers * 4 * h * p * keys / roof["bf16_flops_per_s"]
-    kv_bytes = layers * 2 * 2 * g * p * (size * (context + 1) if kind == "decode" else size)
-    num_bytes = WEIGHT_BYTES[fmt] * (layers * (attention + d * e + touched * expert) + d * vocab) + kv_bytes
+    weights = dict.fromkeys(("weights", "experts", "head"), FORMATS[fmt])
+    batch = StepBatch.decode(size, context) if kind == "decode" else StepBatch.prefill(1, size)
+    rate = {"attention": roof["bf16_flops_per_s"]}
+    num_bytes = flops_s = 0.0
+    for kernel in step_amounts(spec_from_config(config), Layout(), Precision(**weights), batch).kernels:
+        num_bytes += kernel.repeats * (kernel.weight_bytes + kernel.kv_bytes)
+        of_weights = roof["bf16_flops_per_s" if fmt == "bf16" else "int8_flops_per_s"]
+        flops_s += kernel.repeats * kernel.flops / rate.get(kernel.part, of_weights)
     return size / max(num_bytes / roof["read_bytes_per_s"], flops_s)
 
 

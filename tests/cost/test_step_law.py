@@ -33,7 +33,9 @@ from ridgepoint.cost.formats import bytes_per_value, matmul_type
 from ridgepoint.cost.routing import busiest_rank, distinct_experts
 from ridgepoint.cost.shape import shape_of
 from ridgepoint.cost.step import MATRIX_OVER_VECTOR
+from ridgepoint.cost.timer import batch_of
 from ridgepoint.errors import CatalogError, ConfigError
+from ridgepoint.sched.step import StepShape
 
 H100, H200, GB200 = accelerator("h100"), accelerator("h200"), accelerator("gb200")
 
@@ -396,9 +398,51 @@ def test_widening_takes_vector_units_not_bandwidth() -> None:
     assert added_s(replace(chip, spec_memory_bytes_per_s=4.8e12), "mxfp4", few) == added_s(chip, "mxfp4", few)
     assert added_s(chip, "int8", few) == pytest.approx(0.25 * added_s(chip, "int4", few))
     tiles = 64 * 8192 * moe.top_k / moe.num_experts / SERVING.large_tile_rows
-    assert added_s(chip, "mxfp4", many) == pytest.approx((tiles + 0.5) * weights * 8.0 / vector, rel=0.02)
+    # The last layer's experts meet the prompts' last rows alone: those that 64 rows hit, once each.
+    hit_frac = distinct_experts(moe.num_experts, moe.top_k, 64.0) / moe.num_experts
+    earlier = len(spec.layers) - 1
+    a_layer = ((tiles + 0.5) * earlier + hit_frac) / len(spec.layers)
+    assert added_s(chip, "mxfp4", many) == pytest.approx(a_layer * weights * 8.0 / vector, rel=0.02)
     known = replace(chip, spec_flops_per_s={**chip.spec_flops_per_s, "fp32": 2.0 * vector})
     assert added_s(known, "mxfp4", few) == pytest.approx(0.5 * added_s(chip, "mxfp4", few))
+
+
+def amounts_of(spec: ModelSpec, batch: StepBatch) -> tuple[float, float]:
+    """FLOPs of products, and bytes of weights, both without attention's own."""
+    kernels = [k for k in step_amounts(spec, Layout(), Precision(), batch).kernels if k.part != "attention"]
+    return sum(float(k.repeats * k.flops) for k in kernels), sum(float(k.repeats * k.weight_bytes) for k in kernels)
+
+
+def chunk(new: float, logits: float) -> StepBatch:
+    return StepBatch(groups=(Group(count=1.0, new=new, cached=0.0, logits=logits),))
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "llama-3.1-8b"])
+def test_rows_that_nobody_wants_end_with_the_last_attention(name: str) -> None:
+    spec = model_spec(name)
+    shape, last = shape_of(spec), shape_of(spec).last
+    (every, read_by_every), (one, read_by_one), (none, read_by_none) = (
+        amounts_of(spec, chunk(512.0, logits)) for logits in (512.0, 1.0, 0.0)
+    )
+    a_row = 2.0 * (last.after_attention_params + shape.head_params)
+    assert every - one == pytest.approx(511 * a_row, rel=1e-4)  # biases, which no product counts, aside
+    assert one - none == pytest.approx(a_row, rel=1e-3)
+    experts, k = (last.moe.num_experts, last.moe.top_k) if last.moe else (1, 1)
+    idle = (distinct_experts(experts, k, 512.0) - k) * last.expert_params
+    assert read_by_every - read_by_one == pytest.approx(2.0 * idle)
+    behind = last.out_params + last.dense_params + last.router_params + last.shared_params + k * last.expert_params
+    assert read_by_one - read_by_none == pytest.approx(2.0 * (behind + shape.head_params))
+
+
+def test_a_decode_step_wants_every_row_and_a_mixed_one_those_that_sample() -> None:
+    spec = model_spec("qwen3-30b-a3b")
+    assert amounts_of(spec, StepBatch.decode(512.0, 0.0)) == pytest.approx(amounts_of(spec, chunk(512.0, 512.0)))
+    one_by_one = sum(float(k.repeats) for k in step_amounts(spec, Layout(), Precision(), chunk(8.0, 8.0)).kernels)
+    split = sum(float(k.repeats) for k in step_amounts(spec, Layout(), Precision(), chunk(8.0, 1.0)).kernels)
+    assert one_by_one == split  # of layers: the last is among them once
+    mixed = batch_of(StepShape([1] * 8 + [512], [100] * 8 + [0], 8))  # the chunk does not end its prompt
+    assert float(mixed.logit_rows) == pytest.approx(8.0)
+    assert amounts_of(spec, mixed) == pytest.approx(amounts_of(spec, chunk(520.0, 8.0)))
 
 
 def test_a_norm_over_all_heads_needs_an_exchange_where_heads_are_split() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -23,12 +24,14 @@ from ridgepoint.catalog.spec import (
     SwiGlu,
 )
 from ridgepoint.errors import ConfigError
+from ridgepoint.kernels import native
 from ridgepoint.kernels.tensor_call import NotRecordableError
 from ridgepoint.models.decoder import Decoder
 from ridgepoint.models.host_inputs import HostInputs, StepSizes
 from ridgepoint.models.pack import pack_decoder
 from ridgepoint.models.paged import KVCache, PagedContext, StepInputs
 from ridgepoint.models.recorded import RecordedStep
+from ridgepoint.models.step import EagerStep
 
 pytestmark = needs_native
 BLOCK = 16
@@ -77,6 +80,12 @@ def _unusual(kind: str) -> ModelSpec:
         )  # fmt: skip
         return replace(spec, layers=tuple(replace(layer, mixer=mixer, window=None) for layer in spec.layers))
     return spec
+
+
+def _ending(last: str) -> ModelSpec:
+    """A spec whose last layer is of this kind."""
+    spec = _unusual("mla" if last == "mla" else "plain")
+    return replace(spec, layers=spec.layers[::-1]) if last == "dense" else spec
 
 
 UNUSUAL = ["clip", "logit_scale", "sparsemixer", "mla"]
@@ -175,6 +184,59 @@ def test_a_cache_of_codes_is_recorded_and_close(fmt: torch.dtype, kind: str) -> 
         assert torch.equal(other.export_block(block), cache.export_block(block))
     again = RecordedStep(decoder, other, HostInputs.room(64, 5, 6))
     assert torch.equal(again.run(again.load(STEPS[2]))[:3], got[-3:])
+
+
+WANTED = ("last", "none", "every")
+
+
+def _journey(seed: int) -> list[StepInputs]:
+    """Three sequences that advance by single tokens and by chunks. Of each the last row is wanted, or none, or all of them; of one
+    whole step none, and of the last step all, which depend on everything that was stored."""
+    draw, lengths, steps = random.Random(seed), [0, 0, 0], []
+    for number in range(5):
+        queries = [draw.choice((1, 1, 7, 12)) for _ in lengths]
+        lengths = [length + count for length, count in zip(lengths, queries, strict=True)]
+        step = _step(lengths, queries, number)
+        sampled, scored = [], []
+        for first, count in zip(step.query_starts_B1.tolist(), queries, strict=False):
+            wanted = {3: "none", 4: "every"}.get(number) or draw.choice(WANTED)
+            sampled += [first + count - 1] if wanted == "last" else []
+            scored += range(first, first + count) if wanted == "every" else []
+        steps.append(replace(step, logit_rows_R=torch.tensor(sampled + scored, dtype=torch.int64)))
+    return steps
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "int8-a8", "int4-32"])
+@pytest.mark.parametrize("last", ["moe", "dense", "mla"])
+def test_wanted_rows_have_the_bits_that_they_have_among_all_rows(last: str, fmt: str) -> None:
+    spec = _ending(last)
+    decoder = pack_decoder(_decoder(spec), fmt)
+    slow_cache, eager_cache, cache = (KVCache(spec, 12, BLOCK, torch.bfloat16) for _ in range(3))
+    recorded, eager = RecordedStep(decoder, cache, HostInputs.room(40, 40, 6)), EagerStep(decoder, eager_cache)
+    for seed in range(4):
+        for step in _journey(seed):
+            rows_R = step.logit_rows_R
+            everything_TV = decoder.logits(decoder.hidden(step.token_ids_T, PagedContext(slow_cache, step)))
+            assert torch.equal(eager.run(step), everything_TV[rows_R])
+            assert torch.equal(recorded.run(recorded.load(step))[: len(rows_R)], everything_TV[rows_R])
+
+
+@pytest.mark.parametrize("last", ["moe", "dense", "mla"])
+def test_after_the_last_attention_operators_run_on_wanted_rows(last: str) -> None:
+    decoder = pack_decoder(_decoder(_ending(last)))
+    recorded = RecordedStep(decoder, KVCache(decoder.spec, 12, BLOCK, torch.bfloat16), HostInputs.room(64, 5, 6))
+    operators = recorded.recording.operators
+    cut = next(i for i, operator in enumerate(operators) if operator.rows_from == native.LOGIT_ROWS)
+    before, after = operators[:cut], operators[cut:]
+    assert {(operator.rows_from, operator.rows) for operator in before} == {(native.TOKEN_ROWS, 64)}
+    assert {(operator.rows_from, operator.rows) for operator in after} == {(native.LOGIT_ROWS, 5)}
+    attention = {native.AttentionOp, native.LiftedAttentionOp, native.UnliftedLinearOp}
+    assert type(before[-1]) in attention and not attention & {type(operator) for operator in after}
+    # rows of the residual stream and of attention; then output projection, sum and norm, feed-forward, last norm and head
+    assert [type(operator) for operator in after[:4]] == [native.EmbedOp] * 2 + [native.LinearOp, native.NormOp]
+    assert [type(operator) for operator in after[-2:]] == [native.NormOp, native.LinearOp]
+    assert (native.MoeOp in {type(operator) for operator in after}) == (last != "dense")
+    assert (native.MoeOp in {type(operator) for operator in before}) == (last == "dense")
 
 
 def test_work_outside_the_native_operators_is_not_recorded_silently() -> None:

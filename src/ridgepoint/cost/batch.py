@@ -16,7 +16,8 @@ from ridgepoint.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """`count` sequences, each adding `new` tokens over `cached` ones; `logits` of the new tokens go through the head."""
+    """`count` sequences, each adding `new` tokens over `cached` ones. The logits of `logits` of these are wanted: they alone go on
+    from the last layer's attention to the head."""
 
     count: Num
     new: Num

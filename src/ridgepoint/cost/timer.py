@@ -105,7 +105,7 @@ def _groups(shape: Shape) -> _Groups:
 
 def _batch(groups: _Groups, num_samples: int) -> StepBatch:
     sequences = sum(count for _, count, _ in groups)
-    logits = num_samples / sequences  # only sequences that reach their last token go through the head
+    logits = num_samples / sequences  # a sequence that does not reach its last token wants none
     return StepBatch(
         groups=tuple(
             Group(count=count, new=float(new), cached=total / count, logits=logits) for new, count, total in groups

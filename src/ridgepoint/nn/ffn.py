@@ -31,7 +31,8 @@ class DenseFfn(nn.Module):
 class Router(nn.Module):
     """Logits in float32. `correction_E` (a buffer: no gradient reaches it) moves the choice of experts only.
 
-    In training mode `load_E` counts the tokens each expert received since `take_load` last asked.
+    In training mode, where every row of every layer is wanted, `load_E` counts the tokens each expert received since `take_load`
+    last asked. Serving counts none.
     """
 
     correction_E: torch.Tensor | None

@@ -5,7 +5,7 @@ Where there is no GPU a CPU tensor stands in for the device's, and the kernels a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import checkpoints
@@ -66,14 +66,16 @@ def matrices(decoder: Decoder) -> dict[str, DeviceWeight | torch.Tensor]:
     return {f"{names[id(module)]}.{leaf}": getattr(module, leaf) for module, leaf, _ in matrices_of(decoder)}
 
 
-def logits_of(decoder: Decoder) -> torch.Tensor:
-    """A prompt of five tokens through the paged cache, as an engine runs it."""
+def logits_of(decoder: Decoder, rows: Sequence[int] = range(5)) -> torch.Tensor:
+    """Of a prompt of five tokens through the paged cache, as an engine runs it."""
     cache = KVCache(decoder.spec, 2, 16, decoder.dtype, torch.device(DEVICE))
     given = {
         "token_ids_T": [3, 9, 27, 5, 40], "positions_T": range(5), "slots_T": range(5), "query_starts_B1": [0, 5],
-        "context_lens_B": [5], "block_tables_BN": [[0]], "logit_rows_R": range(5),
+        "context_lens_B": [5], "block_tables_BN": [[0]], "logit_rows_R": rows,
     }  # fmt: skip
-    inputs = StepInputs(**{name: torch.tensor(values, device=DEVICE) for name, values in given.items()})
+    inputs = StepInputs(
+        **{name: torch.tensor(values, dtype=torch.int64, device=DEVICE) for name, values in given.items()}
+    )
     with torch.inference_mode():
         return EagerStep(decoder, cache).run(inputs)
 
@@ -113,7 +115,11 @@ def test_a_step_gives_the_logits_of_the_decoded_model(tmp_path: Path, family: st
     folder = stored_in(tmp_path, family, fmt, **(LATENT if family == "deepseek_v3" else {}))
     packed, decoded = load_packed(folder, rooms=ROOMS), load(folder, torch.bfloat16, device=DEVICE)
     assert any(isinstance(weight, DeviceWeight) for weight in matrices(packed).values())
-    assert error(logits_of(packed), logits_of(decoded)) <= 2e-2
+    every = logits_of(packed)
+    assert error(every, logits_of(decoded)) <= 2e-2
+    for rows in ([4], [3, 1]):
+        assert error(logits_of(packed, rows), every[rows]) <= 2e-2
+    assert logits_of(packed, []).shape == (0, every.shape[1])
 
 
 def test_fp8_as_stored_may_meet_rounded_activations(tmp_path: Path) -> None:
