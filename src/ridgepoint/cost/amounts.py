@@ -49,15 +49,14 @@ class Collective(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """How much some part of the layers works on: rows of the busiest attention rank, and tokens that the experts of a stage see at a
-    time."""
+    """What a part of the layers works on: rows of the busiest attention rank, and tokens that a stage's experts see at a time."""
 
     rank: Num
     stage: Num
 
     @property
     def share_read(self) -> Num:
-        """Of weights that every row meets: all of them, once there is a row."""
+        """Of weights that every row meets: all, as soon as there is a row."""
         return smallest(self.rank, 1.0)
 
 
@@ -132,7 +131,7 @@ def step_amounts(
 def _rows_after_attention(
     shape: ModelShape, batch: StepBatch, rows: Num, layout: Layout
 ) -> list[tuple[LayerKind, Rows]]:
-    """Each kind of layer with what runs after its attention."""
+    """Each kind of layer, with what goes on behind its attention."""
     every = Rows(rows, largest(batch.tokens / layout.pp, smallest(batch.tokens, 1.0)))
     if all(all_true(group.logits == group.new) for group in batch.groups):
         return [(kind, every) for kind in shape.kinds]
@@ -214,13 +213,14 @@ def _feed_forward(
     skew: float,
     tiles: tuple[float, float],
 ) -> None:
-    weights, experts = bytes_per_value(precision.weights), bytes_per_value(precision.experts)
     rows, stage_tokens, once = run.rank, run.stage, run.share_read
+    weights, head = once * bytes_per_value(precision.weights), once * bytes_per_value(precision.head)
+    experts = bytes_per_value(precision.experts)
     if kind.dense:
         flops = 2.0 * rows * kind.dense_params / layout.tp
         out.append(
             Kernel(
-                "ffn", "weights", kind.count, 4.0 + 2.0 * _quantises(precision.weights, precision), flops, flops, once * kind.dense_params * weights / layout.tp, 0.0,
+                "ffn", "weights", kind.count, 4.0 + 2.0 * _quantises(precision.weights, precision), flops, flops, kind.dense_params * weights / layout.tp, 0.0,
                 rows * (d_model * 8.0 + kind.dense.width * 6.0 / layout.tp),
             )
         )  # fmt: skip
@@ -243,48 +243,16 @@ def _feed_forward(
     )  # fmt: skip
     flops = 2.0 * rows * kind.router_params
     out.append(
-        Kernel(
-            "router",
-            "head",
-            kind.count,
-            2.0,
-            flops,
-            flops,
-            once * kind.router_params * bytes_per_value(precision.head),
-            0.0,
-            rows * d_model * 2.0,
-        )
+        Kernel("router", "head", kind.count, 2.0, flops, flops, kind.router_params * head, 0.0, rows * d_model * 2.0)
     )
     if kind.latent_params:
         flops = 2.0 * rows * kind.latent_params / layout.tp
-        out.append(
-            Kernel(
-                "latent",
-                "weights",
-                kind.count,
-                2.0,
-                flops,
-                flops,
-                once * kind.latent_params * weights / layout.tp,
-                0.0,
-                0.0,
-            )
-        )
+        read = kind.latent_params * weights / layout.tp
+        out.append(Kernel("latent", "weights", kind.count, 2.0, flops, flops, read, 0.0, 0.0))
     if kind.shared_params:
         flops = 2.0 * rows * kind.shared_params / layout.tp
-        out.append(
-            Kernel(
-                "shared",
-                "experts",
-                kind.count,
-                3.0,
-                flops,
-                flops,
-                once * kind.shared_params * experts / layout.tp,
-                0.0,
-                rows * d_model * 4.0,
-            )
-        )
+        read = once * kind.shared_params * experts / layout.tp
+        out.append(Kernel("shared", "experts", kind.count, 3.0, flops, flops, read, 0.0, rows * d_model * 4.0))
 
 
 def _pair_bytes(kind: LayerKind, layout: Layout, precision: Precision, d_model: int) -> Num:
@@ -318,15 +286,8 @@ def _exchange(
     """`rows` of them meet attention, `after` what follows."""
     if not all_true(layout.tp == 1):
         per_layer = (1.0 if kind.mixer_params else 0.0) + (1.0 if kind.dense or kind.moe else 0.0)
-        out.append(
-            Collective(
-                "tp_all_reduce",
-                "all_reduce",
-                (layout.tp > 1) * kind.count * per_layer,
-                after * d_model * 2.0,
-                layout.tp,
-            )
-        )
+        repeats = (layout.tp > 1) * kind.count * per_layer
+        out.append(Collective("tp_all_reduce", "all_reduce", repeats, after * d_model * 2.0, layout.tp))
         if kind.gqa and kind.gqa.qk_norm == "full":  # the mean square of a row whose heads lie on all ranks
             out.append(Collective("tp_all_reduce", "all_reduce", (layout.tp > 1) * kind.count, rows * 8.0, layout.tp))
     if kind.moe and not all_true(layout.dp_attention == 1):
