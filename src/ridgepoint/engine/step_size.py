@@ -22,7 +22,9 @@ from ridgepoint.nn.linear import Linear
 from ridgepoint.units import si
 
 USUAL = {"cpu": 512, "cuda": 8192}
-ALIGN = 64  # so that a rate measured a little lower does not change the step
+# So that rates measured at the start, which a shared machine halves within minutes, seldom change the step. Up, because fewer tokens
+# than the ridge read all weights for less, and with too few a step prompts wait for each other.
+ALIGN = 128
 
 
 def usual_step_tokens(device: str, max_num_seqs: int) -> int:
