@@ -17,7 +17,8 @@ namespace {
 // How the last phase is cut into items: for few rows, where memory binds, runs of panels that lie side by side in every
 // expert; for many, ranges of tokens.
 struct Cut {
-    int64_t panels, runs;    // runs are of about even length
+    int64_t rows, panels;
+    int64_t runs;            // of panels, about even
     int64_t tokens, chunks;  // of an item; how many such ranges
     int64_t longest() const { return ceil_div(panels, runs); }
     int64_t first_panel(int64_t item) const { return panels * (item / chunks) / runs; }
@@ -31,7 +32,7 @@ Cut cut(int64_t rows, int64_t panels, int threads) {
     const int64_t run = std::clamp<int64_t>(room, 1, share), runs = std::min(round_up(ceil_div(panels, run), threads), panels);
     const int64_t wanted = ceil_div(8 * threads, runs), possible = ceil_div(rows, 256);
     const int64_t chunks = runs < panels ? 1 : std::min(wanted, possible);
-    return {panels, runs, ceil_div(rows, chunks), chunks};
+    return {rows, panels, runs, ceil_div(rows, chunks), chunks};
 }
 
 // The panel of the last phase that this thread starts with.
@@ -165,67 +166,93 @@ int64_t find_parts(const Plan& p, int64_t t0, int64_t t1, Group* parts) {
     return count;
 }
 
+// An item of the last phase.
+class DownItem {
+public:
+    DownItem(const MoeOp& op, const Plan& p, const Rows& h, const Cut& c, const Scratch& s, const Region& region, int64_t item)
+        : op_(op), w_(*op.down), p_(p), h_(h), s_(s), region_(region), j0_(c.first_panel(item)), j1_(c.first_panel(item + c.chunks)),
+          t0_(c.first_token(item)), t1_(std::min(t0_ + c.tokens, c.rows)) {}
+
+    // `next` is what the thread reads afterwards.
+    void run(Ahead& ahead, const uint8_t* next) {
+        memset(s_.sums, 0, static_cast<size_t>((t1_ - t0_) * s_.stride) * 4);
+        const int64_t num_units = make_units(region_.table, w_, s_.parts, find_parts(p_, t0_, t1_, s_.parts), s_.ordered, s_.units);
+        for (int64_t u = 0; u < num_units; u++) {
+            const Unit& unit = s_.units[u];
+            const int64_t e = unit.groups->expert;
+            const uint8_t* then = u + 1 < num_units ? panel_at(w_, s_.units[u + 1].groups->expert, j0_) : next;
+            add_held(e);
+            for (int64_t j = j0_; j < j1_; j++) run_panels(unit, j, ahead, j + 1 < j1_ ? panel_at(w_, e, j + 1) : then);
+            for (int64_t i = 1; i < unit.count; held_pairs_ += unit.groups[i++].pairs) s_.held[num_held_++] = {unit.groups + i, held_pairs_};
+        }
+        add_held(w_.num_matrices);
+        const int64_t column = j0_ * kPanel, width = std::min(w_.outputs - column, (j1_ - j0_) * kPanel);
+        for (int64_t t = t0_; t < t1_; t++)
+            region_.table.narrow(s_.sums + (t - t0_) * s_.stride, op_.y_dtype, width, offset(op_.y, t * op_.y_stride + column, op_.y_dtype));
+    }
+
+private:
+    // A unit's panels at j: the first group's values are added, those of the others held.
+    void run_panels(const Unit& unit, int64_t j, Ahead& ahead, const uint8_t* then) {
+        ahead.clear();
+        for (int64_t i = 1; i < unit.count; i++) ahead.add(panel_at(w_, unit.groups[i].expert, j));
+        ahead.add(then);
+        int64_t under = 1, first = held_pairs_;
+        Ahead nothing;
+        const auto multiply_under = [&](int64_t arrived) {
+            for (; under < std::min(1 + arrived, unit.count); first += unit.groups[under++].pairs) {
+                float* into = held_at(first, j);
+                multiply_part(unit.groups[under], j, nothing, [&](int64_t done, int64_t count, const float* values) {
+                    for (int64_t r = 0; r < count; r++) memcpy(into + (done + r) * s_.stride, values + r * kPanel, kPanel * 4);
+                });
+            }
+        };
+        multiply_part(*unit.groups, j, ahead, [&](int64_t done, int64_t count, const float* values) {
+            add(*unit.groups, j, done, count, values, kPanel);
+        }, multiply_under);
+        multiply_under(unit.count);
+    }
+    template <class Use, class Between = Nothing>
+    void multiply_part(const Group& part, int64_t j, Ahead& ahead, Use&& use, const Between& between = {}) {
+        multiply(region_, w_, panel_at(w_, part.expert, j), ahead, part.pairs, [&](int64_t r) { return h_.at(part.first_pair + r); }, use, {},
+                 between);
+    }
+    void add(const Group& part, int64_t j, int64_t done, int64_t count, const float* values, int64_t stride) {
+        const int64_t column = j * kPanel, width = std::min<int64_t>(w_.outputs - column, kPanel);
+        const float* bias = op_.bias_down ? op_.bias_down + part.expert * w_.outputs + column : nullptr;
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t pair = part.first_pair + done + r;
+            float* sum = s_.sums + (p_.token[pair] - t0_) * s_.stride + (j - j0_) * kPanel;
+            region_.table.axpy(values + r * stride, bias, p_.weight[pair], width, sum);
+        }
+    }
+    void add_held(int64_t before_expert) {
+        for (; first_held_ < num_held_ && s_.held[first_held_].group->expert < before_expert; first_held_++) {
+            const auto& [part, first] = s_.held[first_held_];
+            for (int64_t j = j0_; j < j1_; j++) add(*part, j, 0, part->pairs, held_at(first, j), s_.stride);
+        }
+    }
+    float* held_at(int64_t pair, int64_t j) const { return s_.values + pair * s_.stride + (j - j0_) * kPanel; }
+
+    const MoeOp& op_;
+    const PackedWeight& w_;
+    const Plan& p_;
+    const Rows& h_;
+    const Scratch& s_;
+    const Region& region_;
+    const int64_t j0_, j1_, t0_, t1_;
+    int64_t first_held_ = 0, num_held_ = 0, held_pairs_ = 0;  // groups held and not added yet; pairs held so far
+};
+
 void down_and_combine(const MoeOp& op, int64_t rows, const Plan& p, const Rows& h, Region& region) {
     const PackedWeight& w = *op.down;
     const Cut c = cut(rows, panels_of(w), region.team.size());
-    const int64_t items = c.runs * c.chunks;
     const Scratch s = Scratch::carve(op, c, region.table, region.local + most_plain_bytes(op, rows, region.table));
-    Ahead ahead, nothing;
+    const int64_t items = c.runs * c.chunks;
+    Ahead ahead;
     region.team.walk(region.thread, items, [&](int64_t item, int64_t after) {
-        const int64_t j0 = c.first_panel(item), j1 = c.first_panel(item + c.chunks);
-        const int64_t t0 = c.first_token(item), t1 = std::min(t0 + c.tokens, rows);
-        const auto add = [&](const Group& part, int64_t j, int64_t done, int64_t count, const float* values, int64_t stride) {
-            const int64_t column = j * kPanel, width = std::min<int64_t>(w.outputs - column, kPanel);
-            const float* bias = op.bias_down ? op.bias_down + part.expert * w.outputs + column : nullptr;
-            for (int64_t r = 0; r < count; r++) {
-                const int64_t pair = part.first_pair + done + r;
-                float* sum = s.sums + (p.token[pair] - t0) * s.stride + (j - j0) * kPanel;
-                region.table.axpy(values + r * stride, bias, p.weight[pair], width, sum);
-            }
-        };
-        const auto hold = [&](const Group& part, int64_t j, float* into) {
-            multiply(region, w, panel_at(w, part.expert, j), nothing, part.pairs, [&](int64_t r) { return h.at(part.first_pair + r); },
-                     [&](int64_t done, int64_t count, const float* values) {
-                for (int64_t r = 0; r < count; r++) memcpy(into + (done + r) * s.stride, values + r * kPanel, kPanel * 4);
-            });
-        };
-        int64_t first_held = 0, num_held = 0, held_pairs = 0;
-        const auto add_held = [&](int64_t before) {
-            for (; first_held < num_held && s.held[first_held].group->expert < before; first_held++) {
-                const auto& [part, first] = s.held[first_held];
-                for (int64_t j = j0; j < j1; j++) add(*part, j, 0, part->pairs, s.values + first * s.stride + (j - j0) * kPanel, s.stride);
-            }
-        };
-        memset(s.sums, 0, static_cast<size_t>((t1 - t0) * s.stride) * 4);
-        const int64_t num_units = make_units(region.table, w, s.parts, find_parts(p, t0, t1, s.parts), s.ordered, s.units);
-        for (int64_t u = 0; u < num_units; u++) {
-            const Unit& unit = s.units[u];
-            const Group& part = *unit.groups;
-            const uint8_t* then = u + 1 < num_units ? panel_at(w, s.units[u + 1].groups->expert, j0)
-                                  : after < items   ? panel_at(w, p.hit[0], c.first_panel(after))
-                                  : region.after    ? region.after
-                                                    : panel_at(w, part.expert, j0);
-            add_held(part.expert);
-            for (int64_t j = j0; j < j1; j++) {
-                ahead.clear();
-                for (int64_t i = 1; i < unit.count; i++) ahead.add(panel_at(w, unit.groups[i].expert, j));
-                ahead.add(j + 1 < j1 ? panel_at(w, part.expert, j + 1) : then);
-                int64_t under = 1, first = held_pairs;
-                const auto multiply_under = [&](int64_t arrived) {
-                    for (; under < std::min(1 + arrived, unit.count); first += unit.groups[under++].pairs)
-                        hold(unit.groups[under], j, s.values + first * s.stride + (j - j0) * kPanel);
-                };
-                multiply(region, w, panel_at(w, part.expert, j), ahead, part.pairs, [&](int64_t r) { return h.at(part.first_pair + r); },
-                         [&](int64_t done, int64_t count, const float* values) { add(part, j, done, count, values, kPanel); }, {}, multiply_under);
-                multiply_under(unit.count);
-            }
-            for (int64_t i = 1; i < unit.count; held_pairs += unit.groups[i++].pairs) s.held[num_held++] = {unit.groups + i, held_pairs};
-        }
-        add_held(op.gate_up->num_matrices);
-        const int64_t width = std::min(w.outputs - j0 * kPanel, (j1 - j0) * kPanel);
-        for (int64_t t = t0; t < t1; t++)
-            region.table.narrow(s.sums + (t - t0) * s.stride, op.y_dtype, width,
-                                offset(op.y, t * op.y_stride + j0 * kPanel, op.y_dtype));
+        const uint8_t* last = region.after ? region.after : panel_at(w, p.hit[0], c.first_panel(item));
+        DownItem(op, p, h, c, s, region, item).run(ahead, after < items ? panel_at(w, p.hit[0], c.first_panel(after)) : last);
     });
 }
 

@@ -58,8 +58,12 @@ inline Plan plan(const MoeOp& op, int64_t rows, uint8_t* base, const KernelTable
     return p;
 }
 
-// Rows of a group that waits for memory: its only tile meets all outputs at once.
-inline int64_t most_few_rows(const FormatKernels& format) { return format.even_from ? format.even_from - 1 : format.max_rows / 2; }
+// Rows of a group that waits for memory: its only tile meets all outputs at once. None if every panel is made plain first: there is
+// room for one.
+inline int64_t most_few_rows(const FormatKernels& format) {
+    if (format.expands_from == 1) return 0;
+    return format.even_from ? format.even_from - 1 : format.max_rows / 2;
+}
 
 // Groups in units, both ascending but for those of few rows that a unit takes ahead of their turn. Returns how many units.
 inline int64_t make_units(const KernelTable& table, const PackedWeight& w, const Group* groups, int64_t count, Group* ordered, Unit* units) {

@@ -142,8 +142,11 @@ SKEWED = {
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", ["bf16", "bf16-12"])
 @pytest.mark.parametrize("counts", SKEWED.values(), ids=SKEWED)
-def test_few_rows_multiplied_between_the_tiles_of_many_are_added_in_their_turn(isa: str, counts: list[int]) -> None:
+def test_few_rows_multiplied_between_the_tiles_of_many_are_added_in_their_turn(
+    isa: str, fmt: str, counts: list[int]
+) -> None:
     tokens, k = 90, 2
     assert sum(counts) <= tokens * k
     made, free = torch.Generator().manual_seed(3), [list(range(k)) for _ in range(tokens)]
@@ -154,7 +157,7 @@ def test_few_rows_multiplied_between_the_tiles_of_many_are_added_in_their_turn(i
         for t in order[:count]:
             case.ids[t, free[t].pop()] = expert
     with native.forced_isa(isa):
-        gate_up, down = case.packed()
+        gate_up, down = pack(case.gate_up, fmt, glu=True), pack(case.down, fmt)
 
         def run(first: int, last: int) -> torch.Tensor:
             rows = slice(first, last)
