@@ -49,11 +49,18 @@ OURS = {"bf16": "bf16", "int8": "int8", "int4": "int4-32"}  # ridgepoint's name 
 PREFILL_TOKENS = (512, 2048)
 WARM_TOKENS, WARM_S = 128, 1.5
 # What llama.cpp must say it has, and not have, to count as restricted to an ISA of ours.
-HAS = {"portable": set(), "avx2": {"AVX2", "FMA"}, "avx512": {"AVX512"}, "avx512_bf16": {"AVX512_VNNI", "AVX512_BF16"}}
+HAS = {
+    "portable": set(),
+    "avx2": {"AVX2", "FMA"},
+    "avx512": {"AVX512"},
+    "avx512_vnni": {"AVX512_VNNI"},
+    "avx512_bf16": {"AVX512_VNNI", "AVX512_BF16"},
+}
 HAS_NOT = {
     "portable": {"SSE3", "SSSE3", "AVX"},
     "avx2": {"AVX_VNNI", "AVX512"},
     "avx512": {"AVX_VNNI", "AVX512_VNNI", "AVX512_BF16"},
+    "avx512_vnni": {"AVX512_BF16"},
     "avx512_bf16": {"AMX_INT8"},
 }
 

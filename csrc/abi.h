@@ -8,12 +8,12 @@
 extern "C" {
 
 // Increase when the meaning of a packed weight's bytes changes: packed files on disk are rebuilt then.
-enum { RP_ABI_VERSION = 6, RP_LAYOUT_VERSION = 1 };
+enum { RP_ABI_VERSION = 7, RP_LAYOUT_VERSION = 1 };
 
 enum RpIsa {
-    RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_BF16 = 3, RP_AMX = 4,
-    RP_AMX_EMULATED = 5,  // RP_AMX without its instructions: for tests, never chosen by itself
-    RP_NUM_ISAS = 6
+    RP_PORTABLE = 0, RP_AVX2 = 1, RP_AVX512 = 2, RP_AVX512_VNNI = 3, RP_AVX512_BF16 = 4, RP_AMX = 5,
+    RP_AMX_EMULATED = 6,  // RP_AMX without its instructions: for tests, never chosen by itself
+    RP_NUM_ISAS = 7
 };
 enum RpFormat { RP_F32 = 0, RP_BF16 = 1, RP_INT8 = 2, RP_INT4 = 3, RP_MXFP4 = 4, RP_FP8 = 5, RP_BF16_12 = 6, RP_NUM_FORMATS = 7 };
 // CODE is only what rp_pack takes: a byte per weight, already quantised (two's complement, e2m1 or e4m3 by format).

@@ -37,8 +37,9 @@ bool supported(int isa) {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (isa == RP_AVX2) return avx2;
     if (isa == RP_AVX512) return avx512;
-    const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-                             __builtin_cpu_supports("avx512vbmi");
+    const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (isa == RP_AVX512_VNNI) return avx512_vnni;
+    const bool avx512_bf16 = avx512_vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
     if (isa == RP_AVX512_BF16 || isa == RP_AMX_EMULATED) return avx512_bf16;
 #if defined(RP_HAS_AMX)
     if (isa == RP_AMX) return avx512_bf16 && may_use_tiles();
@@ -52,6 +53,7 @@ const KernelTable* table(int isa) {
 #if defined(__x86_64__)
     case RP_AVX2: return &kAvx2Kernels;
     case RP_AVX512: return &kAvx512Kernels;
+    case RP_AVX512_VNNI: return &kAvx512VnniKernels;
     case RP_AVX512_BF16: return &kAvx512Bf16Kernels;
     case RP_AMX_EMULATED: return &kAmxEmulatedKernels;
 #if defined(RP_HAS_AMX)

@@ -22,8 +22,8 @@ import numpy as np
 
 from ridgepoint.errors import ConfigError, RidgepointError
 
-ABI_VERSION = 6
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
+ABI_VERSION = 7
+ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "amx_emulated")
 EMULATED = "amx_emulated"  # AMX's kernels without its instructions: for tests, only where it is forced
 FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3, "mxfp4": 4, "fp8": 5, "bf16-12": 6}
 F32, BF16, CODE = 0, 1, 2
