@@ -13,7 +13,7 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kAttendLaneRows = 4, kA16Rows = 4, kA8Rows = 8;
-constexpr int64_t kExpandFrom = 4;  // tiles: as in avx512.cpp
+constexpr int64_t kExpandFrom = 3;  // tiles: as in avx512.cpp
 constexpr int lane_vectors(int) { return 4; }
 constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }  // likewise
 #include "rows.inl"
