@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgepoint.engine.text import Released, TextStream, TokenBytes
+from ridgepoint.engine.text import Released, TextRules, TextStream, TokenBytes
 
 BYTES = TokenBytes(pieces=tuple(bytes([byte]) for byte in range(256)), special_ids=frozenset())
 
@@ -18,7 +18,7 @@ def table(*pieces: str | bytes, special: tuple[int, ...] = ()) -> TokenBytes:
 
 def run(tokens: TokenBytes, ids: list[int], **options: object) -> tuple[list[str], str | None, list[int]]:
     """(text after each token and after the end, the stop string, offsets of the released tokens)"""
-    stream = TextStream(tokens, **options)  # type: ignore[arg-type]
+    stream = TextStream(tokens, TextRules(**options))  # type: ignore[arg-type]
     texts: list[str] = []
     starts: list[int] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from harmony_tokens import MARKS, OTHER_SPECIAL, TOKENS, ids_of
 
+from ridgepoint.engine.text import TextRules
 from ridgepoint.server.harmony.header import read_header
 from ridgepoint.server.harmony.reader import Harmony, HarmonyReader
 from ridgepoint.server.parts import Arguments, Call, CallBegun, Joined, Part, Thought, join
@@ -18,7 +19,7 @@ THINK = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 
 
 def reader(*, prompt: str = PROMPT, single: bool = False, **options: Any) -> HarmonyReader:
-    return HarmonyReader(Harmony(MARKS, TOOLS, single), TOKENS, ids_of(prompt), **options)
+    return HarmonyReader(Harmony(MARKS, TOOLS, single), TOKENS, ids_of(prompt), TextRules(**options))
 
 
 def parts_of(ids: Sequence[int], *, cut: bool = False, **options: Any) -> list[Part]:

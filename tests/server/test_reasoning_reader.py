@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from reasoning_tokens import CUTS, IDS, SPECIAL_TAGS, SPECIAL_TOKENS, TEXT_TAGS, TEXT_TOKENS, WHOLE, ids_of
 
+from ridgepoint.engine.text import TextRules
 from ridgepoint.server.parts import Joined, Part, Thought, join
 from ridgepoint.server.reasoning.reader import Reasoning, ReasoningReader
 from ridgepoint.server.reasoning.tags import Place
@@ -16,7 +17,7 @@ from ridgepoint.server.reasoning.tags import Place
 
 def reader(place: Place, *, special: bool = False, **options: Any) -> ReasoningReader:
     tags, tokens = (SPECIAL_TAGS, SPECIAL_TOKENS) if special else (TEXT_TAGS, TEXT_TOKENS)
-    return ReasoningReader(Reasoning(tags, place), tokens, **options)
+    return ReasoningReader(Reasoning(tags, place), tokens, TextRules(**options))
 
 
 def parts_of(ids: Sequence[int], reading: ReasoningReader) -> list[Part]:

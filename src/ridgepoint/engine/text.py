@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,28 @@ class TokenBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What of an output is told, and which strings end it.
+
+    Stop strings completed within the first `min_tokens` tokens are ordinary text. With `include_stop` the stop string
+    stays at the end of the text.
+    """
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    min_tokens: int = 0
+    skip_special: bool = True
+
+    def __post_init__(self) -> None:
+        # An empty one would end any text.
+        object.__setattr__(self, "stops", tuple(stop for stop in self.stops if stop))
+
+    def behind(self, num_tokens: int) -> TextRules:
+        """Those of a text that begins behind so many tokens of the output."""
+        return replace(self, min_tokens=max(0, self.min_tokens - num_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Released:
     """Text that is final, and the offsets (in characters of the whole output) at which the tokens it completes begin."""
 
@@ -45,26 +67,13 @@ class Released:
 class TextStream:
     """The text of one output as its tokens arrive: `push` each id, then `finish` once (not after a stop).
 
-    Of several stop strings the one *completed* first counts; of two completed by the same character, the longer. Stop
-    strings completed within the first `min_tokens` tokens are ordinary text. With `include_stop` the stop string stays
-    at the end of the text. A token is released with the first character it contributes to; tokens wholly behind the
-    cut are never released.
+    Of several stop strings the one *completed* first counts; of two completed by the same character, the longer. A
+    token is released with the first character it contributes to; tokens wholly behind the cut are never released.
     """
 
-    def __init__(
-        self,
-        tokens: TokenBytes,
-        *,
-        stops: Sequence[str] = (),
-        include_stop: bool = False,
-        min_tokens: int = 0,
-        skip_special: bool = True,
-    ) -> None:
+    def __init__(self, tokens: TokenBytes, rules: TextRules = TextRules()) -> None:
         self._tokens = tokens
-        self._stops = tuple(stop for stop in stops if stop)
-        self._include_stop = include_stop
-        self._min_tokens = min_tokens
-        self._skip_special = skip_special
+        self._rules = rules
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, not released
         self._released_chars = 0
@@ -73,7 +82,7 @@ class TextStream:
         self._num_tokens = 0
 
     def push(self, token_id: int) -> Released:
-        hidden = self._skip_special and token_id in self._tokens.special_ids
+        hidden = self._rules.skip_special and token_id in self._tokens.special_ids
         return self.push_bytes(b"" if hidden else self._tokens.of(token_id))
 
     def push_bytes(self, piece: bytes) -> Released:
@@ -88,12 +97,12 @@ class TextStream:
 
     def _take(self, text: str, *, final: bool) -> Released:
         self._held += text
-        if self._num_tokens <= self._min_tokens:
+        if self._num_tokens <= self._rules.min_tokens:
             self._unchecked_chars = len(self._held)
         found = self._find_stop()
         if found is not None:
             start, end, stop = found
-            return self._release(end if self._include_stop else start, every_token=False, stop=stop)
+            return self._release(end if self._rules.include_stop else start, every_token=False, stop=stop)
         if final:
             return self._release(len(self._held), every_token=True)
         return self._release(len(self._held) - self._hold_back(), every_token=False)
@@ -101,7 +110,7 @@ class TextStream:
     def _find_stop(self) -> tuple[int, int, str] | None:
         """(start, end, stop) in the held text of the stop string that is completed first."""
         best: tuple[int, int, str] | None = None
-        for stop in self._stops:
+        for stop in self._rules.stops:
             start = self._held.find(stop, max(0, self._unchecked_chars + 1 - len(stop)))
             if start >= 0 and (best is None or (start + len(stop), start) < (best[1], best[0])):
                 best = (start, start + len(stop), stop)
@@ -111,10 +120,10 @@ class TextStream:
 
     def _hold_back(self) -> int:
         """Characters at the end of the held text that may be the beginning of a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=0) - 1
+        longest = max((len(stop) for stop in self._rules.stops), default=0) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             tail = self._held[-length:]
-            if any(len(stop) > length and stop.startswith(tail) for stop in self._stops):
+            if any(len(stop) > length and stop.startswith(tail) for stop in self._rules.stops):
                 return length
         return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ridgepoint.engine.text import Released, TextStream, TokenBytes
+from ridgepoint.engine.text import Released, TextRules, TextStream, TokenBytes
 from ridgepoint.server.harmony.reader import Harmony, HarmonyReader
 from ridgepoint.server.parts import Told
 from ridgepoint.server.reasoning.reader import Reasoning, ReasoningReader
@@ -44,28 +44,17 @@ def _told(released: Released) -> Told:
 def reader(
     tokens: TokenBytes,
     prompt_ids: Sequence[int],
+    rules: TextRules,
     *,
     harmony: Harmony | None,
     reasoning: Reasoning | None,
     shown_ids: frozenset[int],
-    stops: Sequence[str],
-    include_stop: bool,
-    min_tokens: int,
-    skip_special: bool,
 ) -> AnswerReader:
     """`shown_ids` are special tokens that are text all the same."""
     if harmony is not None:
-        return HarmonyReader(
-            harmony, tokens, prompt_ids, stops=stops, include_stop=include_stop, min_tokens=min_tokens,
-            skip_special=skip_special,
-        )  # fmt: skip
+        return HarmonyReader(harmony, tokens, prompt_ids, rules)
     if shown_ids:
         tokens = replace(tokens, special_ids=tokens.special_ids - shown_ids)
     if reasoning is not None:
-        return ReasoningReader(
-            reasoning, tokens, stops=stops, include_stop=include_stop, min_tokens=min_tokens,
-            skip_special=skip_special,
-        )  # fmt: skip
-    return PlainReader(
-        TextStream(tokens, stops=stops, include_stop=include_stop, min_tokens=min_tokens, skip_special=skip_special)
-    )
+        return ReasoningReader(reasoning, tokens, rules)
+    return PlainReader(TextStream(tokens, rules))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ridgepoint.engine.protocol import TokenLogprobs
-from ridgepoint.engine.text import TextStream, TokenBytes
+from ridgepoint.engine.text import TextRules, TextStream, TokenBytes
 from ridgepoint.errors import RequestError
 from ridgepoint.server.generate import Piece, Wanted
 from ridgepoint.server.job import Job, token_name, top_pairs
@@ -67,7 +67,10 @@ class CompletionJob(Job):
         self._per_prompt = len(wanted) // len(prompts)
         prompt_of = [index // self._per_prompt for index in range(len(wanted))]
         super().__init__(service, request, wanted, prompt_of, prefix="cmpl", arrived_s=arrived_s)
-        self._writers = [_Writer(service.tokenizer.tokens, request, prompts[prompt]) for prompt in prompt_of]
+        self._writers = [
+            _Writer(service.tokenizer.tokens, request, prompts[prompt], skip_special=one.rules.skip_special)
+            for prompt, one in zip(prompt_of, wanted, strict=True)
+        ]
 
     async def collect(self) -> Completion:
         written: list[list[tuple[str, CompletionLogprobs | None]]] = [[] for _ in self.generations]
@@ -113,11 +116,11 @@ class CompletionJob(Job):
 class _Writer:
     """Pieces of one sequence to the text and logprobs of its choice, the echoed prompt first."""
 
-    def __init__(self, tokens: TokenBytes, request: CompletionRequest, prompt: Prompt) -> None:
+    def __init__(self, tokens: TokenBytes, request: CompletionRequest, prompt: Prompt, *, skip_special: bool) -> None:
         self._tokens = tokens
         self._wants_logprobs = request.logprobs is not None
         self._num_top = request.logprobs or 0
-        self._skip_special = request.skip_special_tokens is not False
+        self._skip_special = skip_special
         self._prompt = prompt
         self._echo_due = bool(request.echo)
         self._offset = 0  # characters before the output
@@ -144,7 +147,7 @@ class _Writer:
 
     def _prompt_rows(self, logprobs: Sequence[TokenLogprobs | None]) -> Iterable[tuple[int, int, TokenLogprobs | None]]:
         ids = self._prompt.ids
-        stream = TextStream(self._tokens, skip_special=self._skip_special)
+        stream = TextStream(self._tokens, TextRules(skip_special=self._skip_special))
         starts = [start for token_id in ids for start in stream.push(token_id).token_starts]
         starts += stream.finish().token_starts
         # A tokenizer that puts a space in front of the text makes its own text that much longer than the caller's.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from ridgepoint.engine.protocol import Grammar, Output, StepReport, Submit, TokenLogprobs
-from ridgepoint.engine.text import TokenBytes
+from ridgepoint.engine.text import TextRules, TokenBytes
 from ridgepoint.errors import EngineError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.answer import reader
@@ -52,9 +52,7 @@ class Wanted:
 
     prompt_ids: Sequence[int]
     params: SamplingParams
-    stops: tuple[str, ...] = ()
-    include_stop: bool = False
-    skip_special: bool = True
+    rules: TextRules
     salt: bytes = b""
     grammar: Grammar | None = None
     shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same
@@ -116,13 +114,10 @@ class Generation:
         self._reader = reader(
             tokens,
             wanted.prompt_ids,
+            wanted.rules,
             harmony=wanted.harmony,
             reasoning=wanted.reasoning,
             shown_ids=wanted.shown_ids,
-            stops=wanted.stops,
-            include_stop=wanted.include_stop,
-            min_tokens=params.min_tokens,
-            skip_special=wanted.skip_special,
         )
         self._unreleased: deque[tuple[int, TokenLogprobs | None]] = deque()
         self._stream = engine.submit(
@@ -181,7 +176,7 @@ class Generation:
         told: list[Told] = []
         for index, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
-            if ends_by_id and index == len(output.token_ids) - 1 and not self.wanted.include_stop:
+            if ends_by_id and index == len(output.token_ids) - 1 and not self.wanted.rules.include_stop:
                 break  # the stop id itself is not text
             self._unreleased.append((token_id, output.logprobs[index] if output.logprobs else None))
             told.append(self._reader.push(token_id))

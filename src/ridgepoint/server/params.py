@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ridgepoint.engine.protocol import Grammar
+from ridgepoint.engine.text import TextRules
 from ridgepoint.errors import RequestError
 from ridgepoint.sched.params import SamplingParams
 from ridgepoint.server.config import Limits
@@ -35,9 +36,7 @@ class Sampling:
     """`params` are those of choice 0; its siblings differ in their seed alone."""
 
     params: SamplingParams
-    stops: tuple[str, ...]
-    include_stop: bool
-    skip_special: bool
+    rules: TextRules
 
     def choices(
         self,
@@ -54,9 +53,7 @@ class Sampling:
             Wanted(
                 prompt_ids=prompt_ids,
                 params=self._of_choice(index),
-                stops=self.stops,
-                include_stop=self.include_stop,
-                skip_special=self.skip_special,
+                rules=self.rules,
                 salt=salt,
                 grammar=grammar,
                 shown_ids=shown_ids,
@@ -164,12 +161,13 @@ def _sampling(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-    return Sampling(
-        params=params,
+    rules = TextRules(
         stops=_stops(request.stop, limits),
         include_stop=bool(request.include_stop_str_in_output),
+        min_tokens=min_tokens,
         skip_special=request.skip_special_tokens is not False,
     )
+    return Sampling(params=params, rules=rules)
 
 
 def _default(value: float | None, default: float) -> float:

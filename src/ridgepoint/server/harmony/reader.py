@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ridgepoint.engine.text import Released, TextStream, TokenBytes
+from ridgepoint.engine.text import Released, TextRules, TextStream, TokenBytes
 from ridgepoint.server.harmony.header import MAX_HEADER_TOKENS, Header, read_header
 from ridgepoint.server.harmony.marks import Mark, Marks
 from ridgepoint.server.parts import Arguments, CallBegun, CallLimit, Part, Thought, Told
@@ -34,22 +34,12 @@ class HarmonyReader:
     """`push` each token, then `finish` once (not after a stop). Stop strings are looked for in words alone."""
 
     def __init__(
-        self,
-        harmony: Harmony,
-        tokens: TokenBytes,
-        prompt_ids: Sequence[int],
-        *,
-        stops: Sequence[str] = (),
-        include_stop: bool = False,
-        min_tokens: int = 0,
-        skip_special: bool = True,
+        self, harmony: Harmony, tokens: TokenBytes, prompt_ids: Sequence[int], rules: TextRules = TextRules()
     ) -> None:
         """The answer goes on where the prompt ends, be that in a header or in a message."""
         self.num_reasoning = 0
         self._harmony, self._marks = harmony, harmony.marks
-        self._stops: tuple[str, ...] = ()  # none in the prompt
-        self._include_stop, self._min_tokens = include_stop, min_tokens
-        self._skip_special = skip_special
+        self._rules = replace(rules, stops=())  # none in the prompt
         # A mark where none belongs is spelled.
         self._tokens = replace(tokens, special_ids=tokens.special_ids - self._marks.of_id.keys())
         self._limit = CallLimit(single=harmony.single)
@@ -65,7 +55,7 @@ class HarmonyReader:
         self._told: set[Callable[[str], Part]] = set()  # kinds of which the answer has any
         self._begun = False  # this message has told something
         self._continue(prompt_ids)
-        self._stops = tuple(stops)
+        self._rules = rules
         self._text = self._stream(0)
 
     def _continue(self, prompt_ids: Sequence[int]) -> None:
@@ -139,7 +129,7 @@ class HarmonyReader:
             mark = self._mark(token_id)
             if mark is not None or not found:
                 found.append((mark or "start", b""))
-            if mark is None and not (self._skip_special and token_id in self._tokens.special_ids):
+            if mark is None and not (self._rules.skip_special and token_id in self._tokens.special_ids):
                 found[-1] = (found[-1][0], found[-1][1] + self._tokens.of(token_id))
         return [(mark, text.decode("utf-8", errors="replace")) for mark, text in found]
 
@@ -193,10 +183,8 @@ class HarmonyReader:
 
     def _stream(self, num_before: int) -> TextStream:
         """The text of a message that begins behind so many tokens."""
-        return TextStream(
-            self._tokens, stops=self._stops if self._kind is str else (), include_stop=self._include_stop,
-            min_tokens=max(0, self._min_tokens - num_before), skip_special=self._skip_special,
-        )  # fmt: skip
+        rules = self._rules if self._kind is str else replace(self._rules, stops=())
+        return TextStream(self._tokens, rules.behind(num_before))
 
     def _tell(self, released: Released) -> None:
         self._starts += [self._num_chars] * len(released.token_starts)

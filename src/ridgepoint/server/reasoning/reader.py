@@ -9,10 +9,9 @@ tags and what belongs to them, and blanks before the opening one; parts joined d
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ridgepoint.engine.text import Released, TextStream, TokenBytes
+from ridgepoint.engine.text import Released, TextRules, TextStream, TokenBytes
 from ridgepoint.server.parts import Part, Thought, Told
 from ridgepoint.server.reasoning.tags import Place, Tags
 from ridgepoint.server.tool_calls.incoming import overlap
@@ -29,26 +28,16 @@ class Reasoning:
 class ReasoningReader:
     """`push` each token, then `finish` once (not after a stop). Stop strings are looked for in words alone."""
 
-    def __init__(
-        self,
-        reasoning: Reasoning,
-        tokens: TokenBytes,
-        *,
-        stops: Sequence[str] = (),
-        include_stop: bool = False,
-        min_tokens: int = 0,
-        skip_special: bool = True,
-    ) -> None:
+    def __init__(self, reasoning: Reasoning, tokens: TokenBytes, rules: TextRules = TextRules()) -> None:
         self.num_reasoning = 0
         tags = reasoning.tags
         self._opening, self._closing = tags.opening.encode(), tags.closing.encode()
         self._place = reasoning.place
         self._tokens = replace(tokens, special_ids=tokens.special_ids - {*tags.special.values()})
-        self._hidden = self._tokens.special_ids if skip_special else frozenset[int]()
-        self._stops, self._include_stop = stops, include_stop
-        self._min_tokens, self._skip_special = min_tokens, skip_special
+        self._hidden = self._tokens.special_ids if rules.skip_special else frozenset[int]()
+        self._rules = rules
         self._num_tokens = 0
-        self._text = self._stream(0)
+        self._text = TextStream(self._tokens, rules)
         self._unsaid: list[int] = []  # tokens of an answer of which it is not known yet whether it reasons
         self._held = b""  # what may be of a tag, or belong to one
         self._begins: list[int] = []  # where tokens begin in it, of those that begin there
@@ -133,7 +122,7 @@ class ReasoningReader:
             self._starts.append(0)
             return
         self._place = "words"
-        self._text = self._stream(self._num_tokens - 1)
+        self._text = TextStream(self._tokens, self._rules.behind(self._num_tokens - 1))
         self._say(self._text.push_bytes(words))
 
     # ---------------------------------------------------------------- what is told
@@ -158,10 +147,3 @@ class ReasoningReader:
         for token_id in self._unsaid:
             if self._stop is None:
                 self._say(self._text.push(token_id))
-
-    def _stream(self, num_before: int) -> TextStream:
-        """The text of words that begin behind so many tokens."""
-        return TextStream(
-            self._tokens, stops=self._stops, include_stop=self._include_stop,
-            min_tokens=max(0, self._min_tokens - num_before), skip_special=self._skip_special,
-        )  # fmt: skip
