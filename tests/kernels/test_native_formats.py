@@ -145,6 +145,18 @@ def test_bits_depend_on_the_row_alone(isa: str, fmt: str) -> None:
             assert torch.equal(linear(x[17 - rows :], packed), whole[17 - rows :])
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.startswith(("int", "mxfp4"))])
+def test_integer_codes_give_the_same_bits_under_every_isa(fmt: str) -> None:
+    """Whole sums are exact, by 8-bit dot products as by 16-bit pairs, and the float arithmetic after them is one; but for the
+    portable ISA, which multiplies and adds in two roundings."""
+    x, packed = _randn(17, 300).bfloat16(), pack(_randn(70, 300, seed=1).bfloat16(), fmt)
+    products = []
+    for isa in ISAS:
+        with native.forced_isa(isa):
+            products += [linear_f32(x, packed)] if isa != "portable" else []
+    assert all(torch.equal(product, products[0]) for product in products)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("fmt", A8_FORMATS)
 def test_8_bit_activations_are_what_they_are_said_to_be(isa: str, fmt: str) -> None:
