@@ -13,6 +13,7 @@
 namespace rp {
 namespace {
 constexpr int kLaneRows = 6, kAttendLaneRows = 4, kA16Rows = 4, kA8Rows = 8;
+constexpr int kWholeInt8Rows = 6;  // prompts of 512 tokens 1.05 to 1.08 times as fast as with eight rows and half a panel
 constexpr int64_t kExpandFrom = 3;  // tiles: as in avx512.cpp
 constexpr int lane_vectors(int) { return 4; }
 constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }  // likewise
@@ -43,7 +44,7 @@ extern const KernelTable kAvx512VnniKernels = {
     },
     {
         {}, {},
-        {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kA8Rows>},
+        {kWholeInt8Rows, false, planes_row_bytes<1>, planes_prepare<kInt8Zero, 1>, vnni_rows<RP_INT8, 1, kWholeInt8Rows>},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kInt4Zero, 1>, vnni_rows<RP_INT4, 1, kA8Rows>},
         {kA8Rows, false, planes_row_bytes<1>, planes_prepare<kFp4Zero, 1>, vnni_rows<RP_MXFP4, 1, kA8Rows>},
         {}, {},
