@@ -26,6 +26,7 @@ constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }  // likewise
 #include "products_avx512.inl"
 #include "tiles_bf16_12.inl"
 #include "tiles_codes.inl"
+// The peak of bf16 is that of float32 here.
 double dot_peak(int32_t format, int64_t iterations) { return lanes_peak(format, iterations); }
 #include "tiles_vnni.inl"
 #include "attend_lanes.inl"

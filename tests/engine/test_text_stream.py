@@ -137,3 +137,8 @@ def test_nothing_shown_is_ever_taken_back(stops: list[str]) -> None:
     for text in texts:
         shown += text
         assert final.startswith(shown)
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        TextRules(stops=("a", ""))

@@ -150,10 +150,13 @@ def test_integer_codes_give_the_same_bits_under_every_isa(fmt: str) -> None:
     """Whole sums are exact, by 8-bit dot products as by 16-bit pairs, and the float arithmetic after them is one; but for the
     portable ISA, which multiplies and adds in two roundings."""
     x, packed = _randn(17, 300).bfloat16(), pack(_randn(70, 300, seed=1).bfloat16(), fmt)
+    fused = [isa for isa in ISAS if isa != "portable"]
+    if len(fused) < 2:
+        pytest.skip("one ISA alone has nothing to agree with")
     products = []
-    for isa in ISAS:
+    for isa in fused:
         with native.forced_isa(isa):
-            products += [linear_f32(x, packed)] if isa != "portable" else []
+            products.append(linear_f32(x, packed))
     assert all(torch.equal(product, products[0]) for product in products)
 
 

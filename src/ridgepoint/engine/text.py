@@ -47,8 +47,8 @@ class TextRules:
     skip_special: bool = True
 
     def __post_init__(self) -> None:
-        # An empty one would end any text.
-        object.__setattr__(self, "stops", tuple(stop for stop in self.stops if stop))
+        if "" in self.stops:
+            raise ValueError("stops: an empty string would end any text")
 
     def behind(self, num_tokens: int) -> TextRules:
         """Those of a text that begins behind so many tokens of the output."""
