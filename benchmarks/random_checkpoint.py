@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,6 +123,15 @@ def write(folder: Path, overrides: dict[str, object] | None = None, seed: int = 
     write_tokenizer(folder, vocab)
     done.write_text(json.dumps(config))
     return folder
+
+
+def as_gguf(python: str, folder: Path, fmt: str) -> Path:
+    """The folder's weights as llama.cpp reads them, beside it; written once, by an interpreter that has `gguf`."""
+    file = folder.with_suffix(".gguf" if fmt == "bf16" else f".{fmt}.gguf")
+    if not file.exists():
+        convert = Path(__file__).parent / "peers" / "gguf_checkpoint.py"
+        subprocess.run([python, str(convert), str(folder), str(file), fmt], check=True, stdout=2)
+    return file
 
 
 def main() -> None:

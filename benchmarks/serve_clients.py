@@ -1,13 +1,18 @@
 """How many tokens a second do 16 streaming clients get from the whole server, and how long do they wait?
 
-The random Qwen3-MoE of 1.3 B parameters behind `ridgepoint serve` and behind vLLM's server on the same cores, one after the
-other, round after round. Clients send 256 random token ids, stream 64 tokens and send again (a closed loop), through
-`ridgepoint bench serve`, which speaks plain OpenAI to both and runs on the same cores as the server it loads. Every round has
-prompts of its own, so that no prefix of them is cached.
+The random Qwen3-MoE of 1.3 B parameters behind `ridgepoint serve`, vLLM's server and llama.cpp's `llama-server` on the same cores: all stay up
+and are loaded in turn, round after round, so that a slow minute of the machine hits all of them. Clients send 256 random
+token ids, stream 64 tokens and send again (a closed loop), through `ridgepoint bench serve`, which speaks plain OpenAI to all and
+runs on the same cores as the server it loads. Every round has prompts of its own, so that no prefix of them is cached. Ratios
+are medians over rounds of ours / theirs in the same round.
 
     python benchmarks/serve_clients.py
-    python benchmarks/serve_clients.py --format int4-32 --peers vllm --python vllm=/path/to/its/python
+    python benchmarks/serve_clients.py --format int4-32 --peers vllm --program vllm=/path/to/its/python
+    python benchmarks/serve_clients.py --peers llama-server --program llama-server=/path/to/llama-server llama.cpp=/path/to/a/python/with/gguf
     python benchmarks/serve_clients.py --smoke
+
+llama-server gets the GGUF file of the same weights (bf16, Q8_0 or Q4_0), a slot with a cache of its own for every client and as
+many threads as cores.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ import random_checkpoint
 from peers.peer import MALLOC_ENVIRONMENT
 
 START_S = 900.0  # vLLM compiles for minutes on its first start
+CONTEXT_TO_SPARE = 64  # tokens of llama-server's slots beyond what a request needs
 
 
 def free_port() -> int:
@@ -44,16 +50,25 @@ def free_port() -> int:
 
 
 def command(name: str, folder: Path, port: int, arguments: argparse.Namespace) -> list[str]:
-    python = dict(pair.split("=", 1) for pair in arguments.python).get(name, sys.executable)
+    programs = dict(pair.split("=", 1) for pair in arguments.program)
+    program = programs.get(name, sys.executable)
     if name == "ridgepoint":
         options = [] if arguments.format == "bf16" else ["--weight-format", arguments.format]
-        return [python, "-m", "ridgepoint.cli.main", "serve", str(folder), "--port", str(port), *options]
+        return [program, "-m", "ridgepoint.cli.main", "serve", str(folder), "--port", str(port), *options]
     if name == "vllm":
         return [
-            python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port), "--host", "127.0.0.1",
+            program, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port), "--host", "127.0.0.1",
             "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64", "--no-enable-prefix-caching",
         ]  # fmt: skip
-    raise SystemExit(f"no peer {name!r}: vllm")
+    if name == "llama-server" and name in programs:
+        converter = programs.get("llama.cpp", sys.executable)
+        file = random_checkpoint.as_gguf(converter, folder, arguments.format.split("-")[0])
+        tokens = arguments.clients * (arguments.input_tokens + arguments.output_tokens + CONTEXT_TO_SPARE)
+        return [
+            program, "--model", str(file), "--port", str(port), "--host", "127.0.0.1", "--threads", str(len(os.sched_getaffinity(0))),
+            "--parallel", str(arguments.clients), "--ctx-size", str(tokens), "--no-kv-unified",
+        ]  # fmt: skip
+    raise SystemExit(f"no peer {name!r}: vllm, or llama-server with --program llama-server=PATH")
 
 
 @contextmanager
@@ -117,10 +132,15 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Throughput first, then what a client waits; medians over rounds."""
-    rows = [["server", "output tok/s", "first token p50", "p90", "between tokens p50", "p90", "failed"]]
-    for name, rounds in result["rounds"].items():
+    all_rounds: dict[str, list[dict[str, Any]]] = result["rounds"]
+    compared = len(all_rounds) > 1
+    waits = ["first token p50", "p90", "between tokens p50", "p90"]
+    rows = [["server", *(["x it"] if compared else []), "output tok/s", *waits, "failed"]]
+    for name, rounds in all_rounds.items():
+        pairs = zip(all_rounds["ridgepoint"], rounds, strict=True)
+        gain = statistics.median(ours["output_tokens_per_s"] / its["output_tokens_per_s"] for ours, its in pairs)
         rows.append([
-            name, f"{statistics.median(r['output_tokens_per_s'] for r in rounds):.0f}",
+            name, *([f"{gain:.2f}"] if compared else []), f"{statistics.median(r['output_tokens_per_s'] for r in rounds):.0f}",
             *(f"{statistics.median(r[key] for r in rounds):.3f} s" for key in ("ttft_p50_s", "ttft_p90_s", "tpot_p50_s", "tpot_p90_s")),
             str(sum(r["failed"] for r in rounds)),
         ])  # fmt: skip
@@ -134,10 +154,11 @@ def main() -> None:
         "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b"
     )
     parser.add_argument("--format", default="bf16", help="ridgepoint's weight format")
-    parser.add_argument("--peers", nargs="*", default=[], help="vllm")
+    parser.add_argument("--peers", nargs="*", default=[], help="vllm, llama-server")
     parser.add_argument(
-        "--python", nargs="*", default=[], metavar="PEER=PATH", help="a peer's interpreter, if not this one"
-    )
+        "--program", nargs="*", default=[], metavar="PEER=PATH", help="vllm's interpreter, if not this one; llama-server; llama.cpp, which "
+        "stands for an interpreter with `gguf`"
+    )  # fmt: skip
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=64, help="of one round")
     parser.add_argument("--input-tokens", type=int, default=256)
@@ -153,11 +174,16 @@ def main() -> None:
         arguments.input_tokens, arguments.output_tokens = 16, 8
     random_checkpoint.write(folder, overrides)
     arguments.vocab_size = int(json.loads((folder / "config.json").read_text())["vocab_size"])
-    rounds: dict[str, list[dict[str, Any]]] = {}
-    for name in ("ridgepoint", *arguments.peers):
-        with served(name, folder, arguments) as url:
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ridgepoint", *arguments.peers)}
+    with ExitStack() as up:
+        urls = {name: up.enter_context(served(name, folder, arguments)) for name in rounds}
+        for url in urls.values():
             load(url, arguments, arguments.clients, seed=arguments.rounds)  # warm
-            rounds[name] = [figures(load(url, arguments, arguments.requests, seed)) for seed in range(arguments.rounds)]
+        for seed in range(arguments.rounds):
+            for name, url in urls.items():
+                rounds[name].append(figures(load(url, arguments, arguments.requests, seed)))
+                rate = rounds[name][-1]["output_tokens_per_s"]
+                print(f"round {seed + 1} {name}: {rate:.1f} tok/s", file=sys.stderr, flush=True)
     result = {
         **provenance.provenance(__doc__), "format": arguments.format, "clients": arguments.clients, "requests": arguments.requests,
         "input_tokens": arguments.input_tokens, "output_tokens": arguments.output_tokens, "rounds": rounds,

@@ -26,7 +26,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -80,11 +79,7 @@ def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) 
         # Of its expert implementations `eager` is the fastest here at every point (LOG.md, 2026-11-21).
         return Peer(name, python, script, [str(folder), "bfloat16", "eager"], threads)
     if name == "llama.cpp":
-        file = folder.with_suffix(".gguf" if fmt == "bf16" else f".{fmt}.gguf")
-        if not file.exists():
-            convert = [python, str(PEERS / "gguf_checkpoint.py"), str(folder), str(file), fmt]
-            subprocess.run(convert, check=True, stdout=2)
-        return Peer(name, python, script, [str(file), str(threads)], threads)
+        return Peer(name, python, script, [str(random_checkpoint.as_gguf(python, folder, fmt)), str(threads)], threads)
     if name == "vllm" and fmt == "bf16":
         return Peer(name, python, script, [str(folder), "bfloat16", str(threads)], threads)
     if name == "openvino":

@@ -38,6 +38,19 @@ def bf16_tensors(shard: Path) -> dict[str, np.ndarray]:
     }
 
 
+def add_vocabulary(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
+    """A token's text is its number, after the 256 bytes: the model has no words, but a server must write something."""
+    size = config["vocab_size"]
+    num_bytes = min(256, size)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"<0x{i:02X}>" for i in range(num_bytes)] + [f" {i}" for i in range(num_bytes, size)])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([gguf.TokenType.BYTE] * num_bytes + [gguf.TokenType.NORMAL] * (size - num_bytes))
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
+
+
 QUANTISED = {"int8": gguf.GGMLQuantizationType.Q8_0, "int4": gguf.GGMLQuantizationType.Q4_0}
 
 
@@ -64,7 +77,7 @@ def main(folder: Path, file: Path, fmt: str) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    add_vocabulary(writer, config)
 
     def add(target: str, bits: np.ndarray) -> None:
         if bits.ndim == 1 or target.endswith("ffn_gate_inp.weight"):  # llama.cpp keeps norms and router in float32

@@ -15,7 +15,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6, kWholeInt8Rows = 5;
+constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6, kWholeInt8Rows = 5, kWholeInt4Rows = 3;
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"

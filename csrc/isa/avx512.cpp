@@ -12,7 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 4;
+constexpr int kLaneRows = 6, kAttendLaneRows = 6;
 constexpr int64_t kExpandFrom = 3;  // tiles: taking a panel apart for each costs more than doing it once
 constexpr int lane_vectors(int) { return 4; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.

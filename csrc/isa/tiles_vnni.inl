@@ -150,7 +150,7 @@ template <int F, int Planes, int R, int V, bool Grouped, class Ahead> inline voi
 // Vectors of outputs taken at once: all 64 for as many rows as let both kinds of sums stay in registers, else 32 at a time.
 // On Zen 5 each spilled sum takes the place of two products; only where groups are long, as with 8-bit codes, are a few cheap.
 template <int F, int Planes> constexpr int vnni_vectors(int rows) {
-    constexpr int kWhole = Planes == 2 ? 2 : F == RP_INT8 ? kWholeInt8Rows : 3;
+    constexpr int kWhole = Planes == 2 ? 2 : F == RP_INT8 ? kWholeInt8Rows : kWholeInt4Rows;
     return rows <= kWhole ? 4 : 2;
 }
 
