@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from serving import ROOT, ServerProcess
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1", "COLUMNS": "160"}
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ridgepoint.cli.main", *arguments], env=ENVIRONMENT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def run(*arguments: str, stdin: str = "", code: int = 0) -> tuple[str, str]:
-    process = start(*arguments)
-    out, err = process.communicate(stdin, timeout=60)
-    assert process.returncode == code and "Traceback" not in err, err
-    return out, err
+from commands import run, start
+from serving import ServerProcess
 
 
 def test_complete_prints_only_the_text(echo: ServerProcess) -> None:

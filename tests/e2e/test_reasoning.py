@@ -6,14 +6,16 @@ The model is random, so a bias on the closing tag makes it end what it reasons.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from commands import run
 from serving import ServerProcess, checkpoint_server
 from test_structured_output import FORMAT, HI, NAMED, TEMPLATE, TOOLS, check, check_call
 from tiny_moe import write_tiny_moe
-from told_twice import answer_of
+from told_twice import answer_of, reasoning_of
 
 MODEL = "tiny-thinker"
 TAGS = ["<think>", "</think>"]
@@ -26,9 +28,13 @@ OFF: Any = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
-    folder = write_tiny_moe(tmp_path_factory.mktemp("reasoning") / MODEL, template=OPENED, special=TAGS)
+    return write_tiny_moe(tmp_path_factory.mktemp("reasoning") / MODEL, template=OPENED, special=TAGS)
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[ServerProcess]:
     with checkpoint_server(folder) as server:
         yield server
 
@@ -53,6 +59,18 @@ def test_tokens_of_reasoning_are_counted(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HI, seed=0, max_tokens=9, logit_bias={"4": -100})
     assert answer.usage is not None and answer.usage.completion_tokens_details is not None
     assert answer.usage.completion_tokens_details.reasoning_tokens == answer.usage.completion_tokens == 9
+
+
+def test_chat_shows_reasoning_beside_the_answer(served: ServerProcess, folder: Path, client: openai.OpenAI) -> None:
+    asked: Any = {"temperature": 1.0, "seed": 3, "max_tokens": 9}
+    answer = client.chat.completions.create(model=MODEL, messages=HI, **asked)
+    thought = reasoning_of(answer.choices[0].message)
+    assert thought and answer.choices[0].message.content is None, "another seed would reason for nine tokens"
+    options = ["--temperature", "1", "--seed", "3", "--max-tokens", "9"]
+    remark = "(9 tokens of reasoning and no answer: --max-tokens is too few)\n"
+    for at in (["--url", served.url], [str(folder)]):
+        assert run("chat", *at, *options, stdin="hi\n") == ("\n", f"{MODEL}\n{thought}\n{remark}")
+    assert run("chat", "--url", served.url, "--no-reasoning", *options, stdin="hi\n") == ("\n", f"{MODEL}\n{remark}")
 
 
 @pytest.mark.parametrize("options", [{}, OFF], ids=["reasoning", "none"])

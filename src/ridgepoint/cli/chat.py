@@ -1,7 +1,7 @@
 """`ridgepoint chat`: a conversation in the terminal. Ctrl-C stops the answer, Ctrl-D leaves.
 
-The answers are data and go to stdout; prompts and remarks go to stderr. A model without a chat template is told so once
-and continues each line as plain text instead.
+The answers are data and go to stdout; prompts, remarks and what the model reasons go to stderr. A model without a chat template is
+told so once and continues each line as plain text instead.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model reasons.")] = True,
     weight_format: WeightFormat = None,
     weight_cache: WeightCache = None,
     verbose: Verbose = False,
@@ -52,6 +54,7 @@ def chat(
         ),
         system=system,
         options={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+        shows_reasoning=reasoning,
     )
     with asyncio.Runner() as runner:
         runner.run(talk.open())
@@ -116,6 +119,7 @@ class _Talk:
     backend: Backend
     system: str | None
     options: dict[str, Any]
+    shows_reasoning: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
 
     async def open(self) -> None:
@@ -127,8 +131,9 @@ class _Talk:
         await self.backend.__aexit__(None, None, None)
 
     async def say(self, line: str) -> None:
-        """Print the answer to `line`. An answer that was stopped stays in the conversation as far as it got."""
+        """Print the answer to `line`. An answer that was stopped stays in the conversation as far as it got; reasoning does not."""
         from ridgepoint.server.body import parse
+        from ridgepoint.server.parts import Thought
         from ridgepoint.server.schema import ChatRequest, CompletionRequest
 
         pieces: list[str] = []
@@ -138,23 +143,52 @@ class _Talk:
             self.messages.append({"role": "user", "content": line})
             head = [{"role": "system", "content": self.system}] if self.system else []
             stream = self.backend.stream(parse(_body(messages=head + self.messages, **self.options), ChatRequest))
+        thoughts = _Thoughts(shown=self.shows_reasoning)
         answered = False
         try:
             async with contextlib.aclosing(stream):  # type: ignore[type-var]
                 async for piece in stream:
+                    if isinstance(piece, Thought):
+                        thoughts.show(piece.text)
+                        continue
+                    thoughts.end()
                     answered = True
                     pieces.append(piece)
                     print(piece, end="", flush=True)
             answered = True
+            thoughts.end()
             ending = self.backend.ending
             if not pieces and ending is not None and ending.reasoning_tokens:
                 _remark(f"({ending.reasoning_tokens} tokens of reasoning and no answer: --max-tokens is too few)")
         finally:
+            thoughts.end()
             if self.backend.chats is not False:
                 if answered:
                     self.messages.append({"role": "assistant", "content": "".join(pieces)})
                 else:
                     self.messages.pop()
+
+
+class _Thoughts:
+    """Reasoning as it comes: on stderr, dim where that is a terminal, in a paragraph of its own."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._dims = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        self._open = False
+
+    def show(self, text: str) -> None:
+        if not self._shown:
+            return
+        if self._dims and not self._open:
+            print("\x1b[2m", end="", file=sys.stderr)
+        self._open = True
+        print(text, end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._open:
+            _remark("\x1b[0m" if self._dims else "")
+            self._open = False
 
 
 def _body(**fields: Any) -> bytes:

@@ -67,6 +67,7 @@ async def _print(backend: Backend, request: CompletionRequest, echo: str, *, as_
         if not as_json and echo:
             print(echo, end="", flush=True)
         async for piece in backend.stream(request):
+            assert isinstance(piece, str), "a completion has no reasoning of its own"
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)

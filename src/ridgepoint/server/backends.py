@@ -1,6 +1,7 @@
 """Two ways to get an answer outside the server: an engine started for this command, or anybody's OpenAI-compatible URL.
 
-Both take the same request structs and yield text as it comes; `ending` then says why it ended and what it cost.
+Both take the same request structs and yield what is said, and what is reasoned, as it comes; `ending` then says why it ended and
+what it cost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ridgepoint.errors import EngineError, MissingExtraError, RequestError, Ridg
 from ridgepoint.server.chat import start_chat
 from ridgepoint.server.completions import start_completion
 from ridgepoint.server.config import ServerConfig
+from ridgepoint.server.parts import Thought
 from ridgepoint.server.schema import ChatRequest, CompletionRequest, StreamOptions
 from ridgepoint.server.service import Service
 
@@ -42,7 +44,7 @@ class Backend(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-    def stream(self, request: Request) -> AsyncIterator[str]: ...
+    def stream(self, request: Request) -> AsyncIterator[str | Thought]: ...
 
 
 KEEP_GRACE_S = 120.0  # a short command's first start of a model may still have its packed weights to write
@@ -75,7 +77,7 @@ class LocalBackend:
         else:
             await self._engine.close()
 
-    async def stream(self, request: Request) -> AsyncIterator[str]:
+    async def stream(self, request: Request) -> AsyncIterator[str | Thought]:
         self.ending = None
         if isinstance(request, ChatRequest):
             job: Any = await start_chat(self._service, request, None)
@@ -83,8 +85,9 @@ class LocalBackend:
             job = await start_completion(self._service, request, None)
         try:
             async for _, piece in job.pieces():
-                if piece.text:
-                    yield piece.text
+                for part in piece.parts:
+                    if isinstance(part, str | Thought):
+                        yield part
         finally:
             await job.aclose()
             usage = job.usage()
@@ -122,7 +125,7 @@ class RemoteBackend:
     ) -> None:
         await self._http.aclose()
 
-    async def stream(self, request: Request) -> AsyncIterator[str]:
+    async def stream(self, request: Request) -> AsyncIterator[str | Thought]:
         import httpx
 
         self.ending = None
@@ -141,8 +144,10 @@ class RemoteBackend:
                     usage = event.get("usage") or usage
                     for choice in event.get("choices", []):
                         finish = choice.get("finish_reason") or finish
-                        text = (choice.get("delta") or {}).get("content") if is_chat else choice.get("text")
-                        if text:
+                        told = (choice.get("delta") or {}) if is_chat else {"content": choice.get("text")}
+                        if thought := told.get("reasoning_content") or told.get("reasoning"):
+                            yield Thought(thought)
+                        if text := told.get("content"):
                             yield text
         except httpx.HTTPError as error:
             raise EngineError(f"{self._url}: {type(error).__name__}: {error}", hint="is the server up?") from error
