@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def provenance(doc: str | None) -> dict[str, Any]:
         commit = told.stdout.strip() or commit
     return {
         "question": (doc or "").strip().splitlines()[0],
-        "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
         "commit": commit,
         "hardware": {
             "cpu": cpu_name(),
