@@ -1,7 +1,7 @@
 """How many tokens a second do 16 streaming clients get from the whole server, and how long do they wait?
 
 The random Qwen3-MoE of 1.3 B parameters behind `ridgepoint serve`, vLLM's server and llama.cpp's `llama-server` on the same cores: all stay up
-and are loaded in turn, round after round, so that a slow minute of the machine hits all of them. Clients send 256 random
+and are loaded in turn, round after round, the order rotating, so that a slow minute of the machine hits all of them. Clients send 256 random
 token ids, stream 64 tokens and send again (a closed loop), through `ridgepoint bench serve`, which speaks plain OpenAI to all and
 runs on the same cores as the server it loads. Every round has prompts of its own, so that no prefix of them is cached. Ratios
 are medians over rounds of ours / theirs in the same round.
@@ -180,8 +180,9 @@ def main() -> None:
         for url in urls.values():
             load(url, arguments, arguments.clients, seed=arguments.rounds)  # warm
         for seed in range(arguments.rounds):
-            for name, url in urls.items():
-                rounds[name].append(figures(load(url, arguments, arguments.requests, seed)))
+            first = seed % len(rounds)
+            for name in [*rounds][first:] + [*rounds][:first]:
+                rounds[name].append(figures(load(urls[name], arguments, arguments.requests, seed)))
                 rate = rounds[name][-1]["output_tokens_per_s"]
                 print(f"round {seed + 1} {name}: {rate:.1f} tok/s", file=sys.stderr, flush=True)
     result = {

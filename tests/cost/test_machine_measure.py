@@ -112,3 +112,12 @@ def test_a_busy_machine_is_named_on_stderr_and_in_the_file(
     )
     assert "# unsteady: 4 of 5 figures" in path.read_text() and "passes within a factor of 2" in path.read_text()
     assert accelerator(str(path)).flops_per_s("fp32") == 2.0e11
+
+
+def test_bf16_counts_as_no_slower_than_float32() -> None:
+    """Below that the calibration of an engine whose kernels widen it refuses their steps as beyond the machine."""
+    assert machine.widened({256: 1.0, 1024: 9.0}, {256: 5.0, 1024: 5.0}) == {256: 5.0, 1024: 9.0}
+    pytest.importorskip("torch")
+    rates = machine.measure_machine(budget_s=0.0).measure_flops_per_s
+    if "bf16" in rates and "fp32" in rates:
+        assert all(rates["bf16"][size] >= rate for size, rate in rates["fp32"].items())

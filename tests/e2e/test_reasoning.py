@@ -70,7 +70,7 @@ def test_chat_shows_reasoning_beside_the_answer(served: ServerProcess, folder: P
     remark = "(9 tokens of reasoning and no answer: --max-tokens is too few)\n"
     for at in (["--url", served.url], [str(folder)]):
         assert run("chat", *at, *options, stdin="hi\n") == ("\n", f"{MODEL}\n{thought}\n{remark}")
-    assert run("chat", "--url", served.url, "--no-reasoning", *options, stdin="hi\n") == ("\n", f"{MODEL}\n{remark}")
+    assert run("chat", "--url", served.url, "--hide-reasoning", *options, stdin="hi\n") == ("\n", f"{MODEL}\n{remark}")
 
 
 @pytest.mark.parametrize("options", [{}, OFF], ids=["reasoning", "none"])

@@ -28,6 +28,7 @@ def answer(field: str) -> httpx.MockTransport:
 def test_reasoning_is_told_apart_by_either_name(field: str) -> None:
     async def told() -> list[str | Thought]:
         backend = RemoteBackend("http://nowhere.invalid", model="m", api_key=None)
+        await backend._http.aclose()
         backend._http = httpx.AsyncClient(transport=answer(field))
         async with backend:
             parts = [part async for part in backend.stream(ChatRequest(messages=[Message(role="user", content="hi")]))]

@@ -43,7 +43,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
-    reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model reasons.")] = True,
+    shows_reasoning: Annotated[
+        bool, typer.Option("--show-reasoning/--hide-reasoning", help="What the model reasons, on stderr.")
+    ] = True,
     weight_format: WeightFormat = None,
     weight_cache: WeightCache = None,
     verbose: Verbose = False,
@@ -54,7 +56,7 @@ def chat(
         ),
         system=system,
         options={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
-        shows_reasoning=reasoning,
+        shows_reasoning=shows_reasoning,
     )
     with asyncio.Runner() as runner:
         runner.run(talk.open())
