@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -37,9 +38,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src
 
 import provenance
 import random_checkpoint
+from peers import programs
 from peers.peer import MALLOC_ENVIRONMENT
 
 START_S = 900.0  # vLLM compiles for minutes on its first start
+PEERS = ("vllm", "llama-server")
 CONTEXT_TO_SPARE = 64  # tokens of llama-server's slots beyond what a request needs
 
 
@@ -50,8 +53,10 @@ def free_port() -> int:
 
 
 def command(name: str, folder: Path, port: int, arguments: argparse.Namespace) -> list[str]:
-    programs = dict(pair.split("=", 1) for pair in arguments.program)
-    program = programs.get(name, sys.executable)
+    named = dict(arguments.program)
+    program = named.get(name, name if name == "llama-server" else sys.executable)
+    if not shutil.which(program):
+        raise SystemExit(f"there is no program {program!r}: say where {name} is with --program {name}=PATH")
     if name == "ridgepoint":
         options = [] if arguments.format == "bf16" else ["--weight-format", arguments.format]
         return [program, "-m", "ridgepoint.cli.main", "serve", str(folder), "--port", str(port), *options]
@@ -60,15 +65,15 @@ def command(name: str, folder: Path, port: int, arguments: argparse.Namespace) -
             program, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port), "--host", "127.0.0.1",
             "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64", "--no-enable-prefix-caching",
         ]  # fmt: skip
-    if name == "llama-server" and name in programs:
-        converter = programs.get("llama.cpp", sys.executable)
+    if name == "llama-server":
+        converter = named.get("llama.cpp", sys.executable)
         file = random_checkpoint.as_gguf(converter, folder, arguments.format.split("-")[0])
         tokens = arguments.clients * (arguments.input_tokens + arguments.output_tokens + CONTEXT_TO_SPARE)
         return [
             program, "--model", str(file), "--port", str(port), "--host", "127.0.0.1", "--threads", str(len(os.sched_getaffinity(0))),
             "--parallel", str(arguments.clients), "--ctx-size", str(tokens), "--no-kv-unified",
         ]  # fmt: skip
-    raise SystemExit(f"no peer {name!r}: vllm, or llama-server with --program llama-server=PATH")
+    raise ValueError(f"no server is called {name!r}")
 
 
 @contextmanager
@@ -154,10 +159,10 @@ def main() -> None:
         "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b"
     )
     parser.add_argument("--format", default="bf16", help="ridgepoint's weight format")
-    parser.add_argument("--peers", nargs="*", default=[], help="vllm, llama-server")
-    parser.add_argument(
-        "--program", nargs="*", default=[], metavar="PEER=PATH", help="vllm's interpreter, if not this one; llama-server; llama.cpp, which "
-        "stands for an interpreter with `gguf`"
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help=", ".join(PEERS))
+    programs.add_option(
+        parser, "--program", (*PEERS, "llama.cpp"),
+        "vllm's interpreter, if not this one; llama-server, if not on the PATH; llama.cpp, which stands for an interpreter with `gguf`",
     )  # fmt: skip
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=64, help="of one round")

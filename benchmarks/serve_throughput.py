@@ -37,11 +37,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src
 import machine_roof
 import provenance
 import random_checkpoint
+from peers import programs
 from peers.peer import Peer
 from ridgepoint.kernels import native
 from ridgepoint.units import si
 
 PEERS = Path(__file__).parent / "peers"
+NAMES = ("transformers", "llama.cpp", "vllm", "openvino")
 CONTEXT = 128
 DECODE_BATCHES = (1, 4, 16, 32, 64)
 OURS = {"bf16": "bf16", "int8": "int8", "int4": "int4-32"}  # ridgepoint's name of each format
@@ -70,7 +72,7 @@ def prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
 
 
 def start(name: str, folder: Path, threads: int, arguments: argparse.Namespace) -> Peer:
-    python = dict(pair.split("=", 1) for pair in arguments.python).get(name, sys.executable)
+    python = dict(arguments.python).get(name, sys.executable)
     fmt, script = arguments.format, PEERS / f"{name.replace('.', '_')}_peer.py"
     if name == "ridgepoint":
         ours = arguments.ours or OURS[fmt]
@@ -171,10 +173,8 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "ridgepoint-bench" / "moe-1.3b"
     )
-    parser.add_argument("--peers", nargs="*", default=["transformers"], help="transformers, llama.cpp, vllm, openvino")
-    parser.add_argument(
-        "--python", nargs="*", default=[], metavar="PEER=PATH", help="a peer's interpreter, if not this one"
-    )
+    parser.add_argument("--peers", nargs="*", choices=NAMES, default=["transformers"], help=", ".join(NAMES))
+    programs.add_option(parser, "--python", ("ridgepoint", *NAMES), "a peer's interpreter, if not this one")
     parser.add_argument("--format", choices=tuple(OURS), default="bf16", help="of the weights, in every engine")
     parser.add_argument("--isa", choices=native.ISAS, help="ours, and the one that llama.cpp (alone) was built for")
     parser.add_argument("--ours", help="ridgepoint's own weight format, if not the usual one for --format")

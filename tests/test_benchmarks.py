@@ -34,3 +34,23 @@ def test_smoke(name: str, tmp_path: Path) -> None:
         pytest.skip("no shared measured tables here")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip(), "a benchmark prints what it measured"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--peers", "lama.cpp"), "lama.cpp"),
+        (
+            ("--program", "lama.cpp=python"),
+            "'lama.cpp=python': PEER=PATH, PEER being one of vllm, llama-server, llama.cpp",
+        ),
+        (("--program", "vllm=/nowhere/python"), "there is no program '/nowhere/python'"),
+    ],
+)
+def test_a_peer_nobody_knows_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "serve_clients.py"), *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
