@@ -115,6 +115,23 @@ def test_route(router: RouterSpec, top_k: int, rows: int, seed: int, ties: bool)
     agree(route, logits, correction, router, top_k)
 
 
+def test_groups_whose_sums_are_equal_in_float32_go_to_the_lower() -> None:
+    router = RouterSpec(
+        scores="sigmoid",
+        normalise=False,
+        scale=1.0,
+        bias=False,
+        correction_bias=False,
+        num_groups=2,
+        topk_groups=1,
+        group_score="top2_sum",
+        jitter_eps=None,
+    )
+    logits = torch.tensor([[0.0, 0.0, -2.0, 0.0, -2.0, 1.0, -1.0, -1.0]])  # 0.5 + 0.5; 0.73105860 + 0.26894143
+    assert route(logits, None, router, 2)[1].tolist() == [[0, 1]]
+    agree(route, logits, None, router, 2)
+
+
 @settings(max_examples=25, deadline=None)
 @given(top_k=st.integers(1, 3), rows=st.integers(0, 9), seed=st.integers(0, 99), eps=st.sampled_from([0.0, 0.05, 0.5]))
 def test_route_by_sparse_mixer(top_k: int, rows: int, seed: int, eps: float) -> None:

@@ -42,7 +42,8 @@ def _allowed_experts(choice: list[float], router: RouterSpec) -> list[int]:
     size = len(choice) // router.num_groups
     groups = [range(g * size, (g + 1) * size) for g in range(router.num_groups)]
     best = [sorted((choice[e] for e in group), reverse=True) for group in groups]
-    score = [values[0] if router.group_score == "max" else sum(values[:2]) for values in best]
+    # Sums of float32, as models define them: in Python's floats, equal groups would differ.
+    score = [values[0] if router.group_score == "max" else float(torch.tensor(values[:2]).sum()) for values in best]
     return [expert for g in _best_first(score)[: router.topk_groups] for expert in groups[g]]
 
 
