@@ -12,7 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 6;
+constexpr int kLaneRows = 6, kTallRows = 12, kPairBytes = 8, kAttendLaneRows = 6;
 constexpr int64_t kExpandFrom = 3;  // tiles: taking a panel apart for each costs more than doing it once
 constexpr int lane_vectors(int) { return 4; }
 // Vectors of sixteen outputs in a tile of codes: few rows need more of them to keep the multipliers busy.
@@ -25,8 +25,8 @@ constexpr int int16_vectors(int) { return 4; }
 #include "tiles_lanes.inl"
 #include "halves_avx512.inl"
 #include "expand12.inl"
-#include "products_avx512.inl"
 #include "tiles_bf16_12.inl"
+#include "tiles_bf16_12_lanes.inl"
 #include "tiles_codes.inl"
 #include "tiles_int16.inl"
 #include "attend_lanes.inl"
@@ -41,7 +41,7 @@ extern const KernelTable kAvx512Kernels = {
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_INT4, 16>, int16_rows<RP_INT4, kInt16Rows>},
         {kInt16Rows, false, int16_row_bytes, int16_prepare<RP_MXFP4, 16>, int16_rows<RP_MXFP4, kInt16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kLaneRows, kLaneRows>, kExpandFrom},
+        {kTallRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kTallRows, kLaneRows>, kExpandFrom, kLaneRows + 1},
     },
     {
         {}, {},

@@ -12,7 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6, kTallRows = 12, kWholeInt8Rows = 5, kWholeInt4Rows = 3;
+constexpr int kLaneRows = 6, kAttendLaneRows = 4, kDotRows = 6, kA16Rows = 4, kA8Rows = 8, kFp8Rows = 6, kTallRows = 12, kPairBytes = 4, kWholeInt8Rows = 5, kWholeInt4Rows = 3;
 constexpr int lane_vectors(int) { return 4; }
 #include "rows.inl"
 #include "activations.inl"
@@ -22,12 +22,8 @@ constexpr int lane_vectors(int) { return 4; }
 #include "tiles_bf16.inl"
 #include "halves_avx512.inl"
 #include "expand12.inl"
-inline void add_products(__m512* acc, __m512i a, __m512i b, const uint8_t* row, int64_t k) {
-    const __m512bh s = pair(row, k);
-    acc[0] = _mm512_dpbf16_ps(acc[0], (__m512bh)a, s);
-    acc[1] = _mm512_dpbf16_ps(acc[1], (__m512bh)b, s);
-}
 #include "tiles_bf16_12.inl"
+#include "tiles_bf16_12_dot.inl"
 #include "tiles_vnni.inl"
 #include "tiles_fp8.inl"
 #include "attend_bf16.inl"

@@ -12,7 +12,7 @@
 
 namespace rp {
 namespace {
-constexpr int kLaneRows = 6, kAttendLaneRows = 6, kA16Rows = 4, kA8Rows = 8;
+constexpr int kLaneRows = 6, kTallRows = 12, kPairBytes = 8, kAttendLaneRows = 6, kA16Rows = 4, kA8Rows = 8;
 // Rows against a whole panel, not half of one: on Cascade Lake prompts in int8 1.05 to 1.08 times as fast, tiles of four to six rows
 // in 4 bits 1.05 to 1.17.
 constexpr int kWholeInt8Rows = 6, kWholeInt4Rows = 6;
@@ -25,8 +25,8 @@ constexpr int code_vectors(int rows) { return rows <= 2 ? 4 : 2; }  // likewise
 #include "tiles_lanes.inl"
 #include "halves_avx512.inl"
 #include "expand12.inl"
-#include "products_avx512.inl"
 #include "tiles_bf16_12.inl"
+#include "tiles_bf16_12_lanes.inl"
 #include "tiles_codes.inl"
 // The peak of bf16 is that of float32 here.
 double dot_peak(int32_t format, int64_t iterations) { return lanes_peak(format, iterations); }
@@ -43,7 +43,7 @@ extern const KernelTable kAvx512VnniKernels = {
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kInt4Zero, 2>, vnni_rows<RP_INT4, 2, kA16Rows>},
         {kA16Rows, false, planes_row_bytes<2>, planes_prepare<kFp4Zero, 2>, vnni_rows<RP_MXFP4, 2, kA16Rows>},
         {kLaneRows, false, f32_row_bytes, f32_prepare, codes_lanes_rows<RP_FP8, kLaneRows>},
-        {kLaneRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kLaneRows, kLaneRows>, kExpandFrom},
+        {kTallRows, false, f32_row_bytes, f32_prepare, bf16_12_rows<kTallRows, kLaneRows>, kExpandFrom, kLaneRows + 1},
     },
     {
         {}, {},

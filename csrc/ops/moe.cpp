@@ -46,14 +46,16 @@ int64_t most_plain_bytes(const MoeOp& op, int64_t rows, const KernelTable& table
     return std::max(plain_bytes(table, *op.gate_up, rows), plain_bytes(table, *op.down, rows));
 }
 
-// Whether tiles for so many rows want them at one stride.
-bool even(const MoeOp& op, int64_t pairs, const KernelTable& table) {
+// Whether a group of so many pairs has its rows copied: its tiles want them at one stride.
+bool is_copied(const MoeOp& op, int64_t pairs, const KernelTable& table) {
     const int64_t from = kernels_for(table, *op.gate_up).even_from;
-    return from && pairs >= from;
+    return from && pairs >= from && !expands(table, *op.gate_up, pairs);
 }
 int64_t group_bytes(const MoeOp& op, int64_t rows, const KernelTable& table) {
-    const int64_t most = std::min(rows * op.top_k, most_grouped(op, rows, table));
-    return even(op, most, table) ? most * row_stride(bytes_of_row(table, *op.gate_up, op.x_dtype)) : 0;
+    const FormatKernels& format = kernels_for(table, *op.gate_up);
+    const int64_t tallest = format.expands_from ? (format.expands_from - 1) * format.max_rows : most_grouped(op, rows, table);
+    const int64_t most = std::min(rows * op.top_k, tallest);
+    return is_copied(op, most, table) ? most * row_stride(bytes_of_row(table, *op.gate_up, op.x_dtype)) : 0;
 }
 
 Rows copy_together(const Plan& p, const Group& group, const Rows& x, int64_t bytes, uint8_t* into) {
@@ -98,7 +100,7 @@ void gate_and_up(const MoeOp& op, int64_t rows, const Plan& p, const Rows& x, co
         const Unit& unit = p.units[item / panels];
         const Group& group = *unit.groups;
         const int64_t j = item % panels;
-        const bool copies = even(op, group.pairs, region.table);
+        const bool copies = is_copied(op, group.pairs, region.table);
         if (copies && copied != &unit) {
             together = copy_together(p, group, x, bytes, own);
             copied = &unit;

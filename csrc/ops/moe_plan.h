@@ -27,9 +27,10 @@ struct Plan {  // pointers into the shared workspace
 constexpr int64_t kGroupBytes = 1 << 19;  // of rows copied together: they stay in a second-level cache beside a panel
 constexpr int64_t kGroupRows = 24;        // or at least so many
 
-// Pairs of a group: all of an expert, unless they are copied.
+// Pairs of a group: all of an expert, unless any number of them may be copied.
 inline int64_t most_grouped(const MoeOp& op, int64_t rows, const KernelTable& table) {
-    if (!kernels_for(table, *op.gate_up).even_from) return std::max<int64_t>(rows, 1);
+    const FormatKernels& format = kernels_for(table, *op.gate_up);
+    if (!format.even_from || format.expands_from) return std::max<int64_t>(rows, 1);
     return std::max(kGroupBytes / row_stride(bytes_of_row(table, *op.gate_up, op.x_dtype)), kGroupRows);
 }
 
