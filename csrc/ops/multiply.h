@@ -81,7 +81,8 @@ inline int64_t row_stride(int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64
 // Brings rows of activations into the form of w's tiles, sharing the work. Needs a barrier before the rows are read
 // when `prepare_bytes` is not 0.
 inline int64_t prepare_bytes(const KernelTable& table, const PackedWeight& w, int32_t dtype) {
-    return round_up(kernels_for(table, w).row_bytes(w, dtype), 64);
+    const int64_t bytes = kernels_for(table, w).row_bytes(w, dtype);
+    return bytes ? row_stride(bytes) : 0;
 }
 inline int64_t bytes_of_row(const KernelTable& table, const PackedWeight& w, int32_t dtype) {  // in the form of w's tiles
     const int64_t prepared = kernels_for(table, w).row_bytes(w, dtype);

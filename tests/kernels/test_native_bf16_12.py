@@ -66,7 +66,7 @@ def test_zeros_infinities_and_the_smallest_numbers_come_back() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_sums_are_those_of_plain_weights(isa: str) -> None:
     """For every number of rows a tile can have, one tile or many, and exceptions beside each other."""
-    for outputs, inputs, rare in ((64, 512, 120), (130, 96, 30), (1, 3, 0)):
+    for outputs, inputs, rare in ((64, 512, 120), (130, 96, 30), (70, 2, 4), (1, 3, 0)):
         w = _with_rare(outputs, inputs, rare, seed=outputs)
         narrow, plain = pack(w, FMT), pack(w, "bf16")
         with native.forced_isa(isa):
