@@ -15,7 +15,7 @@ template <bool Mend> inline void take_half(const Halves& halves, Exceptions& exc
     });
 }
 
-// Up to twelve rows at one stride, addressed from five registers.
+// Up to twelve rows at one stride, addressed from five registers. kPairBytes is the ISA's: of two inputs of a row.
 struct EvenRows {
     const uint8_t *first, *seventh;
     int64_t stride, three, five;
