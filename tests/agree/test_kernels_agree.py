@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,6 +105,19 @@ ROUTERS = st.builds(
 )
 
 
+PLAIN_ROUTER = RouterSpec(
+    scores="sigmoid",
+    normalise=False,
+    scale=1.0,
+    bias=False,
+    correction_bias=False,
+    num_groups=1,
+    topk_groups=1,
+    group_score="max",
+    jitter_eps=None,
+)
+
+
 @settings(max_examples=60, deadline=None)
 @given(router=ROUTERS, top_k=st.integers(1, 8), rows=st.integers(0, 9), seed=st.integers(0, 99), ties=st.booleans())
 def test_route(router: RouterSpec, top_k: int, rows: int, seed: int, ties: bool) -> None:
@@ -116,17 +131,7 @@ def test_route(router: RouterSpec, top_k: int, rows: int, seed: int, ties: bool)
 
 
 def test_groups_whose_sums_are_equal_in_float32_go_to_the_lower() -> None:
-    router = RouterSpec(
-        scores="sigmoid",
-        normalise=False,
-        scale=1.0,
-        bias=False,
-        correction_bias=False,
-        num_groups=2,
-        topk_groups=1,
-        group_score="top2_sum",
-        jitter_eps=None,
-    )
+    router = replace(PLAIN_ROUTER, num_groups=2, group_score="top2_sum")
     logits = torch.tensor([[0.0, 0.0, -2.0, 0.0, -2.0, 1.0, -1.0, -1.0]])  # 0.5 + 0.5; 0.73105860 + 0.26894143
     assert route(logits, None, router, 2)[1].tolist() == [[0, 1]]
     agree(route, logits, None, router, 2)
@@ -135,17 +140,7 @@ def test_groups_whose_sums_are_equal_in_float32_go_to_the_lower() -> None:
 @settings(max_examples=25, deadline=None)
 @given(top_k=st.integers(1, 3), rows=st.integers(0, 9), seed=st.integers(0, 99), eps=st.sampled_from([0.0, 0.05, 0.5]))
 def test_route_by_sparse_mixer(top_k: int, rows: int, seed: int, eps: float) -> None:
-    router = RouterSpec(
-        scores="sparsemixer",
-        normalise=False,
-        scale=1.0,
-        bias=False,
-        correction_bias=False,
-        num_groups=1,
-        topk_groups=1,
-        group_score="max",
-        jitter_eps=eps,
-    )
+    router = replace(PLAIN_ROUTER, scores="sparsemixer", jitter_eps=eps)
     agree(route, torch.randn(rows, 8, generator=gen(seed)), None, router, top_k)
 
 
